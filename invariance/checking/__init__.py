@@ -1,0 +1,1 @@
+"""Measures x transforms: before, after, what theory says, and the verdict."""

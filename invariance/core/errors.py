@@ -1,0 +1,54 @@
+"""Every error that the package raises on purpose.
+
+Each message says what was expected, what was got, and how to fix it. All
+derive from :class:`InvarianceError`, so a caller can catch one type.
+"""
+
+from __future__ import annotations
+
+
+class InvarianceError(Exception):
+    """Base class of every error that this package raises on purpose."""
+
+
+class TransformError(InvarianceError, ValueError):
+    """A transform does not apply to this module; the message says where and why."""
+
+
+class TracingError(InvarianceError, ValueError):
+    """A module's graph could not be read; the message names the offending line."""
+
+
+class MeasureError(InvarianceError, ValueError):
+    """A measure was asked for something that it cannot answer correctly."""
+
+
+class ModelError(InvarianceError, ValueError):
+    """A model cannot be built, trained or measured as asked."""
+
+
+class DataError(InvarianceError, ValueError):
+    """A data set is missing, corrupt or malformed; the message names the file or tensor."""
+
+
+class UsageError(InvarianceError, ValueError):
+    """A name or option that the package does not know; the message lists the known ones."""
+
+
+def unknown_name(kind: str, name: object, known: object) -> UsageError:
+    """Build the error for an unknown name, listing the known ones.
+
+    Args:
+        kind: What the name names, for example ``"task"``.
+        name: The name that was given.
+        known: An iterable of the names that exist.
+
+    Returns:
+        A :class:`UsageError` to raise, with a close match suggested if there is one.
+    """
+    import difflib
+
+    names = [str(entry) for entry in known]  # type: ignore[attr-defined]
+    close = difflib.get_close_matches(str(name), names, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return UsageError(f"Unknown {kind} {name!r}.{hint} Known {kind}s: {', '.join(names)}.")

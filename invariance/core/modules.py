@@ -1,0 +1,94 @@
+"""Helpers that read a module without leaving a trace on it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+#: The modules that hold a weight matrix or kernel: "weight layers" everywhere here.
+WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def clone(model: nn.Module) -> nn.Module:
+    """Return an independent deep copy of ``model`` without its gradients.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        A copy that shares no storage with ``model``; train/eval mode, devices and
+        dtypes are kept, ``.grad`` fields are dropped.
+    """
+    # deepcopy refuses non-leaf tensors and copies gradients: hide the latter meanwhile.
+    grads = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in grads:
+            parameter.grad = None
+        return copy.deepcopy(model)
+    finally:
+        for parameter, grad in grads:
+            parameter.grad = grad
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
+    """Put ``model`` in eval mode inside the block, and every submodule back after it.
+
+    Args:
+        model: Any module. Each submodule's own ``training`` flag is restored.
+
+    Yields:
+        The same module, in eval mode.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield model
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def weight_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """List the weight layers (linear and convolutional) in registration order.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        ``(qualified name, module)`` pairs; a shared module appears once.
+    """
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, WEIGHT_LAYERS)
+    ]
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Return the device of the first parameter or buffer (CPU when there is none)."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def model_dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype of the first floating-point parameter or buffer (else the default)."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            return tensor.dtype
+    return torch.get_default_dtype()
+
+
+def in_train_mode(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> str | None:
+    """Name the first submodule of one of ``kinds`` that is in train mode, if any."""
+    for name, module in model.named_modules():
+        if isinstance(module, kinds) and module.training:
+            return name or type(module).__name__
+    return None

@@ -1,0 +1,1 @@
+"""Second derivatives: exact where exactness exists, certified where it does not."""

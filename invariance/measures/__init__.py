@@ -1,0 +1,1 @@
+"""Measures of generalization, each with its declared behaviour under every group."""

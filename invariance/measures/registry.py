@@ -1,0 +1,196 @@
+"""The one list of measures, each with what theory says about it under every group.
+
+To add a measure, write one small file in this folder:
+
+    @measure(invariant_under=[Group.LAYER_SCALING], law={Group.NEURON_SCALING: my_law})
+    def my_measure(model, x, y) -> Estimate: ...
+
+A group that is neither declared invariant nor given a law is declared ``varies``.
+The arguments after ``model`` are filled from a task by their names.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol
+
+from torch import Tensor, nn
+
+from invariance.core.errors import MeasureError, unknown_name
+from invariance.core.estimate import Estimate
+from invariance.core.groups import Group
+
+if TYPE_CHECKING:
+    from invariance.data import Task
+    from invariance.transforms.base import Applied
+
+Declaration = Literal["invariant", "law", "varies"]
+P = ParamSpec("P")
+
+#: Argument names that a measure may use, and the task's field that fills each.
+TASK_FIELDS: Mapping[str, str] = MappingProxyType(
+    {name: name for name in ("x_train", "y_train", "x_test", "y_test", "x_unseen", "y_unseen")}
+    | {"x": "x_train", "y": "y_train"}
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a law may look at: the model before, what was done, and the data.
+
+    Attributes:
+        model: The model before the transform.
+        applied: The transform's result, with its action on the parameters.
+        inputs: The keyword arguments that the measure was called with.
+        before: The measure's estimate before the transform.
+        shared: A scratch dictionary for work that several laws share (a Hessian
+            diagonal, say) for one ``model`` and one set of ``inputs``.
+    """
+
+    model: nn.Module
+    applied: Applied
+    inputs: Mapping[str, Any]
+    before: Estimate
+    shared: dict[str, Any] = field(default_factory=dict)
+
+
+class Law(Protocol):
+    """Predicts a measure's value after a transform, or ``None`` where it does not apply."""
+
+    def __call__(self, setting: Setting) -> float | None:
+        """Return the predicted value for ``setting``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One registered measure with its declarations.
+
+    Attributes:
+        name: The Python name of the function.
+        function: The measure itself.
+        invariant_under: Groups under which its value is declared exactly fixed.
+        laws: Groups under which its new value follows a stated law.
+        fields: Argument name to the task's field that fills it.
+        summary: First line of the docstring.
+        discrete: True if the value is a count, which round-off cannot nudge.
+        cost: ``"cheap"``, or ``"solver"`` for one that solves many programs.
+    """
+
+    name: str
+    function: Callable[..., Estimate]
+    invariant_under: frozenset[Group]
+    laws: Mapping[Group, Law]
+    fields: Mapping[str, str]
+    summary: str
+    discrete: bool = False
+    cost: Literal["cheap", "solver"] = "cheap"
+
+    def declared(self, groups: Iterable[Group]) -> Declaration:
+        """What theory says happens under a map made of ``groups``.
+
+        Args:
+            groups: The kinds of symmetry used, one or several.
+
+        Returns:
+            ``"invariant"`` if it is under each; ``"law"`` if it is invariant or follows a
+            law under each; ``"varies"`` otherwise.
+        """
+        kinds = tuple(groups)
+        if all(kind in self.invariant_under for kind in kinds):
+            return "invariant"
+        if all(kind in self.invariant_under or kind in self.laws for kind in kinds):
+            return "law"
+        return "varies"
+
+    def inputs(self, task: Task) -> dict[str, Tensor]:
+        """Collect the tensors that this measure needs from ``task``."""
+        return {name: getattr(task, source) for name, source in self.fields.items()}
+
+    def __call__(self, model: nn.Module, **inputs: Any) -> Estimate:
+        """Evaluate the measure on ``model`` with the arguments of its function."""
+        return self.function(model, **inputs)
+
+
+_REGISTRY: dict[str, Measure] = {}
+
+
+def measure(
+    *,
+    invariant_under: Iterable[Group] = (),
+    law: Mapping[Group, Law] | None = None,
+    fields: Mapping[str, str] | None = None,
+    discrete: bool = False,
+    cost: Literal["cheap", "solver"] = "cheap",
+) -> Callable[[Callable[P, Estimate]], Callable[P, Estimate]]:
+    """Register a function as a measure and declare its behaviour.
+
+    Args:
+        invariant_under: Groups that leave the value exactly unchanged.
+        law: Group to a function that predicts the value after the transform.
+        fields: Overrides of which task field fills an argument, for example
+            ``{"x": "x_unseen"}``.
+        discrete: True for counts.
+        cost: ``"solver"`` if the measure is slow enough to be left out of sweeps.
+
+    Returns:
+        A decorator that returns the function unchanged.
+
+    Raises:
+        MeasureError: If a group is declared twice, or the name is taken.
+    """
+    fixed, laws = frozenset(invariant_under), dict(law or {})
+    if both := fixed & laws.keys():
+        raise MeasureError(f"Declared both invariant and with a law: {sorted(both)}. Keep one.")
+
+    def register(function: Callable[P, Estimate]) -> Callable[P, Estimate]:
+        name = function.__name__
+        if name in _REGISTRY:
+            raise MeasureError(f"A measure named {name!r} is registered already. Rename one.")
+        arguments = [
+            parameter.name
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+        ][1:]
+        sources = dict(fields or {})
+        for argument in arguments:
+            if argument not in sources and argument not in TASK_FIELDS:
+                raise MeasureError(
+                    f"Measure {name!r} has a required argument {argument!r} that no task fills. "
+                    f"Use one of {', '.join(TASK_FIELDS)}, or give it a default."
+                )
+        filled = {
+            argument: sources.get(argument) or TASK_FIELDS[argument] for argument in arguments
+        }
+        _REGISTRY[name] = Measure(
+            name=name,
+            function=function,
+            invariant_under=fixed,
+            laws=MappingProxyType(laws),
+            fields=MappingProxyType(filled),
+            summary=(inspect.getdoc(function) or "").split("\n", 1)[0],
+            discrete=discrete,
+            cost=cost,
+        )
+        return function
+
+    return register
+
+
+def get_measure(name: str) -> Measure:
+    """Return the registered measure called ``name``.
+
+    Raises:
+        UsageError: If there is none; lists the known ones.
+    """
+    if name not in _REGISTRY:
+        raise unknown_name("measure", name, all_measures())
+    return _REGISTRY[name]
+
+
+def all_measures() -> tuple[str, ...]:
+    """Return the names of all registered measures, in order of registration."""
+    return tuple(_REGISTRY)

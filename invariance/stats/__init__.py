@@ -1,0 +1,1 @@
+"""Rank correlations with intervals, and tests, on SciPy."""

@@ -1,0 +1,1 @@
+"""Which function-preserving maps a module admits, read off its own graph."""

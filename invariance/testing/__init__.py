@@ -1,0 +1,1 @@
+"""Assertions that turn a claim of invariance into a regression test."""

@@ -1,0 +1,1 @@
+"""Function-preserving maps of modules."""

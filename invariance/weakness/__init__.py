@@ -1,0 +1,1 @@
+"""How many extensions a learned policy leaves open."""
