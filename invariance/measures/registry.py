@@ -81,7 +81,7 @@ class Measure:
     """
 
     name: str
-    function: Callable[..., Estimate]
+    function: Callable[..., Any]
     invariant_under: frozenset[Group]
     laws: Mapping[Group, Law]
     fields: Mapping[str, str]
@@ -112,7 +112,8 @@ class Measure:
 
     def __call__(self, model: nn.Module, **inputs: Any) -> Estimate:
         """Evaluate the measure on ``model`` with the arguments of its function."""
-        return self.function(model, **inputs)
+        result = self.function(model, **inputs)
+        return result if isinstance(result, Estimate) else Estimate(result)
 
 
 _REGISTRY: dict[str, Measure] = {}
@@ -142,42 +143,86 @@ def measure(
     Raises:
         MeasureError: If a group is declared twice, or the name is taken.
     """
-    fixed, laws = frozenset(invariant_under), dict(law or {})
-    if both := fixed & laws.keys():
-        raise MeasureError(f"Declared both invariant and with a law: {sorted(both)}. Keep one.")
 
     def register(function: Callable[P, Estimate]) -> Callable[P, Estimate]:
-        name = function.__name__
-        if name in _REGISTRY:
-            raise MeasureError(f"A measure named {name!r} is registered already. Rename one.")
-        arguments = [
-            parameter.name
-            for parameter in inspect.signature(function).parameters.values()
-            if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
-        ][1:]
-        sources = dict(fields or {})
-        for argument in arguments:
-            if argument not in sources and argument not in TASK_FIELDS:
-                raise MeasureError(
-                    f"Measure {name!r} has a required argument {argument!r} that no task fills. "
-                    f"Use one of {', '.join(TASK_FIELDS)}, or give it a default."
-                )
-        filled = {
-            argument: sources.get(argument) or TASK_FIELDS[argument] for argument in arguments
-        }
-        _REGISTRY[name] = Measure(
-            name=name,
-            function=function,
-            invariant_under=fixed,
-            laws=MappingProxyType(laws),
-            fields=MappingProxyType(filled),
-            summary=(inspect.getdoc(function) or "").split("\n", 1)[0],
+        made = as_measure(
+            function,
+            invariant_under=invariant_under,
+            law=law,
+            fields=fields,
             discrete=discrete,
             cost=cost,
         )
+        if made.name in _REGISTRY:
+            raise MeasureError(f"A measure named {made.name!r} is registered already. Rename one.")
+        _REGISTRY[made.name] = made
         return function
 
     return register
+
+
+def as_measure(
+    function: Callable[..., Any],
+    *,
+    name: str | None = None,
+    invariant_under: Iterable[Group] = (),
+    law: Mapping[Group, Law] | None = None,
+    fields: Mapping[str, str] | None = None,
+    discrete: bool = False,
+    cost: Literal["cheap", "solver"] = "cheap",
+) -> Measure:
+    """Describe any function as a measure, without registering it.
+
+    Args:
+        function: ``function(model, ...)`` that returns a number or an :class:`Estimate`.
+        name: Its name in reports; the function's own by default.
+        invariant_under: Groups that leave the value exactly unchanged.
+        law: Group to a function that predicts the value after the transform.
+        fields: Overrides of which task field fills an argument.
+        discrete: True for counts.
+        cost: ``"solver"`` if the measure is slow enough to be left out of sweeps.
+
+    Returns:
+        The measure; calling it always gives an :class:`Estimate`.
+
+    Raises:
+        MeasureError: If a group is declared twice, or an argument cannot be filled.
+    """
+    title = name or getattr(function, "__name__", type(function).__name__)
+    fixed, laws = frozenset(invariant_under), dict(law or {})
+    if both := fixed & laws.keys():
+        raise MeasureError(
+            f"Measure {title!r} declares both invariance and a law under {sorted(both)}. Keep one."
+        )
+    sources = dict(fields or {})
+    arguments = _required_arguments(function)
+    for argument in arguments:
+        if argument not in sources and argument not in TASK_FIELDS:
+            raise MeasureError(
+                f"Measure {title!r} has a required argument {argument!r} that no task fills. "
+                f"Use one of {', '.join(TASK_FIELDS)}, or give it a default."
+            )
+    return Measure(
+        name=title,
+        function=function,
+        invariant_under=fixed,
+        laws=MappingProxyType(laws),
+        fields=MappingProxyType(
+            {argument: sources.get(argument) or TASK_FIELDS[argument] for argument in arguments}
+        ),
+        summary=(inspect.getdoc(function) or "").split("\n", 1)[0],
+        discrete=discrete,
+        cost=cost,
+    )
+
+
+def _required_arguments(function: Callable[..., Any]) -> list[str]:
+    skipped = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return [
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind not in skipped
+    ][1:]
 
 
 def get_measure(name: str) -> Measure:

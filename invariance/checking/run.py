@@ -1,0 +1,292 @@
+"""The check: every measure before and after every transform."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields as dataclass_fields
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invariance.checking.defaults import default_transforms
+from invariance.checking.environment import describe_environment, describe_model, describe_task
+from invariance.checking.report import Report
+from invariance.checking.roundoff import float_error
+from invariance.checking.rows import FunctionRow, Refusal, Row
+from invariance.checking.verdict import judge
+from invariance.core.errors import InvarianceError, MeasureError
+from invariance.core.estimate import Estimate
+from invariance.core.modules import clone, evaluation_mode, model_device
+from invariance.data import Task
+from invariance.measures.registry import (
+    Law,
+    Measure,
+    Setting,
+    all_measures,
+    as_measure,
+    get_measure,
+)
+from invariance.transforms.base import Applied, Transform
+
+#: Called as ``progress(done, total, what)`` while a check runs.
+Progress = Callable[[int, int, str], None]
+AnyMeasure = str | Measure | Callable[..., Any]
+
+#: Rows of data that the function's proof is computed on, at most.
+PROOF_ROWS = 2_048
+
+
+def check(
+    model: nn.Module | Mapping[str, nn.Module],
+    task: Task,
+    *,
+    transforms: Sequence[Transform] | None = None,
+    measures: Sequence[AnyMeasure] | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    progress: Progress | None = None,
+) -> Report:
+    """Measure a model before and after function-preserving maps, and judge each cell.
+
+    Args:
+        model: The model, or several by name. Copies are used; nothing is changed.
+        task: The data; ``x_train``/``y_train`` for curvature, ``x_unseen`` for weakness.
+        transforms: What to apply; by default a member of every kind of map there is.
+            One that does not apply to the model is listed under ``refused`` with its reason.
+        measures: Registered names, :class:`Measure` objects or plain functions
+            ``(model, x, y) -> number``; by default every registered measure.
+        seed: Seed of the random transforms and of the round-off probes.
+        dtype: Precision to work in. In float32 the tolerances are wider, as measured.
+        progress: Called as ``progress(done, total, what)``.
+
+    Returns:
+        The report: the proof that each function is unchanged, and one row a cell.
+
+    Raises:
+        UsageError: If a measure's name is unknown.
+        MeasureError: If a model is in train mode where that changes its function.
+    """
+    models = dict(model) if isinstance(model, Mapping) else {"model": model}
+    chosen = [_resolve(entry) for entry in (all_measures() if measures is None else measures)]
+    function: list[FunctionRow] = []
+    rows: list[Row] = []
+    refused: list[Refusal] = []
+    for title, original in models.items():
+        _require_evaluation_mode(original)
+        base = clone(original).to(dtype)
+        data = _cast(task, dtype, model_device(base))
+        maps = (
+            default_transforms(base, data.x_train[:8], seed=seed)
+            if transforms is None
+            else list(transforms)
+        )
+        cells = _Cells(title, base, data, chosen, seed, progress, len(maps))
+        for item in cells.run(maps):
+            if isinstance(item, FunctionRow):
+                function.append(item)
+            elif isinstance(item, Row):
+                rows.append(item)
+            else:
+                refused.append(item)
+    return Report(
+        task=describe_task(task),
+        model={title: describe_model(entry) for title, entry in models.items()},
+        environment=describe_environment(dtype),
+        function=tuple(function),
+        rows=tuple(rows),
+        refused=tuple(refused),
+    )
+
+
+class _Cells:
+    """All cells of one model; keeps what several of them share."""
+
+    def __init__(
+        self,
+        title: str,
+        model: nn.Module,
+        task: Task,
+        measures: Sequence[Measure],
+        seed: int,
+        progress: Progress | None,
+        n_maps: int,
+    ) -> None:
+        self.title, self.model, self.task, self.seed = title, model, task, seed
+        self.measures, self.progress = measures, progress
+        self.done, self.total = 0, len(measures) * (n_maps + 1)
+        self.shared: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
+
+    def run(self, maps: Sequence[Transform]) -> Iterator[FunctionRow | Row | Refusal]:
+        usable: list[tuple[Measure, dict[str, Any], Estimate, float]] = []
+        for measure in self.measures:
+            self._tick(f"{self.title}: {measure.name}")
+            outcome = self._measure(measure, self.model)
+            if isinstance(outcome, str):
+                yield Refusal(measure.name, outcome, self.title)
+                continue
+            inputs, value = outcome
+            slack = float_error(measure, self.model, inputs, value, seed=self.seed)
+            usable.append((measure, inputs, value, slack))
+        for transform in maps:
+            try:
+                applied = transform.apply(self.model, self.task.x_train[:64])
+            except InvarianceError as error:
+                self.done += len(self.measures)
+                yield Refusal(repr(transform), str(error), self.title)
+                continue
+            yield prove(transform, self.model, applied.model, self.task.x_test, self.title)
+            for measure, inputs, value, slack in usable:
+                self._tick(f"{self.title}: {measure.name} under {transform.name}")
+                yield self._cell(measure, inputs, value, slack, transform, applied)
+
+    def _cell(
+        self,
+        measure: Measure,
+        inputs: dict[str, Any],
+        before: Estimate,
+        slack: float,
+        transform: Transform,
+        applied: Applied,
+    ) -> Row | Refusal:
+        outcome = self._measure(measure, applied.model)
+        if isinstance(outcome, str):
+            return Refusal(f"{measure.name} under {transform!r}", outcome, self.title)
+        after = outcome[1]
+        tolerance = slack + float_error(
+            measure, applied.model, inputs, after, seed=self.seed
+        )
+        declared = measure.declared(transform.groups)
+        predicted = None
+        if law := _law(measure, transform):
+            shared = self.shared.setdefault(tuple(measure.fields.items()), {})
+            predicted = law(Setting(self.model, applied, inputs, before, shared))
+        verdict, note = judge(
+            float(before), float(after), declared=declared, predicted=predicted, tolerance=tolerance
+        )
+        return Row(
+            measure=measure.name,
+            transform=transform.name,
+            before=float(before),
+            after=float(after),
+            ratio=float(after) / float(before) if float(before) else None,
+            declared=declared,
+            predicted=predicted,
+            verdict=verdict,
+            model=self.title,
+            label=repr(transform),
+            tolerance=tolerance,
+            method=after.method,
+            note=note,
+        )
+
+    def _measure(
+        self, measure: Measure, model: nn.Module
+    ) -> tuple[dict[str, Any], Estimate] | str:
+        """Return the inputs and the value, or in words why there is no usable value."""
+        inputs = measure.inputs(self.task)
+        empty = [name for name, value in inputs.items() if value.shape[0] == 0]
+        if empty:
+            return f"The task has no rows for {', '.join(empty)}; load it with n_unseen > 0."
+        try:
+            value = measure(model, **inputs)
+            float(value)
+        except InvarianceError as error:
+            return str(error)
+        if not value.exact and value.residual is None:
+            # Two noisy estimates cannot decide whether a value moved.
+            return (
+                f"Only an estimate with a standard error is available ({value.method}); "
+                "a verdict needs an exact value."
+            )
+        return inputs, value
+
+    def _tick(self, what: str) -> None:
+        if self.progress is not None:
+            self.progress(self.done, self.total, what)
+        self.done += 1
+
+
+def prove(
+    transform: Transform, before: nn.Module, after: nn.Module, x: Tensor, title: str = "model"
+) -> FunctionRow:
+    """Compare two models' outputs on ``x``, row by row.
+
+    Args:
+        transform: The map between them; one that keeps only the softmax is compared there.
+        before: The model before.
+        after: The model after.
+        x: Inputs; at most the first 2,048 rows are used.
+        title: Name of the model in the report.
+
+    Returns:
+        The measured differences.
+    """
+    from invariance.core.groups import KEEP_LOGITS
+
+    logits = all(group in KEEP_LOGITS for group in transform.groups)
+    with torch.no_grad(), evaluation_mode(before), evaluation_mode(after):
+        old, new = before(x[:PROOF_ROWS]), after(x[:PROOF_ROWS])
+    if not logits:
+        old, new = old.log_softmax(-1), new.log_softmax(-1)
+    return FunctionRow(
+        transform=transform.name,
+        max_abs_logit_diff=float((old - new).abs().max()),
+        labels_changed=int((old.argmax(-1) != new.argmax(-1)).sum()),
+        bitwise=bool(torch.equal(old, new)),
+        rows=int(old.shape[0]),
+        compared="logits" if logits else "log-softmax",
+        output_scale=float(old.abs().max()),
+        model=title,
+        label=repr(transform),
+    )
+
+
+def _resolve(entry: AnyMeasure) -> Measure:
+    if isinstance(entry, Measure):
+        return entry
+    if isinstance(entry, str):
+        return get_measure(entry)
+    name = getattr(entry, "__name__", "")
+    # A registered function given as itself brings its declarations along.
+    if name in all_measures() and get_measure(name).function is entry:
+        return get_measure(name)
+    return as_measure(entry)
+
+
+def _law(measure: Measure, transform: Transform) -> Law | None:
+    if measure.declared(transform.groups) != "law":
+        return None
+    return next((measure.laws[group] for group in transform.groups if group in measure.laws), None)
+
+
+def _cast(task: Task, dtype: torch.dtype, device: torch.device) -> Task:
+    changes: dict[str, Any] = {}
+    for entry in dataclass_fields(task):
+        value = getattr(task, entry.name)
+        if isinstance(value, Tensor):
+            changes[entry.name] = value.to(device, dtype if value.is_floating_point() else None)
+    return replace(task, **changes)
+
+
+def _require_evaluation_mode(model: nn.Module) -> None:
+    from invariance.core.modules import BATCH_NORMS, in_train_mode
+
+    kinds = (*BATCH_NORMS, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+    if where := in_train_mode(model, kinds):
+        raise MeasureError(
+            f"`{where}` is in train mode, where its output depends on the batch or on chance: "
+            "a different function. Call model.eval() first."
+        )
+
+
+def finite(value: float | None) -> float | None:
+    """Return ``value``, or ``None`` where it is not finite (JSON has no NaN)."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def names(measures: Iterable[AnyMeasure] | None) -> list[str]:
+    """Return the names of the measures that a check would use."""
+    return [_resolve(entry).name for entry in (all_measures() if measures is None else measures)]
