@@ -213,15 +213,12 @@ class CrossEntropy(Loss):
         return targets.sum(-1, keepdim=True) * outputs.softmax(-1) - targets
 
     def hessian_factor(self, outputs: Tensor, y: Tensor) -> HessianFactor:
-        """Return the columns ``sqrt(T p_c) (e_c - p)`` of a root of ``T (diag p - p p^T)``."""
-        p = outputs.softmax(-1)
+        """Return a root of ``T (diag p - p p^T)`` with K - 1 columns."""
         if self.class_weights is None and not y.is_floating_point():
-            total = (y != self.ignore_index).to(outputs.dtype).unsqueeze(-1)
+            total = (y != self.ignore_index).to(outputs.dtype)
         else:
-            total = self._targets(outputs, y).sum(-1, keepdim=True)
-        scale = (total * p).sqrt()
-        root = torch.diag_embed(scale) - p.unsqueeze(-1) * scale.unsqueeze(-2)
-        return HessianFactor(root, None)
+            total = self._targets(outputs, y).sum(-1)
+        return HessianFactor(softmax_root(outputs) * total.sqrt()[..., None, None], None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -328,6 +325,38 @@ class CustomLoss(Loss):
         root = vectors * eigenvalues.abs().sqrt().unsqueeze(-2)
         signs = torch.where(eigenvalues < 0, -1.0, 1.0).to(outputs.dtype)
         return HessianFactor(root, signs if bool((signs < 0).any()) else None)
+
+
+def softmax_root(outputs: Tensor) -> Tensor:
+    """Return a root of the softmax's covariance ``S = diag(p) - p p^T`` with K - 1 columns.
+
+    With q = sqrt(p), S = diag(q) (I - q q^T) diag(q), and the projection away from the unit
+    vector q has as root any orthonormal basis of its complement. The last K - 1 columns of the
+    Householder reflection that sends q to the first axis are one, in closed form, so that
+
+        root[0, j] = -q_0 q_j,  root[i, j] = q_i ([i = j] - q_i q_j / (1 + q_0)),  j = 1 .. K-1.
+
+    The usual root with columns ``sqrt(p_c) (e_c - p)`` has one column more, which a curvature
+    sweep would carry through every layer. On the diagonal, ``1 - q_i^2 / (1 + q_0)`` is
+    computed as ``(q_0 + sum_{c != i} p_c) / (1 + q_0)``: no digits cancel when the network
+    is confident (p_i near 1), where float32 would otherwise lose most of the trace.
+
+    Args:
+        outputs: ``(..., K)`` logits.
+
+    Returns:
+        ``(..., K, K - 1)``.
+    """
+    k = outputs.shape[-1]
+    p = outputs.softmax(-1)
+    q = p.sqrt()
+    others = p @ (1 - torch.eye(k, dtype=p.dtype, device=p.device))
+    head = 1 + q[..., :1]
+    tail = q[..., 1:]
+    lower = -(tail.square().unsqueeze(-1) * (tail / head).unsqueeze(-2))
+    lower.diagonal(dim1=-2, dim2=-1).copy_(tail * (q[..., :1] + others[..., 1:]) / head)
+    upper = -(q[..., :1] * tail).unsqueeze(-2)
+    return torch.cat([upper, lower], dim=-2)
 
 
 def resolve_loss(loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Loss) -> Loss:
