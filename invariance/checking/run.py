@@ -155,9 +155,7 @@ class _Cells:
         if isinstance(outcome, str):
             return Refusal(f"{measure.name} under {transform!r}", outcome, self.title)
         after = outcome[1]
-        tolerance = slack + float_error(
-            measure, applied.model, inputs, after, seed=self.seed
-        )
+        tolerance = slack + float_error(measure, applied.model, inputs, after, seed=self.seed)
         declared = measure.declared(transform.groups)
         predicted = None
         if law := _law(measure, transform):
@@ -182,9 +180,7 @@ class _Cells:
             note=note,
         )
 
-    def _measure(
-        self, measure: Measure, model: nn.Module
-    ) -> tuple[dict[str, Any], Estimate] | str:
+    def _measure(self, measure: Measure, model: nn.Module) -> tuple[dict[str, Any], Estimate] | str:
         """Return the inputs and the value, or in words why there is no usable value."""
         inputs = measure.inputs(self.task)
         empty = [name for name, value in inputs.items() if value.shape[0] == 0]

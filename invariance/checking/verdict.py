@@ -44,7 +44,11 @@ def judge(
         if abs(after - predicted) <= tolerance:
             return "law", ""
         return "contradicts", f"The law gives {predicted:.6g}, measured {after:.6g}."
-    return ("invariant", "Declared to vary in general; it does not move here.") if still else (
-        "varies",
-        "",
+    return (
+        ("invariant", "Declared to vary in general; it does not move here.")
+        if still
+        else (
+            "varies",
+            "",
+        )
     )

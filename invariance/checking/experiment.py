@@ -1,0 +1,202 @@
+"""The main experiment: train, rescale, measure, correlate. ``invariance report`` runs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from invariance.checking.correlate import correlate
+from invariance.checking.report import Report
+from invariance.checking.run import Progress, check
+from invariance.checking.sweep import alpha_sweep
+from invariance.core.errors import UsageError
+from invariance.data import Task, load_task
+from invariance.models import mlp
+from invariance.stats.rank import MINIMUM_POINTS
+from invariance.training import Fit, fit, fit_ensemble
+
+#: Hidden widths of the network whose measures are checked one by one.
+HIDDEN = (256, 128)
+
+#: Hidden widths of the ensemble's networks: small, so that many train in seconds.
+ENSEMBLE_HIDDEN = (64, 16)
+
+
+@dataclass(frozen=True)
+class Regime:
+    """One way to train the ensemble's networks.
+
+    Attributes:
+        batch_size: Rows a step; ``None`` for all of them.
+        lr: Learning rate.
+    """
+
+    batch_size: int | None
+    lr: float
+
+
+#: Half of the ensemble is trained with small batches, half with the whole training set:
+#: the contrast in which raw sharpness is known to track generalization (Bennett,
+#: arXiv 2605.09209, cross-regime table).
+REGIMES = (Regime(64, 0.05), Regime(None, 0.5))
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What to run.
+
+    Attributes:
+        task: Name of the task.
+        n_train: Training points; ``None`` for the default of 500.
+        n_unseen: Unseen points that the weakness measures look at.
+        networks: Networks in the ensemble; 0 leaves the correlations out.
+        batch_norm: Give the ensemble's networks BatchNorm too.
+        device: Where to train: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        seed: Seed of everything.
+        max_epochs: When to give up on the target accuracy.
+    """
+
+    task: str = "auto"
+    n_train: int | None = None
+    n_unseen: int = 100
+    networks: int = 40
+    batch_norm: bool = False
+    device: str = "auto"
+    seed: int = 0
+    max_epochs: int = 500
+
+    def __post_init__(self) -> None:
+        if self.networks and self.networks < MINIMUM_POINTS:
+            raise UsageError(
+                f"Expected 0 or at least {MINIMUM_POINTS} networks for a correlation. "
+                f"Got {self.networks}."
+            )
+        if self.n_train is not None and self.n_train < 2:
+            raise UsageError(f"Expected at least 2 training points. Got {self.n_train}.")
+
+
+def run_report(config: ReportConfig, progress: Progress | None = None) -> Report:
+    """Run the whole experiment.
+
+    Args:
+        config: What to run.
+        progress: Called as ``progress(done, total, what)``, once a stage or more often.
+
+    Returns:
+        The report with its sweep and correlations.
+
+    Raises:
+        UsageError: If the task's name is unknown.
+        DataError: If the data is missing or corrupt.
+    """
+    started = time.perf_counter()
+    tell = progress or _silent
+    task = load_task(
+        config.task,
+        n_train=config.n_train if config.n_train is not None else 500,
+        n_unseen=config.n_unseen,
+        seed=config.seed,
+    )
+    sizes = [task.x_train.shape[1], *HIDDEN, task.n_classes]
+    fits: dict[str, Fit] = {}
+    for title, batch_norm in (("mlp", False), ("mlp_batch_norm", True)):
+        tell(0, 1, f"training {title}")
+        network = mlp(sizes, batch_norm=batch_norm, seed=config.seed)
+        fits[title] = fit(
+            network,
+            task,
+            seed=config.seed,
+            lr=0.05,
+            max_epochs=config.max_epochs,
+            device=config.device,
+        )
+    models = {title: found.model.cpu() for title, found in fits.items()}
+    report = check(models, task, seed=config.seed, progress=tell)
+    tell(0, 1, "Hessian trace along one scaling")
+    sweep = alpha_sweep(models["mlp"], task)
+    notes = [_fit_note(title, found) for title, found in fits.items()]
+    report = report.extended(
+        sweep=sweep, model={title: _fit_facts(found) for title, found in fits.items()}
+    )
+    if config.networks:
+        members = _ensemble(config, task, tell)
+        study = correlate(
+            [member.model.cpu() for member in members],
+            [member.train_accuracy - member.test_accuracy for member in members],
+            task,
+            seed=config.seed,
+            progress=tell,
+        )
+        notes.append(_ensemble_note(config, members))
+        report = report.extended(correlations=study)
+    notes.append(
+        f"Took {time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads."
+    )
+    return report.extended(notes=tuple(notes))
+
+
+def _ensemble(config: ReportConfig, task: Task, tell: Progress) -> list[Fit]:
+    sizes = [task.x_train.shape[1], *ENSEMBLE_HIDDEN, task.n_classes]
+    members: list[Fit] = []
+    for index, (regime, count) in enumerate(
+        zip(REGIMES, _shares(config.networks, len(REGIMES)), strict=True)
+    ):
+        tell(0, 1, f"training {count} networks, batch {regime.batch_size or 'all'}")
+        members += fit_ensemble(
+            sizes,
+            task,
+            seeds=[config.seed + 100 * (index + 1) + i for i in range(count)],
+            lr=regime.lr,
+            batch_size=regime.batch_size,
+            max_epochs=config.max_epochs,
+            batch_norm=config.batch_norm,
+            device=config.device,
+        )
+    return members
+
+
+def _shares(total: int, parts: int) -> list[int]:
+    return [total // parts + (1 if i < total % parts else 0) for i in range(parts)]
+
+
+def _fit_facts(found: Fit) -> dict[str, object]:
+    return {
+        "train_accuracy": found.train_accuracy,
+        "test_accuracy": found.test_accuracy,
+        "epochs": found.epochs,
+        "reached_target": found.reached_target,
+    }
+
+
+def _fit_note(title: str, found: Fit) -> str:
+    note = (
+        f"{title}: {found.epochs} epochs, train accuracy {found.train_accuracy:.1%}, test "
+        f"accuracy {found.test_accuracy:.1%}."
+    )
+    if not found.reached_target:
+        note += " It did NOT reach the asked train accuracy."
+    return note
+
+
+def _ensemble_note(config: ReportConfig, members: Sequence[Fit]) -> str:
+    late = sum(not member.reached_target for member in members)
+    regimes = "; ".join(
+        f"batch {regime.batch_size or 'all'}, learning rate {regime.lr:g}" for regime in REGIMES
+    )
+    tests = [member.test_accuracy for member in members]
+    note = (
+        f"ensemble: {len(members)} networks with hidden widths "
+        f"{'-'.join(str(width) for width in ENSEMBLE_HIDDEN)}"
+        f"{' and BatchNorm' if config.batch_norm else ''}, half each: {regimes}; test accuracy "
+        f"{min(tests):.1%} to {max(tests):.1%}."
+    )
+    if late:
+        note += f" {late} of them did NOT reach the asked train accuracy and are kept."
+    return note
+
+
+def _silent(done: int, total: int, what: str) -> None:
+    """Report nothing."""

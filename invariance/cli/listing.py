@@ -1,0 +1,63 @@
+"""``invariance measures`` and ``invariance transforms``: what there is."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the subcommands to the command line."""
+    measures = subparsers.add_parser(
+        "measures", help="list the measures and what theory declares for each"
+    )
+    measures.set_defaults(run=list_measures)
+    transforms = subparsers.add_parser("transforms", help="list the function-preserving maps")
+    transforms.set_defaults(run=list_transforms)
+
+
+def list_measures(options: argparse.Namespace) -> int:
+    """Print the master table: each measure's declaration under each group."""
+    from rich.console import Console
+    from rich.table import Table
+
+    import invariance.measures  # noqa: F401 - importing fills the registry
+    from invariance.core.groups import Group
+    from invariance.measures.registry import all_measures, get_measure
+
+    symbols = {"invariant": "=", "law": "law", "varies": "~"}
+    table = Table(title="= invariant   law: follows a stated law   ~ varies")
+    table.add_column("measure", no_wrap=True)
+    for group in Group:
+        table.add_column(group.value.replace("_", "\n"), justify="center")
+    for name in all_measures():
+        entry = get_measure(name)
+        table.add_row(name, *(symbols[entry.declared([group])] for group in Group))
+    console = Console()
+    console.print(table)
+    for name in all_measures():
+        console.print(f"[bold]{name}[/bold]  {get_measure(name).summary}", highlight=False)
+    return 0
+
+
+def list_transforms(options: argparse.Namespace) -> int:
+    """Print each transform with its signature, group and summary."""
+    import inspect
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from invariance import transforms
+    from invariance.transforms.base import Transform
+
+    table = Table()
+    for heading in ("transform", "group", "what it does"):
+        table.add_column(heading, overflow="fold")
+    for name in transforms.__all__:
+        found = getattr(transforms, name)
+        if inspect.isclass(found) and issubclass(found, Transform) and found is not Transform:
+            signature = str(inspect.signature(found)).split(" ->", 1)[0]
+            summary = (inspect.getdoc(found) or "").split("\n", 1)[0]
+            table.add_row(f"{name}{signature}", str(getattr(found, "group", "any")), summary)
+    Console().print(table)
+    return 0

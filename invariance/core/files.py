@@ -1,0 +1,45 @@
+"""Writing files whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from invariance.core.errors import UsageError
+
+
+def write_atomically(path: Path, text: str) -> Path:
+    """Write ``text`` to ``path`` through a temporary file beside it.
+
+    An interrupted write leaves the old file, never half of the new one.
+
+    Args:
+        path: Where to write; missing folders are made.
+        text: What to write, as UTF-8.
+
+    Returns:
+        The path.
+
+    Raises:
+        UsageError: If the place cannot be written to.
+    """
+    scratch = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(scratch, 0o666 & ~umask)  # mkstemp makes it private; users expect the default
+        os.replace(scratch, path)
+    except OSError as error:
+        if scratch is not None:
+            Path(scratch).unlink(missing_ok=True)
+        raise UsageError(f"Cannot write {path}: {error.strerror or error}.") from error
+    except BaseException:
+        if scratch is not None:
+            Path(scratch).unlink(missing_ok=True)
+        raise
+    return path
