@@ -1,1 +1,15 @@
-"""Training one network, or many at once."""
+"""Training: one network, or a whole ensemble at once."""
+
+from invariance.training.fit import fit, fit_ensemble
+from invariance.training.options import Options, Progress, ProgressCallback
+from invariance.training.result import EpochRecord, Fit
+
+__all__ = [
+    "EpochRecord",
+    "Fit",
+    "Options",
+    "Progress",
+    "ProgressCallback",
+    "fit",
+    "fit_ensemble",
+]

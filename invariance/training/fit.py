@@ -1,0 +1,306 @@
+"""``fit`` and ``fit_ensemble``: the public face of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from invariance.core.errors import ModelError, UsageError
+from invariance.core.modules import clone, model_dtype
+from invariance.core.rng import generator
+from invariance.data.task import Task
+from invariance.models.mlp import check_sizes, mlp
+from invariance.training.options import Options, Progress, ProgressCallback, resolve_device
+from invariance.training.result import EpochRecord, Fit
+
+#: Layer widths of an MLP, one module, or a function from a seed to a module.
+ModelSource = Sequence[int] | nn.Module | Callable[[int], nn.Module]
+
+OnDivergence = Literal["raise", "keep"]
+
+
+def fit(
+    model: nn.Module,
+    task: Task,
+    *,
+    seed: int = 0,
+    lr: float = 0.1,
+    batch_size: int | None = 64,
+    max_epochs: int = 500,
+    target_accuracy: float | None = 1.0,
+    optimizer: str = "sgd",
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    lr_drop_at: float | None = None,
+    lr_drop_factor: float = 0.1,
+    check_every: int = 1,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    progress: ProgressCallback | None = None,
+    on_divergence: OnDivergence = "raise",
+) -> Fit:
+    """Train a copy of one network by minimising the mean cross-entropy.
+
+    Args:
+        model: The network with its starting weights; it is left as it is. The copy is
+            trained in train mode and returned in eval mode.
+        task: The data.
+        seed: Decides the order of the data, and nothing else.
+        lr: Learning rate.
+        batch_size: Points a step; ``None`` for all. A last short batch is kept.
+        max_epochs: Passes over the training set, at most.
+        target_accuracy: Stop once this share of the training points is classified
+            correctly; ``None`` to run all epochs. A network that does not get there is
+            returned all the same, with ``reached_target`` false.
+        optimizer: ``"sgd"`` or ``"adam"``, as ``torch.optim`` defines them.
+        momentum: SGD's momentum.
+        weight_decay: L2 penalty added to every parameter's gradient.
+        betas: Adam's decay rates.
+        eps: Adam's addition to the denominator.
+        lr_drop_at: Share of ``max_epochs`` after which the rate drops; ``None`` for never.
+        lr_drop_factor: What the rate is then multiplied by.
+        check_every: Epochs between looks at train loss and accuracy.
+        device: ``"cpu"``, ``"cuda"``, ``"mps"``, or ``"auto"``. The result comes back on
+            the model's own device.
+        dtype: Floating-point type to train in; ``None`` for the model's own.
+        progress: Called as ``progress(done_epochs, total_epochs, info)`` after each epoch.
+        on_divergence: What to do when loss or weights become NaN or infinite: ``"raise"``,
+            or ``"keep"`` the network as it is and mark it ``diverged``.
+
+    Returns:
+        The trained network and its record.
+
+    Raises:
+        ModelError: If the network does not fit the task, or training diverges.
+        UsageError: For an option that is unknown or out of range.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"fit needs an nn.Module. Got {type(model).__name__}; "
+            "build one with invariance.models.mlp(sizes), or call fit_ensemble(sizes, ...)."
+        )
+    return fit_ensemble(
+        model,
+        task,
+        seeds=[seed],
+        lr=lr,
+        batch_size=batch_size,
+        max_epochs=max_epochs,
+        target_accuracy=target_accuracy,
+        optimizer=optimizer,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        betas=betas,
+        eps=eps,
+        lr_drop_at=lr_drop_at,
+        lr_drop_factor=lr_drop_factor,
+        check_every=check_every,
+        device=device,
+        dtype=dtype,
+        progress=progress,
+        on_divergence=on_divergence,
+    )[0]
+
+
+def fit_ensemble(
+    model_or_sizes: ModelSource,
+    task: Task,
+    *,
+    seeds: Iterable[int],
+    lr: float = 0.1,
+    batch_size: int | None = 64,
+    max_epochs: int = 500,
+    target_accuracy: float | None = 1.0,
+    optimizer: str = "sgd",
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    lr_drop_at: float | None = None,
+    lr_drop_factor: float = 0.1,
+    check_every: int = 1,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    progress: ProgressCallback | None = None,
+    on_divergence: OnDivergence = "raise",
+) -> list[Fit]:
+    """Train many networks at once, each exactly as it would be trained alone.
+
+    The network of seed s depends on s alone, whatever the ensemble around it: every
+    network has its own stream of shuffles, drawn on the CPU on every device. A network
+    that reaches the target is frozen there.
+
+    Args:
+        model_or_sizes: What to train. Layer widths ``(features, ..., classes)``: the
+            network of seed s starts as ``mlp(sizes, seed=s)``. A module: every network
+            starts from its weights, and only the order of the data differs. A function
+            ``seed -> module``: the network of seed s starts as ``function(s)``.
+        task: The data.
+        seeds: One network for each.
+        lr: See :func:`fit`, here and below.
+        batch_size: Points a step.
+        max_epochs: Passes over the training set, at most.
+        target_accuracy: Where a network stops.
+        optimizer: ``"sgd"`` or ``"adam"``.
+        momentum: SGD's momentum.
+        weight_decay: L2 penalty.
+        betas: Adam's decay rates.
+        eps: Adam's addition to the denominator.
+        lr_drop_at: When the rate drops.
+        lr_drop_factor: By what factor.
+        check_every: Epochs between looks.
+        device: Where to train.
+        dtype: Floating-point type to train in.
+        progress: Progress callback.
+        on_divergence: ``"raise"`` or ``"keep"``.
+
+    Returns:
+        One :class:`Fit` for each seed, in the order of ``seeds``.
+
+    Raises:
+        ModelError: If the network does not fit the task, or training diverges; names
+            the seeds.
+        UsageError: For an option that is unknown or out of range.
+    """
+    options = Options(
+        lr=lr,
+        batch_size=batch_size,
+        max_epochs=max_epochs,
+        target_accuracy=target_accuracy,
+        optimizer=optimizer,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        betas=betas,
+        eps=eps,
+        lr_drop_at=lr_drop_at,
+        lr_drop_factor=lr_drop_factor,
+        check_every=check_every,
+    )
+    where = resolve_device(device)
+    numbers = _check_seeds(seeds)
+    if on_divergence not in ("raise", "keep"):
+        raise UsageError(f"on_divergence must be 'raise' or 'keep'. Got {on_divergence!r}.")
+    starts = _starts(model_or_sizes, numbers, task)
+    fits = []
+    for model, seed in zip(starts, numbers, strict=True):
+        fits.append(_train_one(model, task, seed, options, where, dtype, progress, on_divergence))
+    return fits
+
+
+def _check_seeds(seeds: Iterable[int]) -> list[int]:
+    if isinstance(seeds, int) or not isinstance(seeds, Iterable):
+        raise UsageError(f"seeds must be a list of integers, such as range(10). Got {seeds!r}.")
+    numbers = list(seeds)
+    if not numbers:
+        raise UsageError("seeds is empty. Give one seed for each network, such as range(10).")
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise UsageError(f"seeds must be integers. Got {number!r}.")
+    return numbers
+
+
+def _starts(source: ModelSource, seeds: list[int], task: Task) -> list[nn.Module]:
+    if isinstance(source, nn.Module):
+        return [clone(source) for _ in seeds]
+    if callable(source):
+        models = [source(seed) for seed in seeds]
+        for model in models:
+            if not isinstance(model, nn.Module):
+                raise ModelError(
+                    "The function given as a model must return an nn.Module for a seed. "
+                    f"Got {type(model).__name__}."
+                )
+        return [clone(model) for model in models]
+    sizes = check_sizes(source)
+    if sizes[0] != task.n_features or sizes[-1] != task.n_classes:
+        raise ModelError(
+            f"sizes {sizes} do not fit the task {task.name!r}: they must start with its "
+            f"{task.n_features} features and end with its {task.n_classes} classes."
+        )
+    return [mlp(sizes, seed=seed) for seed in seeds]
+
+
+def _train_one(
+    model: nn.Module,
+    task: Task,
+    seed: int,
+    options: Options,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    progress: ProgressCallback | None,
+    on_divergence: OnDivergence,
+) -> Fit:
+    model = model.to(device=device, dtype=dtype).train()
+    kind = model_dtype(model)
+    x, y = task.x_train.to(device, kind), task.y_train.to(device)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optim: torch.optim.Optimizer
+    if options.optimizer == "sgd":
+        optim = torch.optim.SGD(
+            parameters, options.lr, momentum=options.momentum, weight_decay=options.weight_decay
+        )
+    else:
+        optim = torch.optim.Adam(
+            parameters,
+            options.lr,
+            betas=options.betas,
+            eps=options.eps,
+            weight_decay=options.weight_decay,
+        )
+    order = generator(seed, "order")
+    history: list[EpochRecord] = []
+    reached = False
+    for epoch in range(1, options.max_epochs + 1):
+        permutation = torch.randperm(len(y), generator=order).to(device)
+        optim.param_groups[0]["lr"] = options.rate(epoch)
+        for batch in options.batches(len(y)):
+            index = permutation[batch]
+            loss = F.cross_entropy(model(x[index]), y[index])
+            optim.zero_grad()
+            torch.autograd.backward(loss)
+            optim.step()
+        if epoch % options.check_every == 0 or epoch == options.max_epochs:
+            value, correct = _evaluate(model, x, y)
+            history.append(EpochRecord(epoch, value, correct / len(y)))
+            if not torch.isfinite(torch.tensor(value)) and on_divergence == "raise":
+                raise ModelError(f"Training diverged by epoch {epoch} (seed {seed}). Lower lr.")
+            reached = correct >= options.target_count(len(y))
+        if progress is not None:
+            progress(epoch, options.max_epochs, Progress(1, 0, 0, 0.0))
+        if reached:
+            break
+    model.eval()
+    model.zero_grad(set_to_none=True)
+    test = float("nan")
+    if len(task.y_test):
+        _, right = _evaluate(model, task.x_test.to(device, kind), task.y_test.to(device))
+        test = right / len(task.y_test)
+    last = history[-1]
+    return Fit(
+        model=model.cpu(),
+        seed=seed,
+        epochs=last.epoch,
+        reached_target=reached,
+        train_accuracy=last.train_accuracy,
+        train_loss=last.train_loss,
+        test_accuracy=test,
+        history=tuple(history),
+        config=options,
+        diverged=not torch.isfinite(torch.tensor(last.train_loss)).item(),
+    )
+
+
+def _evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, int]:
+    model.eval()
+    with torch.no_grad():
+        logits = model(x)
+        loss = F.cross_entropy(logits, y)
+        correct = int((logits.argmax(1) == y).sum())
+    model.train()
+    return float(loss), correct
