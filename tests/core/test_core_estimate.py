@@ -1,0 +1,49 @@
+"""Catches: ambiguous floats, mutable results, results that do not survive a process pool."""
+
+import dataclasses
+import pickle
+
+import numpy as np
+import pytest
+
+from invariance.core.errors import MeasureError
+from invariance.core.estimate import Estimate
+
+
+def test_scalar_is_a_float():
+    estimate = Estimate(np.float64(2.5), method="closed form")
+    assert float(estimate) == 2.5
+    assert isinstance(estimate.value, float)
+    assert str(estimate) == "2.5 (exact; closed form)"
+
+
+def test_vector_indexes_and_iterates_but_is_no_float():
+    estimate = Estimate([3.0, 1.0])
+    assert list(estimate) == [3.0, 1.0]
+    assert estimate[1] == 1.0
+    assert len(estimate) == 2
+    assert np.asarray(estimate).tolist() == [3.0, 1.0]
+    with pytest.raises(MeasureError, match="holds 2 values"):
+        float(estimate)
+
+
+def test_nothing_can_be_changed():
+    estimate = Estimate([3.0, 1.0], parts={"a": 1.0})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        estimate.value = 1.0
+    with pytest.raises(ValueError, match="read-only"):
+        estimate.value[0] = 7.0
+    with pytest.raises(TypeError):
+        estimate.parts["a"] = 2.0
+
+
+def test_pickles():
+    estimate = Estimate([3.0, 1.0], stderr=0.1, exact=False, parts={"a": 1.0}, residual=1e-9)
+    back = pickle.loads(pickle.dumps(estimate))
+    assert list(back) == list(estimate)
+    assert (back.stderr, back.exact, dict(back.parts), back.residual) == (
+        0.1,
+        False,
+        {"a": 1.0},
+        1e-9,
+    )

@@ -1,0 +1,75 @@
+"""Catches: clones that share storage or gradients, modes that are not restored, global RNG use."""
+
+import pytest
+import torch
+from torch import nn
+
+from invariance.core.errors import unknown_name
+from invariance.core.files import write_atomically
+from invariance.core.modules import clone, evaluation_mode, in_train_mode, weight_layers
+from invariance.core.rng import generator
+
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def test_clone_shares_nothing_and_leaves_gradients_alone():
+    model = small()
+    model(torch.randn(5, 3)).sum().backward()
+    kept = [p.grad for p in model.parameters()]
+    copied = clone(model)
+    assert all(p.grad is g for p, g in zip(model.parameters(), kept, strict=True))
+    assert all(p.grad is None for p in copied.parameters())
+    storages = {t.data_ptr() for t in model.state_dict().values()}
+    assert storages.isdisjoint(t.data_ptr() for t in copied.state_dict().values())
+
+
+def test_evaluation_mode_restores_each_flag_even_after_an_error():
+    model = small()
+    model[1].eval()
+    before = [m.training for m in model.modules()]
+    with pytest.raises(RuntimeError, match="inside"), evaluation_mode(model):
+        assert not any(m.training for m in model.modules())
+        raise RuntimeError("inside")
+    assert [m.training for m in model.modules()] == before
+
+
+def test_train_mode_is_found_by_name():
+    model = small()
+    assert in_train_mode(model, (nn.BatchNorm1d,)) == "1"
+    assert in_train_mode(model.eval(), (nn.BatchNorm1d,)) is None
+
+
+def test_weight_layers_in_order():
+    assert [name for name, _ in weight_layers(small())] == ["0", "3"]
+
+
+def test_generators_are_independent_streams_and_leave_the_global_one():
+    state = torch.get_rng_state()
+    a, b = generator(0, "a"), generator(0, "b")
+    draws = torch.rand(3, generator=a), torch.rand(3, generator=b)
+    assert not torch.equal(*draws)
+    assert torch.equal(draws[0], torch.rand(3, generator=generator(0, "a")))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_unknown_names_list_the_known_ones():
+    message = str(unknown_name("task", "mnits", ["mnist", "digits"]))
+    assert "Did you mean 'mnist'" in message
+    assert "digits" in message
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "out" / "report.json"
+    write_atomically(path, "old")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in path.parent.iterdir()] == ["report.json"]
