@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from invariance.checking.correlate import correlate
+from invariance.checking.correlate import CorrelationStudy, correlate
 from invariance.checking.report import Report
-from invariance.checking.run import Progress, check
+from invariance.checking.run import AnyMeasure, Progress, check
 from invariance.checking.sweep import alpha_sweep
 from invariance.core.errors import UsageError
 from invariance.data import Task, load_task
@@ -94,12 +94,7 @@ def run_report(config: ReportConfig, progress: Progress | None = None) -> Report
     """
     started = time.perf_counter()
     tell = progress or _silent
-    task = load_task(
-        config.task,
-        n_train=config.n_train if config.n_train is not None else 500,
-        n_unseen=config.n_unseen,
-        seed=config.seed,
-    )
+    task = _load(config)
     sizes = [task.x_train.shape[1], *HIDDEN, task.n_classes]
     fits: dict[str, Fit] = {}
     for title, batch_norm in (("mlp", False), ("mlp_batch_norm", True)):
@@ -122,20 +117,54 @@ def run_report(config: ReportConfig, progress: Progress | None = None) -> Report
         sweep=sweep, model={title: _fit_facts(found) for title, found in fits.items()}
     )
     if config.networks:
-        members = _ensemble(config, task, tell)
-        study = correlate(
-            [member.model.cpu() for member in members],
-            [member.train_accuracy - member.test_accuracy for member in members],
-            task,
-            seed=config.seed,
-            progress=tell,
-        )
-        notes.append(_ensemble_note(config, members))
+        study, remarks = run_correlation(config, task=task, progress=tell)
+        notes += remarks
         report = report.extended(correlations=study)
     notes.append(
         f"Took {time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads."
     )
     return report.extended(notes=tuple(notes))
+
+
+def run_correlation(
+    config: ReportConfig,
+    *,
+    task: Task | None = None,
+    measures: Sequence[AnyMeasure] | None = None,
+    progress: Progress | None = None,
+) -> tuple[CorrelationStudy, list[str]]:
+    """Train the ensemble and correlate every measure with its generalization gap.
+
+    Args:
+        config: What to run.
+        task: The data, if it is loaded already.
+        measures: As for :func:`invariance.check`.
+        progress: Called as ``progress(done, total, what)``.
+
+    Returns:
+        The correlations, and remarks for a reader.
+    """
+    tell = progress or _silent
+    task = task or _load(config)
+    members = _ensemble(config, task, tell)
+    study = correlate(
+        [member.model.cpu() for member in members],
+        [member.generalization_gap for member in members],
+        task,
+        measures=measures,
+        seed=config.seed,
+        progress=tell,
+    )
+    return study, [_ensemble_note(config, members)]
+
+
+def _load(config: ReportConfig) -> Task:
+    return load_task(
+        config.task,
+        n_train=config.n_train if config.n_train is not None else 500,
+        n_unseen=config.n_unseen,
+        seed=config.seed,
+    )
 
 
 def _ensemble(config: ReportConfig, task: Task, tell: Progress) -> list[Fit]:

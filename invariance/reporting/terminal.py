@@ -71,7 +71,7 @@ def _parts(report: Report) -> Iterator[RenderableType]:
     if report.sweep:
         yield _sweep_table(report.sweep)
     if report.correlations:
-        yield _correlation_table(report.correlations)
+        yield correlation_table(report.correlations)
     if lines := refusals(report):
         yield Text("Not applicable, and why:", style="bold")
         for line in lines:
@@ -137,7 +137,8 @@ def _sweep_table(sweep: Sweep) -> Table:
     return table
 
 
-def _correlation_table(study: CorrelationStudy) -> Table:
+def correlation_table(study: CorrelationStudy) -> Table:
+    """Arrange correlations, before and after rescaling, as a table."""
     n = len(study.target_values)
     table = Table(
         title=(
