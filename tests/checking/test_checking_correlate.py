@@ -1,0 +1,54 @@
+"""Catches: rescalings that do not rescale, invariant measures that lose a digit of rho."""
+
+import pytest
+
+import invariance as inv
+from invariance.checking.correlate import correlate, random_layer_scaling
+from invariance.core.errors import DataError
+
+MEASURES = ["hessian_trace", "adaptive_trace", "relative_flatness", "minimum_sharpness"]
+
+
+@pytest.fixture(scope="module")
+def task():
+    return inv.load_task("digits", n_train=100, n_unseen=10, seed=0)
+
+
+@pytest.fixture(scope="module")
+def members(task):
+    return inv.fit_ensemble([64, 12, 8, 10], task, seeds=range(12), lr=0.2, max_epochs=40)
+
+
+@pytest.fixture(scope="module")
+def study(task, members):
+    gaps = [member.train_accuracy - member.test_accuracy for member in members]
+    return correlate([member.model for member in members], gaps, task, measures=MEASURES)
+
+
+def test_invariant_measures_keep_rho_to_the_last_digit(study):
+    rows = {row.measure: row for row in study.rows}
+    for name in ("adaptive_trace", "relative_flatness", "minimum_sharpness"):
+        assert rows[name].rho == rows[name].rho_after_rescaling
+        assert rows[name].max_relative_change < 1e-9
+    assert rows["adaptive_trace"].rho == rows["adaptive_trace"].rho_after_neuron_rescaling
+
+
+def test_raw_sharpness_moves(study):
+    row = next(row for row in study.rows if row.measure == "hessian_trace")
+    assert row.max_relative_change > 1
+    assert row.rho_after_rescaling != row.rho
+
+
+def test_every_network_gets_its_own_rescaling(members):
+    drawn = {tuple(random_layer_scaling(m.model, seed).factors) for seed, m in enumerate(members)}
+    assert len(drawn) == len(members)
+
+
+def test_holm_is_never_smaller_than_the_raw_p(study):
+    for row in study.rows:
+        assert row.p_holm >= row.p_value
+
+
+def test_lengths_must_match(task, members):
+    with pytest.raises(DataError, match="one target value a network"):
+        correlate([member.model for member in members], [0.1], task)

@@ -1,0 +1,93 @@
+"""Catches: verdicts that excuse a contradiction, tolerances chosen by taste."""
+
+import pytest
+import torch
+from torch import nn
+
+from invariance.checking.roundoff import float_error, jitter
+from invariance.checking.verdict import judge
+from invariance.core.estimate import Estimate
+from invariance.measures.registry import as_measure
+
+CASES = [
+    # before, after, declared, predicted, tolerance, verdict
+    (1.0, 1.0, "invariant", None, 0.0, "invariant"),
+    (1.0, 1.0 + 1e-9, "invariant", None, 1e-12, "contradicts"),
+    (1.0, 4.0, "law", 4.0, 1e-12, "law"),
+    (1.0, 4.0, "law", 4.1, 1e-12, "contradicts"),
+    (1.0, 4.0, "law", None, 1e-12, "varies"),
+    (1.0, 4.0, "varies", None, 1e-12, "varies"),
+    (1.0, 1.0, "varies", None, 1e-12, "invariant"),
+    (1.0, float("nan"), "varies", None, 1e-12, "contradicts"),
+    (float("inf"), float("inf"), "invariant", None, 1e-12, "contradicts"),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "declared", "predicted", "tolerance", "want"), CASES)
+def test_judge(before, after, declared, predicted, tolerance, want):
+    verdict, note = judge(
+        before, after, declared=declared, predicted=predicted, tolerance=tolerance
+    )
+    assert verdict == want
+    assert bool(note) == (verdict == "contradicts" or declared != verdict)
+
+
+def linear(dtype=torch.float64):
+    layer = nn.Linear(200, 3).to(dtype)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+            )
+    return layer
+
+
+def inputs(dtype=torch.float64, rows=50):
+    return {"x": torch.randn(rows, 200, generator=torch.Generator().manual_seed(2)).to(dtype)}
+
+
+def mean_output(model, x):
+    return float(model(x).detach().mean())
+
+
+def cancelling(model, x):
+    """The same number plus and minus a large one: round-off is amplified."""
+    total = model(x).detach().mean()
+    return float((total + 1e6) - 1e6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tolerance_covers_the_true_float_error_and_little_more(dtype):
+    model, data = linear(dtype), inputs(dtype)
+    measure = as_measure(mean_output)
+    value = measure(model, **data)
+    exact = mean_output(linear(torch.float64), {k: v.double() for k, v in data.items()}["x"])
+    tolerance = float_error(measure, model, data, value)
+    assert abs(float(value) - exact) <= tolerance <= 1e4 * torch.finfo(dtype).eps
+
+
+def test_a_badly_conditioned_measure_gets_a_wider_tolerance():
+    model, data = linear(), inputs()
+    good, bad = as_measure(mean_output), as_measure(cancelling)
+    narrow = float_error(good, model, data, good(model, **data))
+    wide = float_error(bad, model, data, bad(model, **data))
+    assert wide > 1e3 * narrow
+
+
+def test_counts_get_no_slack_and_residuals_do():
+    model, data = linear(), inputs()
+    count = as_measure(lambda model, x: 7, name="count", discrete=True)
+    assert float_error(count, model, data, count(model, **data)) < 1e-12
+    iterative = Estimate(2.0, residual=1e-7)
+    solver = as_measure(lambda model, x: iterative, name="solver")
+    assert float_error(solver, model, data, iterative) >= 1e-7
+
+
+def test_jitter_moves_by_one_unit_in_the_last_place_and_leaves_the_model():
+    model = linear()
+    kept = [p.detach().clone() for p in model.parameters()]
+    moved = jitter(model, 0)
+    for old, now, new in zip(kept, model.parameters(), moved.parameters(), strict=True):
+        assert torch.equal(old, now)
+        assert (new - old).abs().max() > 0
+        assert ((new - old).abs() <= 2 * torch.finfo(old.dtype).eps * old.abs()).all()

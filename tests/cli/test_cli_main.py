@@ -1,0 +1,84 @@
+"""Catches: wrong exit codes, files half written, tracebacks where a sentence belongs."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from invariance.cli.main import main
+
+SMALL = ["report", "--task", "digits", "--n-train", "60", "--n-unseen", "5", "--networks", "4"]
+
+
+def test_report_writes_what_it_prints(tmp_path, capsys):
+    files = ["--json", str(tmp_path / "r.json"), "--html", str(tmp_path / "r.html")]
+    assert main([*SMALL, *files]) == 0
+    out = capsys.readouterr().out
+    assert "No cell contradicts its declaration" in out
+    assert "Spearman" in out
+    plain = json.loads((tmp_path / "r.json").read_text())
+    assert plain["task"]["name"] == "digits"
+    assert {row["measure"] for row in plain["correlations"]} >= {"hessian_trace", "pair_proxy"}
+    for row in plain["correlations"]:
+        assert set(row) >= {
+            "measure", "target", "n", "rho", "ci_low", "ci_high", "p_value", "rho_after_rescaling",
+        }  # fmt: skip
+    assert "<svg" in (tmp_path / "r.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["report", "--task", "mnits"], "Did you mean 'mnist'"),
+        (["report", "--task", "digits", "--networks", "2"], "at least 4 networks"),
+        (["report", "--task", "digits", "--n-train", "0"], "n_train|training points"),
+        (["report", "--task", "digits", "--device", "tpu"], "tpu"),
+    ],
+)
+def test_usage_errors_are_sentences(words, expected, capsys):
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    import re
+
+    assert re.search(expected, err)
+
+
+def test_unknown_command_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["reprot"])
+    assert stop.value.code == 2
+
+
+def test_lists(capsys):
+    assert main(["measures"]) == 0
+    assert main(["transforms"]) == 0
+    out = capsys.readouterr().out
+    assert "hessian_trace" in out
+    assert "LayerScaling" in out
+
+
+def test_python_dash_m(capsys):
+    done = subprocess.run(
+        [sys.executable, "-m", "invariance", "--version"],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith("invariance ")
+
+
+def test_ctrl_c_ends_cleanly(tmp_path):
+    target = tmp_path / "r.json"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "invariance", "report", "--task", "digits", "--json", str(target)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    time.sleep(6)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Interrupted" in err
+    assert "Traceback" not in err
+    assert not target.exists()

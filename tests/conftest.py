@@ -1,0 +1,34 @@
+"""What every test shares: one thread a process, and real data where there is some."""
+
+import os
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Tests run side by side in processes; more threads than cores only slow them down."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def mnist():
+    """A function that loads MNIST or Fashion-MNIST, or skips where there is none.
+
+    With ``INVARIANCE_REQUIRE_DATA`` set, missing data fails instead.
+    """
+    import invariance as inv
+
+    def load(name="mnist", **sizes):
+        root = os.environ.get("INVARIANCE_DATA")
+        if root is None:
+            if os.environ.get("INVARIANCE_REQUIRE_DATA"):
+                pytest.fail("INVARIANCE_REQUIRE_DATA is set, but INVARIANCE_DATA is not.")
+            pytest.skip("INVARIANCE_DATA is not set")
+        return inv.load_task(name, root=root, **sizes)
+
+    return load
