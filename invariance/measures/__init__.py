@@ -3,11 +3,13 @@
 from invariance.measures.activation_patterns import activation_patterns
 from invariance.measures.free_parameters import free_parameters
 from invariance.measures.free_regions import free_regions
+from invariance.measures.hessian_eigenvalues import hessian_eigenvalues
 from invariance.measures.region_class_weakness import region_class_weakness
 
 __all__ = [
     "activation_patterns",
     "free_parameters",
     "free_regions",
+    "hessian_eigenvalues",
     "region_class_weakness",
 ]

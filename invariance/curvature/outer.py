@@ -1,0 +1,79 @@
+"""Curvature in the space of outputs: products with the K x K matrix of every row.
+
+A generalised Gauss-Newton or Fisher matrix is ``J^T B J`` with J the Jacobian of the
+outputs and B block-diagonal over rows. This file is B; the engines supply J.
+
+* ``ggn``: B_n is the Hessian of the row's loss in its outputs (Schraudolph 2002).
+* ``fisher``: B_n = E_{y ~ p(y | f_n)} [c c^T] with c the gradient of ``-log p(y | f_n)`` in f,
+  for losses that are negative log-likelihoods (Martens 2020, section 5).
+* ``empirical_fisher``: B_n = c c^T with the given target, so that the matrix is the mean of
+  the outer products of the rows' gradients.
+
+A row of weight (mass) m counts as m rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from invariance.core.errors import MeasureError
+from invariance.curvature.losses import CrossEntropy, Loss, MeanSquaredError
+
+OuterKind: TypeAlias = Literal["ggn", "fisher", "empirical_fisher"]
+
+#: Maps ``(..., n, K)`` to ``(..., n, K)``.
+OuterProduct: TypeAlias = Callable[[Tensor], Tensor]
+
+
+def outer_product(
+    kind: OuterKind, loss: Loss, outputs: Tensor, y: Tensor, total_mass: float
+) -> OuterProduct:
+    """Return the product with B, divided by the total mass.
+
+    Args:
+        kind: Which matrix.
+        loss: The loss.
+        outputs: ``(n, K)`` outputs, detached.
+        y: Their targets.
+        total_mass: The loss's denominator over all the data.
+
+    Returns:
+        The product, with any number of leading dimensions.
+
+    Raises:
+        MeasureError: A Fisher matrix of a loss that is no likelihood.
+    """
+    if kind == "empirical_fisher":
+        return _rank_one(loss, outputs, y, total_mass)
+    if isinstance(loss, CrossEntropy):
+        p = outputs.softmax(-1)
+        if kind == "ggn":
+            mass = loss._targets(outputs, y).sum(-1, keepdim=True)
+        else:
+            mass = loss.masses(outputs, y).unsqueeze(-1)
+        weight = p * (mass / total_mass)
+        return lambda u: weight * (u - (p * u).sum(-1, keepdim=True))
+    if isinstance(loss, MeanSquaredError):
+        # The likelihood is a Gaussian of variance K / 2, so its Fisher matrix is the GGN.
+        scale = 2.0 / (outputs.shape[-1] * total_mass)
+        return lambda u: u * scale
+    if kind == "fisher":
+        raise MeasureError(
+            f"The loss {loss.name!r} is not known to be a negative log-likelihood, so it has no "
+            "model Fisher matrix. Use the GGN or the empirical Fisher matrix."
+        )
+    matrices = loss.hessians(outputs, y) / total_mass
+    return lambda u: torch.einsum("nij,...nj->...ni", matrices, u)
+
+
+def _rank_one(loss: Loss, outputs: Tensor, y: Tensor, total_mass: float) -> OuterProduct:
+    """Return the product with ``c c^T / m`` for every row of mass m > 0."""
+    gradients = loss.gradients(outputs, y)
+    masses = loss.masses(outputs, y)
+    inverse = torch.where(masses > 0, 1 / masses, torch.zeros_like(masses)) / total_mass
+    scaled = gradients * inverse.unsqueeze(-1)
+    return lambda u: scaled * (gradients * u).sum(-1, keepdim=True)
