@@ -2,6 +2,7 @@
 
 from invariance.weakness.activations import ActivationLayer, activation_layers
 from invariance.weakness.agreement import ensemble_agreement
+from invariance.weakness.pairs import pair_proxy
 from invariance.weakness.patterns import (
     Patterns,
     activation_patterns,
@@ -27,6 +28,7 @@ __all__ = [
     "free_parameters",
     "free_regions",
     "hidden_patterns",
+    "pair_proxy",
     "region_class_weakness",
     "region_counts",
 ]

@@ -1,0 +1,112 @@
+"""The pair proxy: how many labels of unseen points a frozen feature map leaves open.
+
+Freeze what the last linear layer reads. A pair (unseen point x_j, class c) is feasible
+when some classifier (W, b) gives every training point its label with a strict margin and
+x_j the label c. The proxy counts the feasible pairs (M. T. Bennett, "Are Flat Minima an
+Illusion?", arXiv 2605.05209). It is unchanged by every invertible affine map of the
+features, and by nothing weaker: giving the network a unit with zero outgoing weights
+keeps the function and can change the count.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from invariance.core.errors import MeasureError
+from invariance.core.estimate import Estimate
+from invariance.weakness.certificates import INFEASIBLE_TOLERANCE
+from invariance.weakness.conditioning import condition, default_rank_tolerance
+from invariance.weakness.features import Precision, check_labels, frozen_features
+from invariance.weakness.separability import Status, Verdicts, settle_pairs
+
+
+def pair_proxy(
+    model: nn.Module,
+    x_train: Tensor,
+    y_train: Tensor,
+    x_unseen: Tensor,
+    *,
+    rank_tolerance: float | None = None,
+    tolerance: float = INFEASIBLE_TOLERANCE,
+    keep_certificates: bool = False,
+    precision: Precision = "float64",
+) -> Estimate:
+    """Count the feasible (unseen point, class) pairs, each verdict certified.
+
+    Args:
+        model: A network that ends with a linear layer; MLP, CNN, transformer, ...
+        x_train: ``(n, ...)`` training inputs.
+        y_train: ``(n,)`` their labels, ``0 .. K - 1``.
+        x_unseen: ``(u, ...)`` unseen inputs.
+        rank_tolerance: Relative cut of the training features' singular values. Default: by
+            the precision of the parameters, see :mod:`invariance.weakness.conditioning`.
+        tolerance: Largest relative residual of a certificate of infeasibility.
+        keep_certificates: Also return the witnesses and Farkas combinations.
+        precision: ``"float64"`` or ``"native"`` evaluation of the network.
+
+    Returns:
+        The count, in ``0 .. u K``. ``detail`` holds ``pairs``, ``feasible``,
+        ``infeasible``, ``undecided``, ``policy_feasible`` (``None`` if undecided),
+        ``free_probes``, ``rank``, ``status`` (``(u, K)`` int8: 1, -1, 0), and with
+        ``keep_certificates`` also ``certificates``. ``exact`` is False when a pair stayed
+        undecided; those are not counted.
+
+    Raises:
+        MeasureError: If the network or the data cannot be measured; says why.
+    """
+    features = frozen_features(model, x_train, x_unseen, precision=precision)
+    train, unseen = features.values
+    labels = check_labels(y_train, train.shape[0], features.n_classes)
+    if rank_tolerance is None:
+        rank_tolerance = default_rank_tolerance(features.epsilon)
+    if not 0.0 < rank_tolerance < 1.0 or not 0.0 < tolerance < 1.0:
+        raise MeasureError(
+            "rank_tolerance and tolerance must lie strictly between 0 and 1. "
+            f"Got {rank_tolerance} and {tolerance}."
+        )
+    points = condition(train, unseen, bias=features.bias, rank_tolerance=rank_tolerance)
+    verdicts = settle_pairs(points, labels, features.n_classes, tolerance=tolerance)
+    return _estimate(verdicts, points.rank, keep_certificates)
+
+
+def _estimate(verdicts: Verdicts, rank: int, keep_certificates: bool) -> Estimate:
+    status = verdicts.status.copy()
+    status.setflags(write=False)
+    feasible = int((status == Status.FEASIBLE).sum())
+    undecided = int((status == Status.UNDECIDED).sum())
+    if verdicts.policy == Status.INFEASIBLE:
+        method = "no classifier separates the training points: the policy itself is infeasible"
+    elif verdicts.policy == Status.UNDECIDED:
+        method = "undecided whether the training points are separable: nothing is counted"
+    else:
+        method = "certified feasible pairs by a dual active-set method"
+        if undecided:
+            method += f"; {undecided} undecided pairs not counted"
+    detail: dict[str, Any] = {
+        "pairs": status.size,
+        "feasible": feasible,
+        "infeasible": int((status == Status.INFEASIBLE).sum()),
+        "undecided": undecided,
+        "policy_feasible": {1: True, -1: False, 0: None}[int(verdicts.policy)],
+        "free_probes": int(verdicts.free.sum()),
+        "rank": rank,
+        "smallest_margin": _smallest(verdicts.margin_of[np.isfinite(verdicts.margin_of)]),
+        "smallest_norm_bound": _smallest(np.array(list(verdicts.norm_bound_of.values()))),
+        "status": status,
+    }
+    if keep_certificates:
+        detail["certificates"] = verdicts
+    return Estimate(
+        float(feasible),
+        stderr=0.0 if undecided == 0 else None,
+        exact=undecided == 0,
+        method=method,
+        detail=detail,
+    )
+
+
+def _smallest(values: np.ndarray[Any, np.dtype[np.float64]]) -> float | None:
+    return float(values.min()) if values.size else None
