@@ -16,19 +16,50 @@ from invariance.weakness.regions import (
     region_class_weakness,
     region_counts,
 )
+from invariance.weakness.stack_theory import Language, Vocabulary
+from invariance.weakness.stack_theory_arithmetic import (
+    Arithmetic,
+    ArithmeticResult,
+    arithmetic_experiment,
+)
+from invariance.weakness.stack_theory_tasks import (
+    StackTask,
+    information_bits,
+    learnable_tasks,
+    pac_bayes_bound,
+    shortest_policies,
+    survival_by_enumeration,
+    survival_given_size,
+    survival_probability,
+    weakest_policies,
+)
 
 __all__ = [
     "ActivationLayer",
+    "Arithmetic",
+    "ArithmeticResult",
+    "Language",
     "Patterns",
     "RegionCounts",
+    "StackTask",
+    "Vocabulary",
     "activation_layers",
     "activation_patterns",
     "activation_patterns_ensemble",
+    "arithmetic_experiment",
     "ensemble_agreement",
     "free_parameters",
     "free_regions",
     "hidden_patterns",
+    "information_bits",
+    "learnable_tasks",
+    "pac_bayes_bound",
     "pair_proxy",
     "region_class_weakness",
     "region_counts",
+    "shortest_policies",
+    "survival_by_enumeration",
+    "survival_given_size",
+    "survival_probability",
+    "weakest_policies",
 ]

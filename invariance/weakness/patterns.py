@@ -91,17 +91,24 @@ def as_rows(model: nn.Module, x: Tensor, name: str) -> Tensor:
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise DataError(f"{name} must be a tensor with at least one row. Got {got}.")
     if x.is_floating_point():
-        if not bool(torch.isfinite(x).all()):
+        # The extremes of a tensor with a NaN are NaN: one pass, and no mask to store.
+        if x.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(x))).all()):
             raise DataError(f"{name} holds NaN or infinite entries. Clean the data first.")
         return x.to(model_dtype(model))
     return x
 
 
-def _pack(bits: Tensor) -> Tensor:
+def _pack(bits: Tensor) -> npt.NDArray[np.uint8]:
     """Pack ``(n, units)`` booleans into ``(n, ceil(units / 8))`` bytes, high bit first."""
-    pad = -bits.shape[1] % 8
-    if pad:
-        bits = torch.nn.functional.pad(bits, (0, pad))
+    if bits.device.type == "cpu":
+        return np.packbits(bits.numpy(), axis=1)
+    # On a device, pack before the transfer: an eighth of the bytes.
+    packed: npt.NDArray[np.uint8] = _pack_on_device(bits).cpu().numpy()
+    return packed
+
+
+def _pack_on_device(bits: Tensor) -> Tensor:
+    bits = torch.nn.functional.pad(bits, (0, -bits.shape[1] % 8))
     weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=bits.device)
     octets = bits.to(torch.uint8).reshape(bits.shape[0], -1, 8)
     return (octets * weights).sum(dim=2, dtype=torch.uint8)
@@ -187,7 +194,7 @@ def hidden_patterns(
             )
         band = 16 * torch.finfo(flat.dtype).eps * scale
         near += int(((size <= band) & (size > 0)).sum())
-        packed[start : start + batch.shape[0]] = _pack(flat > 0).cpu().numpy()
+        packed[start : start + batch.shape[0]] = _pack(flat > 0)
     return Patterns(packed, chosen, near)
 
 

@@ -15,6 +15,7 @@ from invariance.core.errors import DataError, MeasureError
 from invariance.weakness.activations import activation_layers
 from invariance.weakness.agreement import ensemble_agreement
 from invariance.weakness.patterns import (
+    _pack_on_device,
     activation_patterns,
     activation_patterns_ensemble,
     hidden_patterns,
@@ -94,6 +95,12 @@ def test_all_70_000_patterns_are_told_apart():
     assert float(activation_patterns(model, x)) == n
     twice = torch.cat([x[:100], x[:100], x[50:150]])
     assert float(activation_patterns(model, twice)) == 150
+
+
+@pytest.mark.parametrize("units", [1, 7, 8, 9, 130])
+def test_packing_on_a_device_agrees_with_numpy(units):
+    bits = points(30, units, 6) > 0
+    np.testing.assert_array_equal(_pack_on_device(bits), np.packbits(bits.numpy(), axis=1))
 
 
 def test_zero_is_inactive_and_near_zero_is_reported():
