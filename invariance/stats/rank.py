@@ -67,39 +67,70 @@ def spearman(
             four pairs.
     """
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    _require_pairs(a, b)
+    require_pairs(a, b)
     n = a.size
-    rho = float(_row_correlation(_centred_ranks(a[None]), _centred_ranks(b[None]))[0])
+    rho = float(row_correlation(centred_ranks(a[None]), centred_ranks(b[None]))[0])
     if not np.isfinite(rho):
         return RankCorrelation(n, None, None, None, None, level)
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, n, size=(resamples, n))
-    drawn = _row_correlation(_centred_ranks(a[rows]), _centred_ranks(b[rows]))
-    drawn = drawn[np.isfinite(drawn)]  # a resample of one repeated pair has no rho
-    tail = (1 - level) / 2
-    low, high = (float(end) for end in np.quantile(drawn, [tail, 1 - tail]))
+    drawn = row_correlation(centred_ranks(a[rows]), centred_ranks(b[rows]))
+    low, high = interval(drawn, level)
     return RankCorrelation(n, rho, low, high, _permutation_p(a, b, resamples, rng), level)
 
 
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down adjustment of a family of p-values.
+def kendall(
+    x: Sequence[float] | FloatArray,
+    y: Sequence[float] | FloatArray,
+    *,
+    resamples: int = 2_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> RankCorrelation:
+    """Kendall's tau-b of paired values, with a bootstrap interval and SciPy's p-value.
 
     Args:
-        p_values: Raw p-values; ``None`` entries are not part of the family.
+        x: ``(n,)`` values.
+        y: ``(n,)`` values, paired with ``x``.
+        resamples: Number of bootstrap resamples.
+        level: Confidence level of the interval.
+        seed: Seed of the resampling.
 
     Returns:
-        Adjusted p-values in the same order (Holm 1979), ``None`` where the input is.
+        The correlation; ``rho`` holds tau-b, and is ``None`` where a variable is constant.
+
+    Raises:
+        DataError: As for :func:`spearman`.
     """
-    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
-    adjusted: list[float | None] = [None] * len(p_values)
-    running = 0.0
-    for rank, (p, i) in enumerate(known):
-        running = max(running, min(1.0, (len(known) - rank) * p))
-        adjusted[i] = running
-    return adjusted
+    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    require_pairs(a, b)
+    n = a.size
+    found = stats.kendalltau(a, b)
+    if not np.isfinite(found.statistic):
+        return RankCorrelation(n, None, None, None, None, level)
+    # tau-b from sign matrices: all resamples in one batched product.
+    signs = np.sign(a[:, None] - a[None]), np.sign(b[:, None] - b[None])
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    weight = counts.astype(np.float64)
+    both, own_a, own_b = (
+        np.einsum("ri,ij,rj->r", weight, matrix, weight, optimize=True)
+        for matrix in (signs[0] * signs[1], signs[0] ** 2, signs[1] ** 2)
+    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        low, high = interval(both / np.sqrt(own_a * own_b), level)
+    return RankCorrelation(n, float(found.statistic), low, high, float(found.pvalue), level)
 
 
-def _require_pairs(a: FloatArray, b: FloatArray) -> None:
+def interval(draws: FloatArray, level: float) -> tuple[float, float]:
+    """Return the percentile interval of bootstrap draws; undefined draws are left out."""
+    kept = draws[np.isfinite(draws)]  # a resample of one repeated pair has no rho
+    tail = (1 - level) / 2
+    low, high = (float(end) for end in np.quantile(kept, [tail, 1 - tail]))
+    return low, high
+
+
+def require_pairs(a: FloatArray, b: FloatArray) -> None:
+    """Refuse samples that are not paired, finite and long enough."""
     if a.ndim != 1 or a.shape != b.shape:
         raise DataError(
             f"Expected two one-dimensional samples of equal length. Got {a.shape} and {b.shape}."
@@ -113,13 +144,15 @@ def _require_pairs(a: FloatArray, b: FloatArray) -> None:
         raise DataError("Expected finite values. Got NaN or infinity; drop or repair those pairs.")
 
 
-def _centred_ranks(rows: FloatArray) -> FloatArray:
+def centred_ranks(rows: FloatArray) -> FloatArray:
+    """Rank each row with average ties, and centre it."""
     ranks: FloatArray = stats.rankdata(rows, axis=1)
     centred: FloatArray = ranks - ranks.mean(axis=1, keepdims=True)
     return centred
 
 
-def _row_correlation(a: FloatArray, b: FloatArray) -> FloatArray:
+def row_correlation(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Correlate centred rows pairwise; NaN where a row is constant."""
     scale = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
     with np.errstate(invalid="ignore", divide="ignore"):
         rho: FloatArray = (a * b).sum(axis=1) / scale
@@ -127,7 +160,7 @@ def _row_correlation(a: FloatArray, b: FloatArray) -> FloatArray:
 
 
 def _permutation_p(a: FloatArray, b: FloatArray, draws: int, rng: np.random.Generator) -> float:
-    ranks_a, ranks_b = _centred_ranks(a[None])[0], _centred_ranks(b[None])[0]
+    ranks_a, ranks_b = centred_ranks(a[None])[0], centred_ranks(b[None])[0]
     observed = abs(float(ranks_a @ ranks_b))
     shuffled = rng.permuted(np.broadcast_to(ranks_b, (draws, b.size)), axis=1) @ ranks_a
     # Ranks are half-integers: any slack below 1/4 absorbs round-off and no real difference.

@@ -1,0 +1,64 @@
+"""Catches: wrong tie handling in tau, partial correlations that leak, adjusted p out of order."""
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from invariance.core.errors import DataError
+from invariance.stats import benjamini_yekutieli, kendall, paired_wilcoxon, partial_spearman
+
+
+def test_tau_equals_scipy_and_its_interval_a_loop():
+    rng = np.random.default_rng(5)
+    x, y = np.round(rng.normal(size=20), 1), np.round(rng.normal(size=20), 1)
+    result = kendall(x, y, resamples=300, seed=4)
+    assert result.rho == pytest.approx(scipy_stats.kendalltau(x, y).statistic, abs=1e-12)
+    counts = np.random.default_rng(4).multinomial(20, np.full(20, 1 / 20), size=300)
+    loop = [scipy_stats.kendalltau(np.repeat(x, c), np.repeat(y, c)).statistic for c in counts]
+    assert (result.ci_low, result.ci_high) == pytest.approx(np.quantile(loop, [0.025, 0.975]))
+
+
+def test_partial_correlation_by_the_textbook_formula():
+    rng = np.random.default_rng(2)
+    z = rng.normal(size=60)
+    x, y = z + rng.normal(size=60), z + rng.normal(size=60)
+    r = scipy_stats.spearmanr(np.stack([x, y, z]), axis=1).statistic
+    expected = (r[0, 1] - r[0, 2] * r[1, 2]) / np.sqrt((1 - r[0, 2] ** 2) * (1 - r[1, 2] ** 2))
+    result = partial_spearman(x, y, [z])
+    assert result.rho == pytest.approx(expected, abs=1e-12)
+    assert abs(result.rho) < abs(r[0, 1])
+
+
+def test_nothing_given_is_plain_spearman():
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=30), rng.normal(size=30)
+    assert partial_spearman(x, y, []).rho == pytest.approx(scipy_stats.spearmanr(x, y).statistic)
+
+
+def test_a_variable_given_itself_has_no_partial_correlation():
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=30), rng.normal(size=30)
+    assert partial_spearman(x, y, [np.exp(x)]).rho is None
+
+
+def test_partial_needs_enough_points():
+    with pytest.raises(DataError, match="at least 6 points"):
+        partial_spearman(range(5), range(5), [range(5), [1, 0, 2, 1, 5]])
+
+
+def test_benjamini_yekutieli_equals_scipy():
+    p = [0.001, 0.04, 0.03, 0.5, 0.02]
+    expected = scipy_stats.false_discovery_control(p, method="by")
+    assert benjamini_yekutieli([p[0], None, *p[1:]]) == pytest.approx(
+        [expected[0], None, *expected[1:]]
+    )
+
+
+def test_wilcoxon_effect_has_the_sign_of_the_difference():
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=12)
+    better = paired_wilcoxon(y + 1, y, alternative="greater")
+    assert better.rank_biserial == 1.0
+    assert better.p_value < 0.01
+    assert paired_wilcoxon(y, y) == paired_wilcoxon(y * 2, y * 2)
+    assert paired_wilcoxon(y, y).p_value == 1.0
