@@ -1,6 +1,16 @@
 """Second derivatives: exact where exactness exists, certified where it does not."""
 
 from invariance.curvature.eigen import eigenpairs, hessian_eigenvalues
+from invariance.curvature.exact import exact_curvature
+from invariance.curvature.exact_result import DiagonalResult, ExactCurvature
+from invariance.curvature.exact_route import hessian_diagonal, hessian_trace
+from invariance.curvature.losses import (
+    CrossEntropy,
+    CustomLoss,
+    Loss,
+    MeanSquaredError,
+    resolve_loss,
+)
 from invariance.curvature.operators import (
     CurvatureOperator,
     EmpiricalFisherOperator,
@@ -10,11 +20,21 @@ from invariance.curvature.operators import (
 )
 
 __all__ = [
+    "CrossEntropy",
     "CurvatureOperator",
+    "CustomLoss",
+    "DiagonalResult",
     "EmpiricalFisherOperator",
+    "ExactCurvature",
     "FisherOperator",
     "GGNOperator",
     "HessianOperator",
+    "Loss",
+    "MeanSquaredError",
     "eigenpairs",
+    "exact_curvature",
+    "hessian_diagonal",
     "hessian_eigenvalues",
+    "hessian_trace",
+    "resolve_loss",
 ]

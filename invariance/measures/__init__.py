@@ -1,17 +1,33 @@
 """Measures of generalization, each with its declared behaviour under every group."""
 
 from invariance.measures.activation_patterns import activation_patterns
+from invariance.measures.adaptive_trace import adaptive_trace
+from invariance.measures.fisher_rao_norm import fisher_rao_closed_form, fisher_rao_norm
 from invariance.measures.free_parameters import free_parameters
 from invariance.measures.free_regions import free_regions
 from invariance.measures.hessian_eigenvalues import hessian_eigenvalues
+from invariance.measures.hessian_trace import hessian_trace
+from invariance.measures.minimum_sharpness import layer_minimum_sharpness, minimum_sharpness
 from invariance.measures.pair_proxy import pair_proxy
+from invariance.measures.parameter_norm import parameter_norm
+from invariance.measures.path_norm import path_norm
 from invariance.measures.region_class_weakness import region_class_weakness
+from invariance.measures.relative_flatness import relative_flatness
 
 __all__ = [
     "activation_patterns",
+    "adaptive_trace",
+    "fisher_rao_closed_form",
+    "fisher_rao_norm",
     "free_parameters",
     "free_regions",
     "hessian_eigenvalues",
+    "hessian_trace",
+    "layer_minimum_sharpness",
+    "minimum_sharpness",
     "pair_proxy",
+    "parameter_norm",
+    "path_norm",
     "region_class_weakness",
+    "relative_flatness",
 ]

@@ -1,0 +1,71 @@
+"""Trace of the Hessian in units of each parameter: ``sum_i theta_i^2 H_ii``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from invariance.core.estimate import Estimate
+from invariance.core.groups import Group
+from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET
+from invariance.curvature.exact_route import hessian_diagonal
+from invariance.curvature.losses import Loss
+from invariance.measures.laws import adaptive_trace_law
+from invariance.measures.registry import measure
+
+
+@measure(
+    # theta -> D theta takes H_ii to H_ii / D_i^2. A dormant unit adds entries that are zero
+    # (outgoing) or have no influence (incoming).
+    invariant_under=[
+        Group.LAYER_SCALING,
+        Group.NEURON_SCALING,
+        Group.PERMUTATION,
+        Group.SIGN_FLIP,
+        Group.BATCHNORM_SCALING,
+        Group.DORMANT_UNITS,
+    ],
+    # Here parameters and diagonal do not move inversely, but both are known.
+    law=dict.fromkeys(
+        (Group.LOGIT_SHIFT, Group.BATCHNORM_FOLD, Group.UNIT_SPLIT), adaptive_trace_law
+    ),
+)
+def adaptive_trace(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Loss = "cross_entropy",
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+) -> Estimate:
+    """Sum over all parameters of ``theta_i^2 H_ii``, the scale-free trace of the Hessian.
+
+    The average-case elementwise adaptive sharpness (Kwon et al. 2021, ASAM) to second order,
+    without the usual ``eta > 0`` added to ``|theta|``, which would break its invariance.
+
+    Args:
+        model: The network, in eval mode if it has BatchNorm or dropout.
+        x: ``(n, ...)`` inputs.
+        y: ``(n,)`` labels.
+        loss: The mean loss.
+        memory_budget: Bytes for temporaries.
+
+    Returns:
+        The sum; ``parts`` holds each parameter tensor's share.
+    """
+    diagonal = hessian_diagonal(model, x, y, loss=loss, memory_budget=memory_budget)
+    parameters = dict(model.named_parameters())
+    parts = {
+        name: float(
+            (parameters[name].detach().cpu().double().square() * values.cpu().double()).sum()
+        )
+        for name, values in diagonal.values.items()
+    }
+    return Estimate(
+        sum(parts.values()),
+        stderr=0.0 if diagonal.exact else None,
+        exact=diagonal.exact,
+        method=diagonal.method,
+        parts=parts,
+    )

@@ -1,0 +1,48 @@
+"""Trace of the Hessian: the plainest sharpness, and the one that scalings inflate at will."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from invariance.core.estimate import Estimate
+from invariance.core.groups import Group
+from invariance.curvature import exact_route
+from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET
+from invariance.curvature.losses import Loss
+from invariance.measures.laws import DIAGONAL_GROUPS, trace_law
+from invariance.measures.registry import measure
+
+
+@measure(
+    # A sign flip and a permutation conjugate H by a signed permutation; a logit shift is a
+    # translation in parameters that leaves L(theta + s) = L(theta) for all theta.
+    invariant_under=[Group.PERMUTATION, Group.SIGN_FLIP, Group.LOGIT_SHIFT],
+    # H -> D^-1 H D^-1. A folded BatchNorm's own parameters leave the sum.
+    law=dict.fromkeys(DIAGONAL_GROUPS, trace_law),
+)
+def hessian_trace(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Loss = "cross_entropy",
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+) -> Estimate:
+    """Trace of the Hessian of the mean loss.
+
+    Exact for piecewise-linear networks. It depends on how the function is parameterised:
+    along one layer-scaling axis it is ``A / a^2 + C + B a^2``.
+
+    Args:
+        model: The network, in eval mode if it has BatchNorm or dropout.
+        x: ``(n, ...)`` inputs.
+        y: ``(n,)`` labels.
+        loss: The mean loss.
+        memory_budget: Bytes for temporaries.
+
+    Returns:
+        The trace; ``parts`` holds the trace of every parameter's diagonal block.
+    """
+    return exact_route.hessian_trace(model, x, y, loss=loss, memory_budget=memory_budget)

@@ -1,0 +1,159 @@
+"""Minimum sharpness: the least Hessian trace on the orbit of rescaled networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from invariance.core.errors import MeasureError
+from invariance.core.estimate import Estimate
+from invariance.core.groups import Group
+from invariance.curvature.batches import collect_batches
+from invariance.curvature.exact import require_deterministic, sweep_steps
+from invariance.curvature.exact_fold import fold_steps
+from invariance.curvature.exact_mlp import Dense, Norm, Slope, Step, parse_mlp
+from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET, Wants, qualified
+from invariance.curvature.losses import Loss, resolve_loss
+from invariance.measures.registry import measure
+from invariance.symmetry.balance import ScalingDesign, ScalingLeg, minimise_over_scalings
+
+_HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU)
+
+#: What holds for either group of scalings. BatchNorm is folded before anything else.
+_ALWAYS = (
+    Group.LAYER_SCALING,
+    Group.PERMUTATION,
+    Group.SIGN_FLIP,
+    Group.LOGIT_SHIFT,
+    Group.BATCHNORM_FOLD,
+    Group.BATCHNORM_SCALING,
+)
+
+
+@measure(
+    # Declared for group="neuron". The copies of a split unit share its optimum, and a dormant
+    # unit's curvature can be scaled away: the infimum ignores it.
+    invariant_under=[*_ALWAYS, Group.NEURON_SCALING, Group.UNIT_SPLIT, Group.DORMANT_UNITS],
+)
+def minimum_sharpness(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    group: Literal["layer", "neuron"] = "neuron",
+    loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Loss = "cross_entropy",
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+) -> Estimate:
+    """Least Hessian trace over all positive rescalings that keep the function.
+
+    Ibayashi, Hamaguchi & Imaizumi (2021), "Minimum sharpness: scale-invariant
+    parameter-robustness of neural networks", with their layer scalings or with one scale
+    for every hidden unit. Scaling by ``exp(D u)`` takes ``H_ii`` to
+    ``H_ii exp(-2 (D u)_i)``, so the trace is convex in the log-scales u. For a network of L
+    layers without biases and ``group="layer"`` the value is ``L (prod_l Tr H_l)^(1/L)``.
+    Eval-mode BatchNorm is folded first.
+
+    Args:
+        model: A network with positively homogeneous activations, in eval mode.
+        x: ``(n, ...)`` inputs.
+        y: ``(n,)`` labels.
+        group: ``"neuron"``: one scale a hidden unit; ``"layer"``: one a hidden layer.
+        loss: The mean loss.
+        memory_budget: Bytes for temporaries.
+
+    Returns:
+        The infimum; ``detail`` has the log-scales and whether it is attained.
+
+    Raises:
+        MeasureError: An unknown group, or a network without such scalings.
+    """
+    if group not in ("layer", "neuron"):
+        raise MeasureError(f"group must be 'layer' or 'neuron'. Got {group!r}.")
+    resolved = resolve_loss(loss)
+    require_deterministic(model)
+    parsed = parse_mlp(model)
+    if parsed is None:
+        raise MeasureError(
+            "minimum_sharpness is defined here for multilayer perceptrons. "
+            f"Got {type(model).__name__}."
+        )
+    steps = fold_steps(parsed)
+    curvature = sweep_steps(
+        steps, collect_batches(x, y), resolved, None, Wants(diagonal=True), memory_budget
+    )
+    result = minimise_over_scalings(curvature.diagonal, scaling_design(steps, group))
+    return Estimate(
+        result.value,
+        method=f"exact diagonal, convex minimum over {group} scalings ({resolved.name})",
+        residual=result.residual,
+        iterations=result.iterations,
+        converged=result.converged,
+        detail={
+            "attained": result.attained,
+            "trace": curvature.trace,
+            "log_scales": result.log_scales,
+        },
+    )
+
+
+@measure(invariant_under=_ALWAYS)
+def layer_minimum_sharpness(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Loss = "cross_entropy",
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+) -> Estimate:
+    """Least Hessian trace over layer scalings: ``minimum_sharpness(group="layer")``.
+
+    Args:
+        model: A network with positively homogeneous activations, in eval mode.
+        x: ``(n, ...)`` inputs.
+        y: ``(n,)`` labels.
+        loss: The mean loss.
+        memory_budget: Bytes for temporaries.
+
+    Returns:
+        The infimum.
+    """
+    return minimum_sharpness(model, x, y, group="layer", loss=loss, memory_budget=memory_budget)
+
+
+def scaling_design(steps: Sequence[Step], group: str) -> ScalingDesign:
+    """Describe which log-scale moves which parameter of an MLP, and in which direction.
+
+    Args:
+        steps: Steps with BatchNorm folded.
+        group: ``"layer"`` or ``"neuron"``.
+
+    Returns:
+        The design; layers that no positive scaling connects share no unit.
+    """
+    legs: list[ScalingLeg] = []
+    units = 0
+    before: Dense | None = None
+    passes = True
+    for step in steps:
+        if isinstance(step, Slope):
+            passes = passes and isinstance(step.module, _HOMOGENEOUS)
+        elif isinstance(step, Norm):
+            passes = False
+        else:
+            if before is not None and passes:
+                width = before.weight.shape[0]
+                index = (
+                    torch.arange(units, units + width)
+                    if group == "neuron"
+                    else torch.full((1,), units)
+                )
+                units += len(index)
+                legs.append(ScalingLeg(qualified(before.name, "weight"), index[:, None], 1))
+                if before.bias is not None:
+                    legs.append(ScalingLeg(qualified(before.name, "bias"), index, 1))
+                legs.append(ScalingLeg(qualified(step.name, "weight"), index[None, :], -1))
+            before, passes = step, True
+    return ScalingDesign(units, tuple(legs))

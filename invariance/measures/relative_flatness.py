@@ -1,0 +1,91 @@
+"""Relative flatness of a layer (Petzka et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from invariance.core.errors import MeasureError
+from invariance.core.estimate import Estimate
+from invariance.core.groups import Group
+from invariance.core.modules import weight_layers
+from invariance.curvature.exact import exact_curvature
+from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET, qualified
+from invariance.curvature.losses import Loss
+from invariance.measures.registry import measure
+
+
+@measure(
+    # Declared for the last layer, the default. Its rows, uniform column scalings and
+    # orthogonal feature maps do not matter; scaling single features (neuron scaling),
+    # doubling one (unit split) or adding one (dormant unit) changes |phi|^2.
+    invariant_under=[
+        Group.LAYER_SCALING,
+        Group.PERMUTATION,
+        Group.SIGN_FLIP,
+        Group.LOGIT_SHIFT,
+        Group.BATCHNORM_FOLD,
+        Group.BATCHNORM_SCALING,
+    ],
+)
+def relative_flatness(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    layer: int | str | None = -1,
+    loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Loss = "cross_entropy",
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+) -> Estimate:
+    """Relative flatness of a weight layer: ``sum_{s,s'} <w_s, w_s'> Tr H_{s,s'}``.
+
+    Petzka, Kamp, Adilova, Sminchisescu & Boley (2021), "Relative flatness and
+    generalization", definition 3 (kappa_Tr), with w_s the rows of the layer's weight and
+    H_{s,s'} the blocks of its Hessian; biases do not enter. A convolution's rows are its
+    filters, unfolded to vectors; with groups, every group is a matrix of its own and the
+    groups add up.
+
+    Args:
+        model: The network, in eval mode if it has BatchNorm or dropout.
+        x: ``(n, ...)`` inputs.
+        y: ``(n,)`` labels.
+        layer: Index among the weight layers in registration order, or a module's name;
+            ``None`` gives all layers as a vector.
+        loss: The mean loss.
+        memory_budget: Bytes for temporaries.
+
+    Returns:
+        The relative flatness; ``parts`` has it by layer.
+
+    Raises:
+        MeasureError: There is no such layer.
+    """
+    names = [name for name, _ in weight_layers(model)]
+    chosen = names if layer is None else [_pick(names, layer)]
+    result = exact_curvature(
+        model,
+        x,
+        y,
+        loss=loss,
+        parameters=[qualified(name, "weight") for name in chosen],
+        relative_flatness=True,
+        memory_budget=memory_budget,
+    )
+    values = [result.relative_flatness[name] for name in chosen]
+    return Estimate(
+        values if layer is None else values[0],  # type: ignore[arg-type]
+        method=result.method,
+        parts=dict(zip(chosen, values, strict=True)),
+    )
+
+
+def _pick(names: list[str], layer: int | str) -> str:
+    """Return the name of the layer that an index or a name means."""
+    if isinstance(layer, str):
+        if layer in names:
+            return layer
+    elif -len(names) <= layer < len(names):
+        return names[layer]
+    listed = ", ".join(f"{i}: {name}" for i, name in enumerate(names)) or "none"
+    raise MeasureError(f"There is no weight layer {layer!r}. The model has {listed}.")
