@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from invariance.curvature.losses import Loss
-from invariance.curvature.outer import OuterKind, OuterProduct, outer_product
+from invariance.curvature.outer import OuterKind, OuterProduct, outer_product, row_gradients
 
 #: Stateless elementwise functions, which a chain may have anywhere.
 ELEMENTWISE = (
@@ -205,7 +205,7 @@ class Chain:
         outer = product if a.ndim == 2 else _unmerge(product, a.shape)
         if kind is not None:
             return ChainState(tuple(inputs), tuple(slopes), (), (), outer)
-        signal = (self.loss.gradients(flat, targets) / self.total_mass).reshape(a.shape)
+        signal = (row_gradients(self.loss, flat, targets) / self.total_mass).reshape(a.shape)
         signals: list[Tensor] = []
         bends: list[Tensor | None] = []
         for slope, curve, weight in zip(

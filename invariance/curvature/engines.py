@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 
@@ -151,15 +152,19 @@ class _Graph:
     def __init__(self, objective: Objective, kind: OuterKind | None, x: Tensor, y: Tensor) -> None:
         self.space = objective.space
         self.leaves = objective.leaves()
-        self.outer: OuterProduct | None = None
+        self._outer: OuterProduct | None = None
+        self._build_outer: Callable[[], OuterProduct] | None = None
         with torch.enable_grad():
             if kind is None:
                 target = objective.value(self.leaves, x, y)
                 upstream = None
             else:
                 target = objective.forward(self.leaves, x)
-                self.outer = outer_product(
-                    kind, objective.loss, target.detach(), y, objective.total_mass
+                outputs = target.detach()
+                # Built at the first product: a user's loss may not be differentiated under the
+                # hooks that measure this graph's size.
+                self._build_outer = lambda: outer_product(
+                    kind, objective.loss, outputs, y, objective.total_mass
                 )
                 # J v by two reverse passes: differentiate u -> J^T u at u = 0.
                 upstream = torch.zeros_like(target, requires_grad=True)
@@ -177,7 +182,7 @@ class _Graph:
             return torch.zeros_like(vectors)
         parts = self.space.split(vectors)
         ups = [parts[index] for index in self.kept]
-        if self.upstream is None or self.outer is None:
+        if self.upstream is None or self._build_outer is None:
             found = torch.autograd.grad(
                 self.gradients,
                 self.leaves,
@@ -187,13 +192,14 @@ class _Graph:
                 is_grads_batched=batched,
             )
         else:
+            self._outer = self._outer or self._build_outer()
             (moved,) = torch.autograd.grad(
                 self.gradients, self.upstream, ups, retain_graph=True, is_grads_batched=batched
             )
             found = torch.autograd.grad(
                 self.outputs,
                 self.leaves,
-                self.outer(moved),
+                self._outer(moved),
                 retain_graph=True,
                 allow_unused=True,
                 is_grads_batched=batched,
@@ -215,6 +221,7 @@ class DualEngine(Engine):
     """
 
     def __init__(self, objective: Objective, kind: OuterKind | None, budget: int) -> None:
+        _load_forward_rules()
         self._objective, self._kind = objective, kind
         self._rows = max(1, budget // max(1, _graph_bytes(objective, kind)))
         self.description = "forward over reverse"
@@ -247,18 +254,30 @@ class DualEngine(Engine):
             )[1]
             return objective.space.join(moved)
 
-        def gauss_newton(vector: Tensor) -> Tensor:
-            def forward(theta: Sequence[Tensor]) -> Tensor:
-                return objective.forward(theta, x)
+        if kind is None:
+            return hessian
 
-            pushed = torch.func.jvp(forward, (point,), (objective.space.split(vector),))
-            outputs, moved = pushed[0], pushed[1]
-            assert kind is not None
-            outer = outer_product(kind, objective.loss, outputs, y, objective.total_mass)
+        def forward(theta: Sequence[Tensor]) -> Tensor:
+            return objective.forward(theta, x)
+
+        with torch.no_grad():
+            outputs = forward(point)
+        outer = outer_product(kind, objective.loss, outputs, y, objective.total_mass)
+
+        def gauss_newton(vector: Tensor) -> Tensor:
+            moved = torch.func.jvp(forward, (point,), (objective.space.split(vector),))[1]
             pull = torch.func.vjp(forward, point)[1]
             return objective.space.join(pull(outer(moved))[0])
 
-        return hessian if kind is None else gauss_newton
+        return gauss_newton
+
+
+def _load_forward_rules() -> None:
+    # Torch compiles some forward derivatives at their first use, through a function that it
+    # has itself deprecated: do it here, where the warning helps nobody.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import torch._decomp.decompositions_for_jvp  # noqa: F401
 
 
 def _graph_bytes(objective: Objective, kind: OuterKind | None) -> int:

@@ -20,6 +20,7 @@ from invariance.core.errors import DataError, MeasureError, ModelError
 from invariance.core.modules import clone, model_device, model_dtype
 from invariance.curvature.batches import Batches, Data, collect_batches
 from invariance.curvature.losses import Loss, LossLike, resolve_loss
+from invariance.curvature.outer import summed
 from invariance.curvature.space import ParameterSpace, select_parameters
 
 #: Rows of the head of the data that are run again to catch randomness and coupled rows.
@@ -62,7 +63,7 @@ class Objective:
 
     def value(self, parameters: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
         """Return these rows' share of the loss; the shares of all chunks sum to it."""
-        return self.loss.values(self.forward(parameters, x), y).sum() / self.total_mass
+        return summed(self.loss, self.forward(parameters, x), y) / self.total_mass
 
     def leaves(self) -> tuple[Tensor, ...]:
         """Return the point as fresh leaves that require gradients."""

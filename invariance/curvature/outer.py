@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from invariance.core.errors import MeasureError
-from invariance.curvature.losses import CrossEntropy, Loss, MeanSquaredError
+from invariance.curvature.losses import CrossEntropy, CustomLoss, Loss, MeanSquaredError
 
 OuterKind: TypeAlias = Literal["ggn", "fisher", "empirical_fisher"]
 
@@ -66,13 +66,51 @@ def outer_product(
             f"The loss {loss.name!r} is not known to be a negative log-likelihood, so it has no "
             "model Fisher matrix. Use the GGN or the empirical Fisher matrix."
         )
-    matrices = loss.hessians(outputs, y) / total_mass
-    return lambda u: torch.einsum("nij,...nj->...ni", matrices, u)
+    return _by_autograd(loss, outputs, y, total_mass)
+
+
+def summed(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor:
+    """Return the sum of the rows' values.
+
+    A user's mean over rows is called once, on all of them: it need not work inside ``vmap``.
+    """
+    if isinstance(loss, CustomLoss):
+        return loss.function(outputs, y) * outputs.shape[0]
+    return loss.values(outputs, y).sum()
+
+
+def row_gradients(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor:
+    """Return ``(n, K)``, the gradient of each row's value in its outputs."""
+    if not isinstance(loss, CustomLoss):
+        return loss.gradients(outputs, y)
+    with torch.enable_grad():
+        leaf = outputs.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(summed(loss, leaf, y), leaf)
+    return gradient
+
+
+def _by_autograd(loss: Loss, outputs: Tensor, y: Tensor, total_mass: float) -> OuterProduct:
+    """Return the product with the Hessian of any loss, from the graph of its gradient."""
+    with torch.enable_grad():
+        leaf = outputs.detach().requires_grad_()
+        value = summed(loss, leaf, y) / total_mass
+        (gradient,) = torch.autograd.grad(value, leaf, create_graph=True)
+    if not gradient.requires_grad:  # a loss that is linear in the outputs
+        return torch.zeros_like
+
+    def product(u: Tensor) -> Tensor:
+        flat = u.reshape(-1, *leaf.shape) if u.ndim > leaf.ndim else u
+        (moved,) = torch.autograd.grad(
+            gradient, leaf, flat, retain_graph=True, is_grads_batched=u.ndim > leaf.ndim
+        )
+        return moved.reshape(u.shape)
+
+    return product
 
 
 def _rank_one(loss: Loss, outputs: Tensor, y: Tensor, total_mass: float) -> OuterProduct:
     """Return the product with ``c c^T / m`` for every row of mass m > 0."""
-    gradients = loss.gradients(outputs, y)
+    gradients = row_gradients(loss, outputs, y)
     masses = loss.masses(outputs, y)
     inverse = torch.where(masses > 0, 1 / masses, torch.zeros_like(masses)) / total_mass
     scaled = gradients * inverse.unsqueeze(-1)
