@@ -1,0 +1,303 @@
+"""The narrowest network that parameters alone certify to be the same function.
+
+The reverse of splitting units and of inserting dormant ones. Three kinds of unit go, each
+recognised from weights and never from data, so that the function stays at every input:
+
+* **dormant**: all outgoing weights are exactly zero;
+* **constant**: all incoming weights are exactly zero; what it sends on moves to the biases
+  of its listeners (where these have biases and do not pad);
+* **duplicate**: its incoming weights (biases, normalisation, slopes included) equal those of
+  another unit, up to a positive factor where a scaling symmetry carries one and up to a sign
+  where a sign flip does; their outgoing weights are added.
+
+Removing one can reveal another, so this repeats until nothing changes. What is left is the
+same, up to scalings and permutations, for networks that differ by splits of units and by
+dormant units. Units that data never activate, or whose features are merely linearly
+dependent, stay: no single weight certifies those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from invariance.core.errors import TransformError
+from invariance.core.modules import clone, evaluation_mode
+from invariance.core.rng import generator
+from invariance.symmetry.elements import Element, GroupElement, named_tensors, write_tensors
+from invariance.symmetry.structures import SCALING_KINDS, IntArray, Kind, Leg, Role, Symmetries
+from invariance.symmetry.width import Surgery
+
+if TYPE_CHECKING:
+    from invariance.transforms.base import Applied
+
+_INCOMING = (Role.PRODUCER, Role.SLOPE, Role.STATISTIC)
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+#: A step looks at one group of a network and returns the smaller network and the units gone.
+_Step = Callable[[nn.Module, Surgery, int, Tensor], "tuple[nn.Module, list[int]] | None"]
+
+
+def reduce_width(model: nn.Module, example_input: Tensor | None = None) -> Applied:
+    """Remove dormant, constant and duplicate hidden units without changing the function.
+
+    Args:
+        model: Any module that the analysis understands, in eval mode if it has BatchNorm.
+        example_input: A batch that it accepts; may be omitted for a network whose first
+            weight layer is linear.
+
+    Returns:
+        The narrower copy (an unchanged copy if nothing can go) with its verification.
+        ``detail["removed"]`` counts what went, by site and kind; ``detail["widths"]`` gives
+        the number of units left at every site. ``action`` is ``None``.
+
+    Raises:
+        TransformError: If the network cannot be analysed or run.
+    """
+    from invariance.symmetry import symmetries as analyse
+    from invariance.transforms.base import Applied
+    from invariance.transforms.evidence import example_or_default, refuse_train_mode, verify
+
+    who = "reduce_width"
+    refuse_train_mode(model, who)
+    x = example_or_default(model, example_input, who)
+    steps: dict[str, _Step] = {"dormant": _dormant, "duplicate": _duplicates, "constant": _constant}
+    current = clone(model)
+    removed: dict[str, dict[str, int]] = {}
+    left_alone: dict[str, str] = {}
+    found = analyse(current, x)
+    blocked: set[tuple[str, str]] = set()
+    changed = True
+    while changed:
+        changed = False
+        surgery = Surgery(current, found, who)
+        for place in reversed(surgery.places):
+            site = found.groups[place].site
+            for kind, step in steps.items():
+                if (site, kind) in blocked:
+                    continue
+                try:
+                    smaller = step(current, surgery, place, x)
+                    if smaller is not None:
+                        verify(model, smaller[0], x, f"{who} at {site!r}")
+                except (TransformError, RuntimeError, ValueError, IndexError) as error:
+                    # The forward pass sees the units in a way that no weight shows.
+                    blocked.add((site, kind))
+                    left_alone[f"{site} ({kind})"] = str(error).splitlines()[0]
+                    continue
+                if smaller is not None:
+                    current, gone = smaller
+                    counts = removed.setdefault(site, {})
+                    counts[kind] = counts.get(kind, 0) + len(gone)
+                    found, changed = analyse(current, x), True
+                    break
+            if changed:
+                break
+    groups = [group for group in found.groups if group.kind is Kind.PERMUTATION]
+    total = sum(count for counts in removed.values() for count in counts.values())
+    return Applied(
+        model=current,
+        verification=verify(model, current, x, who),
+        action=None,
+        description=f"removed {total} units that change nothing",
+        detail={
+            "removed": removed,
+            "widths": {group.site: group.size for group in groups},
+            "left_alone": left_alone,
+        },
+    )
+
+
+def _without(surgery: Surgery, place: int, units: IntArray) -> tuple[nn.Module, list[int]] | None:
+    """Drop units, keeping at least one, which modules need."""
+    size = surgery.size(place)
+    units = units[: size - 1]
+    if not units.size:
+        return None
+    smaller = surgery.copy()
+    smaller.select(place, np.setdiff1d(np.arange(size), units))
+    return smaller.model, [int(unit) for unit in units]
+
+
+def _dormant(
+    model: nn.Module, surgery: Surgery, place: int, x: Tensor
+) -> tuple[nn.Module, list[int]] | None:
+    """Drop units whose outgoing weights are all zero."""
+    del model, x
+    outgoing = surgery.rows(place, (Role.CONSUMER,))
+    return _without(surgery, place, np.flatnonzero((outgoing == 0).all(1).numpy()))
+
+
+def _duplicates(
+    model: nn.Module, surgery: Surgery, place: int, x: Tensor
+) -> tuple[nn.Module, list[int]] | None:
+    """Merge units with equal incoming weights, up to the scale and sign that are free."""
+    del x
+    found = surgery.found
+    natural = _natural_gauge(model, found, found.groups[place].stream)
+    unified = clone(model).double()
+    write_tensors(unified, natural.act(named_tensors(model, double=True), found))
+    rows = Surgery(unified, found, surgery.who).rows(place, _INCOMING)
+    eps = max(torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point())
+    twin = _twins(rows, 128 * eps)
+    gone = np.flatnonzero(twin != np.arange(twin.size))
+    if not gone.size:
+        return None
+    # Move only the duplicates along the orbit, onto the unit that they duplicate.
+    onto = Element(
+        {
+            at: GroupElement(
+                part.kind, part.site, part.values / part.values[torch.from_numpy(twin)]
+            )
+            for at, part in natural.parts.items()
+        }
+    )
+    merged = clone(model)
+    write_tensors(merged, onto.act(named_tensors(model, double=True), found))
+    work = Surgery(merged, found, surgery.who)
+    sums = torch.zeros(twin.size, twin.size, dtype=torch.float64)
+    sums[torch.from_numpy(twin), torch.arange(twin.size)] = 1.0
+    work.combine(place, (Role.CONSUMER,), sums)
+    return _without(work, place, gone)
+
+
+def _twins(rows: Tensor, tolerance: float) -> IntArray:
+    """Return, for each row, the first row that it equals within a relative tolerance."""
+    count, width = rows.shape
+    twin = np.arange(count)
+    if width == 0 or count < 2:
+        return twin
+    draw = generator(0, "twins")
+    direction = torch.randn(width, generator=draw, dtype=torch.float64)
+    scale = rows.abs().amax(1)
+    limit = tolerance * scale
+    key = (rows @ direction).numpy()
+    order = np.argsort(key, kind="stable")
+    reach = tolerance * float(direction.abs().sum()) * scale.numpy()
+    for slot, unit in enumerate(order):
+        for other in order[slot + 1 :]:
+            if key[other] - key[unit] > reach[unit] + reach[other]:
+                break
+            if bool(((rows[other] - rows[unit]).abs() <= limit[unit]).all()):
+                low, high = sorted((twin[unit], twin[other]))
+                twin[twin == high] = low
+    return twin
+
+
+def _natural_gauge(model: nn.Module, found: Symmetries, stream: int) -> Element:
+    """Return the element that makes a stream's units comparable: unit norm, fixed sign."""
+    tensors = named_tensors(model, double=True)
+    parts: dict[int, GroupElement] = {}
+    for place, group in enumerate(found.groups):
+        if group.stream != stream:
+            continue
+        if group.kind in SCALING_KINDS:
+            legs = [leg for leg in group.legs if leg.power == 1 and leg.role is Role.PRODUCER]
+            total = torch.zeros(group.size, dtype=torch.float64)
+            for leg in legs:
+                total += _per_unit(tensors[leg.parameter].square(), leg, group.size)
+            norm = torch.where(total > 0, total.rsqrt(), torch.ones_like(total))
+            parts[place] = GroupElement(group.kind, group.site, norm)
+        elif group.kind is Kind.SIGN_FLIP:
+            odd = [leg for leg in group.legs if leg.sign_power % 2 and leg.role is Role.PRODUCER]
+            cubes = torch.zeros(group.size, dtype=torch.float64)
+            for number, leg in enumerate(odd):
+                noise = _fixed_noise(tensors[leg.parameter].shape, leg, number)
+                cubes += _per_unit(tensors[leg.parameter].cpu() * noise, leg, group.size)
+            signs = torch.where(cubes < 0, -1.0, 1.0).to(torch.float64)
+            parts[place] = GroupElement(group.kind, group.site, signs)
+    return Element(parts)
+
+
+def _per_unit(tensor: Tensor, leg: Leg, size: int) -> Tensor:
+    """Sum a tensor's entries over each unit."""
+    units = torch.from_numpy(leg.units.copy()).expand(tensor.shape).reshape(-1)
+    inside = units >= 0
+    sums = torch.zeros(size, dtype=torch.float64)
+    return sums.index_add_(0, units[inside], tensor.cpu().reshape(-1)[inside])
+
+
+def _fixed_noise(shape: torch.Size, leg: Leg, number: int) -> Tensor:
+    """Draw weights that are the same for every unit of a leg."""
+    sizes = [1 if n > 1 else shape[d] for d, n in enumerate(leg.units.shape)]
+    draw = generator(0, "sign", number)
+    return torch.randn(sizes, generator=draw, dtype=torch.float64)
+
+
+def _constant(
+    model: nn.Module, surgery: Surgery, place: int, x: Tensor
+) -> tuple[nn.Module, list[int]] | None:
+    """Drop units without incoming weights, and add what they send to their listeners' biases."""
+    lines = [line for line in surgery.tensors(place) if line[3] is Role.PRODUCER]
+    quiet = np.ones(surgery.size(place), dtype=bool)
+    weighted = False
+    for name, dim, units, _ in lines:
+        tensor = surgery.tensor(name).detach()
+        if tensor.dim() < 2:
+            continue
+        weighted = True
+        silent = (torch.movedim(tensor, dim, 0).flatten(1) == 0).all(1).cpu().numpy()
+        for unit in np.unique(units[(units >= 0) & ~silent]):
+            quiet[unit] = False
+    gone = np.flatnonzero(quiet)[: surgery.size(place) - 1] if weighted else np.zeros(0, int)
+    if not gone.size:
+        return None
+    folded = clone(model)
+    for name, dim, units, role in surgery.tensors(place):
+        if role is Role.CONSUMER:
+            _fold(model, folded, name, dim, np.flatnonzero(np.isin(units, gone)), x)
+    return _without(Surgery(folded, surgery.found, surgery.who), place, gone)
+
+
+def _fold(
+    model: nn.Module, folded: nn.Module, name: str, dim: int, at: IntArray, x: Tensor
+) -> None:
+    """Add the constant inputs ``at`` of one listener to its bias."""
+    owner_name, _, attribute = name.rpartition(".")
+    owner = model.get_submodule(owner_name)
+    if not (isinstance(owner, (nn.Linear, *_CONVS)) and attribute == "weight" and dim == 1):
+        raise TransformError(f"{name!r} is no weight whose constant inputs can move to a bias.")
+    values = _constant_inputs(model, owner, at, x)
+    if not bool(values.any()):
+        return
+    padded = (
+        isinstance(owner, _CONVS)
+        and owner.padding != "valid"
+        and any(size != 0 for size in owner.padding)
+    )
+    if owner.bias is None or padded:
+        raise TransformError(f"{owner_name!r} has {'padding' if padded else 'no bias'}.")
+    target = folded.get_submodule(owner_name)
+    weight = (
+        owner.weight.detach().double().flatten(2)
+        if owner.weight.dim() > 2
+        else (owner.weight.detach().double().unsqueeze(-1))
+    )
+    weight = weight.sum(2)
+    with torch.no_grad():
+        gain = weight[:, torch.from_numpy(at).to(weight.device)] @ values.to(weight)
+        assert isinstance(target.bias, nn.Parameter)
+        target.bias.add_(gain.to(target.bias))
+
+
+def _constant_inputs(model: nn.Module, owner: nn.Module, at: IntArray, x: Tensor) -> Tensor:
+    """Read the values of constant inputs off one run; refuse if they are not constant."""
+    seen: list[Tensor] = []
+    handle = owner.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    try:
+        with torch.no_grad(), evaluation_mode(model):
+            model(x)
+    finally:
+        handle.remove()
+    if not seen:
+        raise TransformError("Its listener is not called as a module.")
+    axis = -1 if isinstance(owner, nn.Linear) else 1
+    rows = torch.cat([torch.movedim(value, axis, -1).flatten(0, -2) for value in seen])
+    values = rows[:, torch.from_numpy(at).to(rows.device)].double().cpu()
+    if not bool((values == values[0]).all()):
+        raise TransformError("A unit without incoming weights is not constant.")
+    return values[0]
