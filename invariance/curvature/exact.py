@@ -16,17 +16,18 @@ from torch import Tensor, nn
 from invariance.core.errors import DataError, MeasureError
 from invariance.core.modules import in_train_mode
 from invariance.curvature.batches import Batches, Data, collect_batches
+from invariance.curvature.exact_directional import move_like
+from invariance.curvature.exact_general import make_plan, sweep_module
+from invariance.curvature.exact_linearity import analyse_linearity
 from invariance.curvature.exact_mlp import (
-    Dense,
-    Step,
     bytes_per_row,
     chunk_rows,
     first_step,
     first_triangle,
-    parse_mlp,
     sweep_chunk,
 )
 from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET, ExactCurvature, Sums, Wants
+from invariance.curvature.exact_steps import Dense, Step, parse_mlp
 from invariance.curvature.losses import Loss, resolve_loss
 from invariance.curvature.space import select_parameters
 
@@ -77,9 +78,24 @@ def exact_curvature(
     check_budget(memory_budget)
     wants = Wants(relative_flatness, diagonal)
     steps = parse_mlp(model)
-    if steps is None or batches.first()[0].ndim != 2:
-        raise MeasureError("general modules: not yet")
-    return sweep_steps(steps, batches, resolved, space.names, wants, memory_budget)
+    if steps is not None and batches.first()[0].ndim == 2:
+        return sweep_steps(steps, batches, resolved, space.names, wants, memory_budget)
+    row = move_like(batches.first()[0][:1], next(iter(model.parameters())))
+    linearity = analyse_linearity(model, row)
+    refused = [name for name in space.names if name in linearity.reasons]
+    if refused:
+        raise MeasureError(
+            f"The network is not piecewise linear in {refused[0]!r}: "
+            f"{linearity.reasons[refused[0]]}. The exact sweep covers networks of linear layers "
+            "and piecewise-linear functions; name the parameters that qualify, or use "
+            "hessian_trace, which picks another method."
+        )
+    plan = make_plan(model, linearity, space.names, row)
+    sums = sweep_module(model, plan, batches, resolved, wants, memory_budget)
+    method = f"exact sweep ({resolved.name})"
+    if plan.silent:
+        method += f"; no influence, hence zero: {', '.join(plan.silent)}"
+    return finished(sums, space.names, method)
 
 
 def sweep_steps(

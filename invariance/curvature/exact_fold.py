@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from invariance.curvature.exact_mlp import Dense, Norm, Step
+from invariance.curvature.exact_steps import Dense, Norm, Step
 
 
 def fold_steps(steps: Sequence[Step]) -> list[Step]:

@@ -14,8 +14,8 @@ from invariance.core.groups import Group
 from invariance.curvature.batches import collect_batches
 from invariance.curvature.exact import require_deterministic, sweep_steps
 from invariance.curvature.exact_fold import fold_steps
-from invariance.curvature.exact_mlp import Dense, Norm, Slope, Step, parse_mlp
 from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET, Wants, qualified
+from invariance.curvature.exact_steps import Dense, Norm, Slope, Step, parse_mlp
 from invariance.curvature.losses import Loss, resolve_loss
 from invariance.measures.registry import measure
 from invariance.symmetry.balance import ScalingDesign, ScalingLeg, minimise_over_scalings

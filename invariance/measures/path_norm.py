@@ -10,7 +10,7 @@ from invariance.core.estimate import Estimate
 from invariance.core.groups import Group
 from invariance.curvature.exact import require_deterministic
 from invariance.curvature.exact_fold import affine_of, fold_steps
-from invariance.curvature.exact_mlp import Dense, Norm, Slope, Step, parse_mlp
+from invariance.curvature.exact_steps import Dense, Norm, Slope, Step, parse_mlp
 from invariance.measures.registry import measure
 
 
