@@ -1,8 +1,8 @@
 """The dual active-set method of Goldfarb and Idnani, for cones of linear classifiers.
 
-The minimum-norm separator of labelled points ``x_i`` (rows) with labels ``y_i``,
+The separator nearest to a point ``W_0`` of labelled points ``x_i`` (rows),
 
-    minimise |W|^2 / 2   subject to   (e_y - e_c) . W x_i >= 1  for every i and c != y_i,
+    minimise |W - W_0|^2 / 2   subject to   (e_y - e_c) . W x_i >= 1  for all i, c != y_i,
 
 exists exactly when the points are linearly separable. The method keeps the solution for
 a subset of active rows, adds a violated row, and drops rows whose multipliers would turn
@@ -13,8 +13,7 @@ of active rows: that combination is a Farkas certificate that no separator exist
 
 The objective's Hessian is the identity, so an orthonormal basis of the active rows and a
 triangular factor (a thin QR factorisation, kept by Gram-Schmidt with one repetition and
-Givens rotations) is all the linear algebra. A solver is copied, not re-run, to decide
-what one more labelled point changes.
+Givens rotations) is all the linear algebra.
 """
 
 from __future__ import annotations
@@ -32,6 +31,8 @@ Indices = npt.NDArray[np.int64]
 EARLY_STOP = 1e-3
 #: A row whose part outside the active rows is this small, relatively, depends on them.
 DEPENDENT = 1e-11
+#: Changes of the active set after which a run gives up.
+MAX_STEPS = 20_000
 
 
 class Outcome(IntEnum):
@@ -63,12 +64,15 @@ class ActiveSet:
     Args:
         points: ``(m, r)`` points, ideally of unit length.
         n_classes: Number of classes K.
+        start: ``(K, r)`` the point ``W_0``; zero by default.
     """
 
-    def __init__(self, points: Array, n_classes: int) -> None:
+    def __init__(self, points: Array, n_classes: int, start: Array | None = None) -> None:
         self.points = points
         self.n_classes = n_classes
         self.separator: Array = np.zeros((n_classes, points.shape[1]))
+        if start is not None:
+            self.separator[:] = start
         size = n_classes * points.shape[1]
         self._basis: Array = np.zeros((min(16, size), size))
         self._factor: Array = np.zeros((min(16, size), min(16, size)))
@@ -77,23 +81,13 @@ class ActiveSet:
         self._multipliers: Array = np.zeros(0)
         self.steps = 0
 
-    def copy(self) -> ActiveSet:
-        """Return an independent copy that shares the points only."""
-        twin = object.__new__(ActiveSet)
-        twin.points, twin.n_classes, twin.steps = self.points, self.n_classes, 0
-        twin.separator = self.separator.copy()
-        twin._basis, twin._factor = self._basis.copy(), self._factor.copy()
-        twin._points, twin._others = self._points.copy(), self._others.copy()
-        twin._multipliers = self._multipliers.copy()
-        return twin
-
     def separate(
         self,
         labelled: Indices,
         labels: Indices,
         *,
         stop: float = EARLY_STOP,
-        max_steps: int = 20_000,
+        max_steps: int = MAX_STEPS,
     ) -> tuple[Outcome, Combination | None]:
         """Continue until the labelled points are separated or proved inseparable.
 

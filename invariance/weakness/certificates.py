@@ -4,10 +4,10 @@ Nothing here trusts the solver: a verdict is counted only when one of these two 
 passes, and each states exactly what it proves.
 
 **Feasible.** A witness W is multiplied out against the given features (columns scaled by
-powers of two, which is exact). With the standard bound ``gamma_p |w| . |x|``,
-``gamma_p = p eps / (1 - p eps)``, on the rounding error of a dot product of length p
-(N. Higham, *Accuracy and Stability of Numerical Algorithms*, section 3.1), a margin
-larger than twice the bound of both its logits is positive in exact arithmetic. So a
+powers of two, which is exact). The rounding error of a dot product of length p is at
+most ``p eps |w|_2 |x|_2``, up to higher order (N. Higham, *Accuracy and Stability of
+Numerical Algorithms*, section 3.1), so a margin larger than twice that bound for both of
+its logits is positive in exact arithmetic. So a
 feasible verdict is a proof.
 
 **Infeasible.** Multipliers ``y >= 0`` over rows ``a_k = (e_label - e_other) x_k^T`` with
@@ -15,7 +15,8 @@ feasible verdict is a proof.
 ``delta sum(y) <= <W, sum_k y_k a_k> <= |W| |sum_k y_k a_k|``. With
 ``R = sum(y) / |sum_k y_k a_k|``, the sum computed with its own rounding bound added: *no
 classifier of Frobenius norm at most R delta has all margins at least delta*. A verdict
-needs ``R >= 1 / tolerance``.
+needs ``R >= 1 / tolerance`` and, so that no margin however small is overlooked, a proof
+that an exact combination exists (:mod:`invariance.weakness.exact_proofs`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ Indices = npt.NDArray[np.int64]
 
 EPSILON = float(np.finfo(np.float64).eps)
 #: Largest |sum_k y_k a_k| / sum(y) of an accepted certificate of infeasibility.
-INFEASIBLE_TOLERANCE = 1e-12
+INFEASIBLE_TOLERANCE = 1e-10
+#: Logits of one class that are held at once.
+_ENTRIES = 4_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +46,7 @@ class WitnessCheck:
 
     Attributes:
         separates: ``(w,)`` whether each classifies every training point correctly.
-        margin: ``(w,)`` its smallest training margin divided by ``|W| max|x|``.
+        margin: ``(w,)`` its smallest training margin, divided by ``|W|`` and ``|x|``.
         proved: ``(w, u)`` the class that it provably gives each probe, -1 where unclear.
         probe_margin: ``(w, u)`` that class's margin, divided in the same way.
     """
@@ -66,33 +69,61 @@ def check_witnesses(witnesses: Array, train: Array, labels: Indices, probes: Arr
     Returns:
         The :class:`WitnessCheck`.
     """
-    count, _, width = witnesses.shape
-    n_train = train.shape[0]
-    rows = np.vstack([train, probes])
-    scale = np.linalg.norm(witnesses, axis=(1, 2)) * np.linalg.norm(rows, axis=1).max(initial=0.0)
-    gamma = (width + 4) * EPSILON
-    logits = np.einsum("wkp,mp->wmk", witnesses, rows, optimize=True)
-    bound = 2.0 * gamma * np.einsum("wkp,mp->wmk", np.abs(witnesses), np.abs(rows), optimize=True)
-    lower, upper = logits - bound, logits + bound
-    order = np.arange(n_train)
-    own = lower[:, order, labels]
-    rivals = upper[:, :n_train].copy()
-    rivals[:, order, labels] = -np.inf
-    slack = (own - rivals.max(axis=2)).min(axis=1, initial=np.inf)
-    finite = np.isfinite(witnesses).all(axis=(1, 2))
+    size = max(1, _ENTRIES // max(1, train.shape[0] + probes.shape[0]))
+    parts = [
+        _check_some(witnesses[begin : begin + size], train, labels, probes)
+        for begin in range(0, len(witnesses), size)
+    ]
+    if not parts:
+        empty = np.zeros((0, probes.shape[0]))
+        return WitnessCheck(np.zeros(0, bool), np.zeros(0), empty.astype(np.int64), empty)
+    return WitnessCheck(
+        separates=np.concatenate([part.separates for part in parts]),
+        margin=np.concatenate([part.margin for part in parts]),
+        proved=np.concatenate([part.proved for part in parts]),
+        probe_margin=np.concatenate([part.probe_margin for part in parts]),
+    )
+
+
+def _check_some(witnesses: Array, train: Array, labels: Indices, probes: Array) -> WitnessCheck:
+    """:func:`check_witnesses` on as many witnesses as fit in memory; one class at a time."""
+    count, n_classes, width = witnesses.shape
+    # Twice the bound on both logits of a margin, by Cauchy-Schwarz |w| . |x| <= |w|_2 |x|_2.
+    slope = 4.0 * (width + 4) * EPSILON
+    reach = slope * np.linalg.norm(witnesses, axis=2).max(axis=1)
+    norms = np.linalg.norm(witnesses, axis=(1, 2))
+    norms = np.where(norms > 0.0, norms, 1.0)
+    train_lengths = np.linalg.norm(train, axis=1)[:, None]
+    probe_lengths = np.linalg.norm(probes, axis=1)[:, None]
+
+    own = np.empty((train.shape[0], count))
+    rival = np.full((train.shape[0], count), -np.inf)
+    first = np.full((probes.shape[0], count), -np.inf)
+    second = first.copy()
+    winner = np.zeros(first.shape, dtype=np.int64)
+    for target in range(n_classes):
+        classifier = np.ascontiguousarray(witnesses[:, target].T)
+        logits = train @ classifier
+        mine = np.flatnonzero(labels == target)
+        own[mine] = logits[mine]
+        logits[mine] = -np.inf
+        np.maximum(rival, logits, out=rival)
+        logits = probes @ classifier
+        np.maximum(second, np.minimum(first, logits), out=second)
+        winner[logits > first] = target
+        np.maximum(first, logits, out=first)
+    own -= rival
+    own /= np.where(train_lengths > 0.0, train_lengths, 1.0)
+    slack = own.min(axis=0) - reach
+    finite = np.isfinite(witnesses).all(axis=(1, 2)) & np.isfinite(norms)
     separates = (slack > 0.0) & finite
-    winner = logits[:, n_train:].argmax(axis=2)
-    own = np.take_along_axis(lower[:, n_train:], winner[..., None], axis=2)[..., 0]
-    rivals = upper[:, n_train:].copy()
-    np.put_along_axis(rivals, winner[..., None], -np.inf, axis=2)
-    lead = own - rivals.max(axis=2, initial=-np.inf)
-    clear = (lead > 0.0) & separates[:, None]
-    safe = np.where(scale > 0.0, scale, 1.0)
+    lead = (first - second) / np.where(probe_lengths > 0.0, probe_lengths, 1.0) - reach
+    clear = (lead > 0.0) & separates
     return WitnessCheck(
         separates=separates,
-        margin=np.where(count, slack / safe, 0.0),
-        proved=np.where(clear, winner, -1),
-        probe_margin=lead / safe[:, None],
+        margin=slack / norms,
+        proved=np.where(clear, winner, -1).T,
+        probe_margin=(lead / norms).T,
     )
 
 

@@ -47,6 +47,7 @@ class Conditioned:
     Attributes:
         n_train: How many of the rows are training points (the first ones).
         points: ``(n + u, r)`` whitened rows of unit length.
+        lengths: ``(n + u,)`` lengths of the whitened rows before normalisation.
         equilibrated: ``(n + u, p)`` the features with columns scaled by powers of two,
             the bias column of ones last (if there is a bias). An exact image of the input.
         basis: ``(p, r)`` with ``equilibrated @ basis`` whitened, before normalisation.
@@ -64,6 +65,7 @@ class Conditioned:
 
     n_train: int
     points: Array
+    lengths: Array
     equilibrated: Array
     basis: Array
     free: npt.NDArray[np.bool_]
@@ -94,8 +96,11 @@ def condition(
     equilibrated, dead = _equilibrate(train, unseen, alive, bias)
     n_train = train.shape[0]
     rows = equilibrated[:n_train]
-    _, spectrum, right = np.linalg.svd(rows, full_matrices=False)
-    rank = int((spectrum > rank_tolerance * spectrum[0]).sum()) if spectrum.size else 0
+    if rows.shape[1]:
+        _, spectrum, right = np.linalg.svd(rows, full_matrices=False)
+    else:  # every feature is zero on every training point, and there is no bias
+        spectrum, right = np.zeros(0), np.zeros((0, 0))
+    rank = int((spectrum > rank_tolerance * spectrum[:1]).sum())
     full_rank = rank == equilibrated.shape[1]
     retained = right[:rank]
     basis = (retained / spectrum[:rank, None]).T
@@ -108,6 +113,7 @@ def condition(
     return Conditioned(
         n_train=n_train,
         points=points,
+        lengths=lengths[:, 0],
         equilibrated=equilibrated,
         basis=basis,
         free=free,

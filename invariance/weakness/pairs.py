@@ -32,6 +32,7 @@ def pair_proxy(
     rank_tolerance: float | None = None,
     tolerance: float = INFEASIBLE_TOLERANCE,
     keep_certificates: bool = False,
+    workers: int = 1,
     precision: Precision = "float64",
 ) -> Estimate:
     """Count the feasible (unseen point, class) pairs, each verdict certified.
@@ -43,8 +44,10 @@ def pair_proxy(
         x_unseen: ``(u, ...)`` unseen inputs.
         rank_tolerance: Relative cut of the training features' singular values. Default: by
             the precision of the parameters, see :mod:`invariance.weakness.conditioning`.
-        tolerance: Largest relative residual of a certificate of infeasibility.
+        tolerance: Largest relative residual of a certificate of infeasibility, see
+            :mod:`invariance.weakness.certificates`.
         keep_certificates: Also return the witnesses and Farkas combinations.
+        workers: Threads to spread the unseen points over; the result does not depend on it.
         precision: ``"float64"`` or ``"native"`` evaluation of the network.
 
     Returns:
@@ -68,7 +71,9 @@ def pair_proxy(
             f"Got {rank_tolerance} and {tolerance}."
         )
     points = condition(train, unseen, bias=features.bias, rank_tolerance=rank_tolerance)
-    verdicts = settle_pairs(points, labels, features.n_classes, tolerance=tolerance)
+    verdicts = settle_pairs(
+        points, labels, features.n_classes, tolerance=tolerance, workers=workers
+    )
     return _estimate(verdicts, points.rank, keep_certificates)
 
 

@@ -1,0 +1,153 @@
+"""Proofs that a system of margins has no solution at all, not even a tiny one.
+
+A combination ``y >= 0`` with ``|sum_k y_k a_k|`` of size 1e-15 rules out every classifier
+below a norm of 1e15, but two points that differ in their last bit can be separated by a
+larger one. Two checks close that gap for the given floating-point points:
+
+* **Perturbation.** Let the columns of M be the rows a_k, as D independent equations. If M
+  has full row rank with smallest singular value s, then ``M (y + z) = 0`` for some
+  ``|z| <= |M y| / s``. If every y_k is larger, ``y + z > 0`` is an exact certificate. D is
+  counted from the classes and columns that occur, so this applies to points in general
+  position, which is what networks give.
+* **Rational arithmetic.** Otherwise (duplicates, points on a common ray) the null space
+  of M is computed exactly: floating-point numbers are rationals. It must hold a vector
+  with positive entries.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from invariance.weakness.active_set import Combination
+
+Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+
+_EPSILON = float(np.finfo(np.float64).eps)
+#: Multipliers below this fraction of the largest are round-off, and left out.
+_NEGLIGIBLE = 1e-10
+#: Most rows that rational elimination takes on without python-flint.
+_RATIONAL_ROWS = 40
+
+
+def is_exactly_infeasible(combination: Combination, labels: Indices, points: Array) -> bool:
+    """Prove that no classifier gives the combination's points their labels strictly.
+
+    Args:
+        combination: Rows and multipliers, as a solver found them.
+        labels: ``(k,)`` labels of the combination's points.
+        points: ``(m, p)`` all points, as exact floating-point numbers, of sizes near 1.
+
+    Returns:
+        True if proved; False if neither check succeeds.
+    """
+    weights = combination.weights
+    if not len(weights) or not np.isfinite(weights).all():
+        return False
+    scaled = weights * np.linalg.norm(points[combination.points], axis=1)
+    keep = np.flatnonzero(scaled >= _NEGLIGIBLE * scaled.max(initial=0.0))
+    matrix, equations = _equations(
+        points[combination.points[keep]], labels[keep], combination.others[keep]
+    )
+    if matrix.shape[1] > equations and _survives_perturbation(matrix, weights[keep], equations):
+        return True
+    return _has_positive_null_vector(matrix)
+
+
+def _equations(points: Array, labels: Indices, others: Indices) -> tuple[Array, int]:
+    """Return the combination's equations and how many of them are independent at most.
+
+    The rows form a graph on the classes, an edge from label to other. In every connected
+    component the equations of the classes sum to zero, so one class is left out; a column
+    that is zero on all of a component's points gives no equation.
+    """
+    parent: dict[int, int] = {}
+
+    def root(node: int) -> int:
+        while parent.setdefault(node, node) != node:
+            node = parent[node]
+        return node
+
+    for label, other in zip(labels.tolist(), others.tolist(), strict=True):
+        parent[root(label)] = root(other)
+    component = np.array([root(label) for label in labels.tolist()])
+    blocks = []
+    for node in list(parent):
+        top = root(node)
+        if node == top:
+            continue  # the class that is left out
+        columns = (points[component == top] != 0.0).any(axis=0)
+        sign = (labels == node).astype(float) - (others == node).astype(float)
+        blocks.append((points[:, columns] * sign[:, None]).T)
+    if not blocks:
+        return np.zeros((0, len(labels))), 0
+    matrix = np.vstack(blocks)
+    return matrix, matrix.shape[0]
+
+
+def _survives_perturbation(matrix: Array, weights: Array, equations: int) -> bool:
+    # Powers of two bring each column near unit length without rounding.
+    lengths = np.linalg.norm(matrix, axis=0)
+    if not (lengths > 0.0).all():
+        return False
+    exponent = np.frexp(lengths)[1]
+    scaled = np.ldexp(matrix, -exponent)
+    weights = np.ldexp(weights, exponent)
+    values = np.linalg.svd(scaled, compute_uv=False)
+    size = sum(matrix.shape)
+    smallest = float(values[equations - 1] - 8.0 * size * _EPSILON * values[0])
+    if smallest <= 0.0:
+        return False
+    rounding = 2.0 * size * _EPSILON * (np.abs(scaled) @ weights)
+    residual = float(np.linalg.norm(np.abs(scaled @ weights) + rounding))
+    return float(weights.min()) > 1.01 * residual / smallest
+
+
+def _has_positive_null_vector(matrix: Array) -> bool:
+    """Whether the exact null space is one line that a positive vector spans."""
+    columns = matrix.shape[1]
+    try:
+        import flint
+    except ImportError:
+        if columns > _RATIONAL_ROWS:
+            return False
+        reduced: list[list[Any]]
+        reduced, rank = _reduce([[Fraction(value) for value in row] for row in matrix.tolist()])
+    else:
+        entries = [
+            flint.fmpq(*float(value).as_integer_ratio()) for value in matrix.ravel().tolist()
+        ]
+        table, rank = flint.fmpq_mat(matrix.shape[0], columns, entries).rref()
+        reduced = table.tolist()
+    if rank != columns - 1:
+        return False
+    return _spans_positive_line(reduced, rank, columns)
+
+
+def _spans_positive_line(reduced: list[list[Any]], rank: int, columns: int) -> bool:
+    pivots = [next(j for j in range(columns) if reduced[i][j] != 0) for i in range(rank)]
+    (free,) = set(range(columns)) - set(pivots)
+    return all(-reduced[i][free] > 0 for i in range(rank))
+
+
+def _reduce(rows: list[list[Fraction]]) -> tuple[list[list[Fraction]], int]:
+    """Reduced row echelon form by Gauss-Jordan elimination, and the rank."""
+    rank = 0
+    columns = len(rows[0]) if rows else 0
+    for column in range(columns):
+        pivot = next((i for i in range(rank, len(rows)) if rows[i][column] != 0), None)
+        if pivot is None:
+            continue
+        rows[rank], rows[pivot] = rows[pivot], rows[rank]
+        lead = rows[rank][column]
+        rows[rank] = [value / lead for value in rows[rank]]
+        for i, row in enumerate(rows):
+            if i != rank and row[column] != 0:
+                factor = row[column]
+                rows[i] = [a - factor * b for a, b in zip(row, rows[rank], strict=True)]
+        rank += 1
+    return rows, rank
