@@ -18,6 +18,7 @@ from invariance.curvature.operators import (
     GGNOperator,
     HessianOperator,
 )
+from invariance.curvature.stacked import EnsembleCurvature, hessian_trace_ensemble
 
 __all__ = [
     "CrossEntropy",
@@ -25,6 +26,7 @@ __all__ = [
     "CustomLoss",
     "DiagonalResult",
     "EmpiricalFisherOperator",
+    "EnsembleCurvature",
     "ExactCurvature",
     "FisherOperator",
     "GGNOperator",
@@ -36,5 +38,6 @@ __all__ = [
     "hessian_diagonal",
     "hessian_eigenvalues",
     "hessian_trace",
+    "hessian_trace_ensemble",
     "resolve_loss",
 ]

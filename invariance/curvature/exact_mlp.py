@@ -270,7 +270,7 @@ def sweep_chunk(
     Args:
         steps: The network, or a stack of M networks.
         x: ``(n, d)``, or ``(M, n, d)`` for a stack.
-        y: ``(n, ...)``, or ``(M, n, ...)`` for a stack.
+        y: ``(n, ...)``, or ``(M, n, ...)`` for a stack, one target a row and network.
         loss: The loss.
         wants: What to compute besides the traces.
         triangle: :func:`triangular_factor` of the first linear layer, if needed.
