@@ -204,6 +204,7 @@ class NormSite:
         fold_into: Qualified name of the weight layer before it, if its output goes here only.
         fold_after: Qualified name of the weight layer after it, if that reads only this.
         why_not: Why it cannot be folded, ``""`` if it can.
+        columns: With ``fold_after``: the channel of every input of that layer.
     """
 
     name: str
@@ -214,6 +215,12 @@ class NormSite:
     fold_into: str | None = None
     fold_after: str | None = None
     why_not: str = ""
+    columns: IntArray | None = field(default=None, compare=False)
+
+    @property
+    def layer(self) -> str | None:
+        """The layer that it folds into, if any."""
+        return self.fold_into or self.fold_after
 
 
 @dataclass(frozen=True)
