@@ -8,6 +8,22 @@ and ``groups`` reads the symmetry groups off the solution.
 from __future__ import annotations
 
 from invariance.symmetry.analysis import symmetries
+from invariance.symmetry.balance import (
+    BalanceResult,
+    ScalingDesign,
+    ScalingLeg,
+    minimise_over_scalings,
+)
+from invariance.symmetry.canonical import (
+    CanonicalForm,
+    canonical_form,
+    canonicalize,
+    scaling_design,
+)
+from invariance.symmetry.elements import Element, GroupElement
+from invariance.symmetry.gauge import gauge_fixed
+from invariance.symmetry.orbit import OrbitResult, same_orbit
+from invariance.symmetry.reduce import reduce_width
 from invariance.symmetry.structures import (
     SCALING_KINDS,
     Kind,
@@ -22,13 +38,27 @@ from invariance.symmetry.structures import (
 
 __all__ = [
     "SCALING_KINDS",
+    "BalanceResult",
+    "CanonicalForm",
+    "Element",
+    "GroupElement",
     "Kind",
     "Leg",
     "NormSite",
+    "OrbitResult",
     "Role",
+    "ScalingDesign",
+    "ScalingLeg",
     "Stop",
     "Symmetries",
     "SymmetryGroup",
     "WeightUse",
+    "canonical_form",
+    "canonicalize",
+    "gauge_fixed",
+    "minimise_over_scalings",
+    "reduce_width",
+    "same_orbit",
+    "scaling_design",
     "symmetries",
 ]

@@ -19,9 +19,10 @@ and are named in :attr:`CanonicalForm.ambiguous`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from invariance.core.errors import MeasureError, TransformError
 from invariance.core.modules import clone
@@ -64,7 +65,7 @@ class CanonicalForm:
     ambiguous: tuple[str, ...]
 
 
-def canonicalize(model: nn.Module, example_input: Tensor | None = None) -> nn.Module:
+def canonicalize(model: nn.Module, example_input: Any = None) -> nn.Module:
     """Return the canonical representative of a network's scaling and permutation orbit.
 
     Args:
@@ -83,7 +84,7 @@ def canonicalize(model: nn.Module, example_input: Tensor | None = None) -> nn.Mo
     return canonical_form(model, example_input).model
 
 
-def canonical_form(model: nn.Module, example_input: Tensor | None = None) -> CanonicalForm:
+def canonical_form(model: nn.Module, example_input: Any = None) -> CanonicalForm:
     """Like :func:`canonicalize`, but with the element, the certificate and the caveats.
 
     Args:
@@ -97,8 +98,9 @@ def canonical_form(model: nn.Module, example_input: Tensor | None = None) -> Can
         TransformError: If parameters are not finite, if two scales multiply one entry, or
             if the balancing does not converge.
     """
-    from invariance.symmetry import symmetries as analyse
-    from invariance.transforms.evidence import example_or_default, refuse_train_mode, verify
+    from invariance.symmetry.analysis import symmetries as analyse
+    from invariance.transforms.evidence import example_or_default, refuse_train_mode
+    from invariance.transforms.verify import verify
 
     who = "canonicalize"
     refuse_train_mode(model, who)
@@ -110,23 +112,25 @@ def canonical_form(model: nn.Module, example_input: Tensor | None = None) -> Can
             raise TransformError(f"{who}: {name!r} has entries that are not finite.")
     parameters = {name for name, _ in model.named_parameters()}
 
-    parts: dict[int, GroupElement] = {}
-    for place, group in enumerate(found.groups):
-        if group.kind in SCALING_KINDS and _has_variance(group):
-            parts[place] = _unit_variance(group, tensors)
-    tensors = Element(parts).act(tensors, found)
-    balance, scales = balance_units(tensors, found, parameters, skip=set(parts))
-    tensors = Element(scales).act(tensors, found)
+    normed = Element(
+        tuple(
+            (place, _unit_variance(group, tensors))
+            for place, group in enumerate(found.groups)
+            if group.kind in SCALING_KINDS and _has_variance(group)
+        )
+    )
+    tensors = normed.act(tensors, found)
+    fixed = {place for place, _ in normed.steps}
+    balance, scaled = balance_units(tensors, found, parameters, skip=fixed)
+    tensors = scaled.act(tensors, found)
     sorter = Sorter(tensors, found, _dtype_tolerance(model))
     arranged, ambiguous = sorter.arrange()
-    tensors = sorter.tensors
+    tensors, element = sorter.tensors, normed.then(scaled).then(arranged)
 
     new = clone(model)
     write_tensors(new, tensors)
     verify(model, new, x, who)
-    return CanonicalForm(
-        new, tensors, Element({**parts, **scales, **arranged}), found, balance, ambiguous
-    )
+    return CanonicalForm(new, tensors, element, found, balance, ambiguous)
 
 
 def scaling_design(
@@ -170,7 +174,7 @@ def scaling_design(
 
 def balance_units(
     tensors: Tensors, found: Symmetries, parameters: set[str], *, skip: set[int]
-) -> tuple[BalanceResult, dict[int, GroupElement]]:
+) -> tuple[BalanceResult, Element]:
     """Find the scales of least parameter norm.
 
     Args:
@@ -180,7 +184,7 @@ def balance_units(
         skip: Places of groups whose scale is fixed already.
 
     Returns:
-        The certificate, and the scales by place.
+        The certificate, and the scales.
 
     Raises:
         TransformError: If it did not converge or the problem is not of the known form.
@@ -201,11 +205,13 @@ def balance_units(
             "hangs on weights too small for float64; set them to zero if they mean nothing."
         )
     scales = result.log_scales.exp()
-    parts = {
-        place: GroupElement(found.groups[place].kind, found.groups[place].site, scales[span])
-        for place, span in spans.items()
-    }
-    return result, parts
+    groups = found.groups
+    return result, Element(
+        tuple(
+            (place, GroupElement(groups[place].kind, groups[place].site, scales[span]))
+            for place, span in spans.items()
+        )
+    )
 
 
 def _has_variance(group: SymmetryGroup) -> bool:

@@ -45,28 +45,50 @@ class GroupElement:
 
     @property
     def trivial(self) -> bool:
-        """Whether nothing happens."""
+        """Whether nothing happens, beyond round-off."""
         if self.kind is Kind.PERMUTATION:
             return bool((self.values == torch.arange(self.values.numel())).all())
-        return bool((self.values == 1).all())
+        return bool(((self.values - 1).abs() <= 1e-12).all())
+
+    def inverse(self) -> GroupElement:
+        """Return what undoes it."""
+        undo = torch.argsort(self.values) if self.kind is Kind.PERMUTATION else 1 / self.values
+        return GroupElement(self.kind, self.site, undo)
 
 
 @dataclass(frozen=True, eq=False)
 class Element:
-    """One element of the product of a module's groups: scale, flip, then reorder.
+    """One element of the product of a module's groups, as steps that are taken in turn.
 
     Attributes:
-        parts: One :class:`GroupElement` a group, keyed by the group's place in
-            ``Symmetries.groups``; groups that are missing stay as they are.
+        steps: Pairs of a group's place in ``Symmetries.groups`` and what happens to it. Each
+            step refers to the units' numbering at its time. In :meth:`normal` form there is
+            at most one step a group, and scales and signs come before new orders, so that
+            they refer to the numbering of the network that the element starts from.
     """
 
-    parts: Mapping[int, GroupElement]
+    steps: tuple[tuple[int, GroupElement], ...] = ()
 
     def __str__(self) -> str:
-        moved = [part for part in self.parts.values() if not part.trivial]
+        moved = [part for _, part in self.steps if not part.trivial]
         if not moved:
             return "the identity"
         return "; ".join(f"{part.kind} at {part.site}" for part in moved)
+
+    def part(self, site: str, kind: Kind | str) -> GroupElement | None:
+        """Return the first step at a site of a kind, if there is one."""
+        for _, part in self.steps:
+            if part.site == site and part.kind == Kind(kind):
+                return part
+        return None
+
+    def then(self, other: Element) -> Element:
+        """Return the element that takes these steps and after them ``other``'s."""
+        return Element(self.steps + other.steps)
+
+    def inverse(self) -> Element:
+        """Return the element that undoes this one."""
+        return Element(tuple((place, part.inverse()) for place, part in reversed(self.steps)))
 
     def act(self, tensors: Tensors, symmetries: Symmetries) -> Tensors:
         """Return the tensors after the element acted; the given ones stay as they are.
@@ -79,12 +101,32 @@ class Element:
             New tensors where a group acts, the same ones elsewhere.
         """
         moved = dict(tensors)
-        parts = sorted(self.parts.items(), key=lambda item: item[1].kind is Kind.PERMUTATION)
-        for place, part in parts:
+        for place, part in self.steps:
             group = symmetries.groups[place]
             for leg in group.legs:
                 moved[leg.parameter] = act_on_leg(moved[leg.parameter], group, leg, part.values)
         return moved
+
+    def normal(self, symmetries: Symmetries) -> Element:
+        """Return the same element with one step a group: scale and flip first, then reorder."""
+        factors: dict[int, Tensor] = {}
+        orders: dict[int, tuple[int, Tensor]] = {}
+        for place, part in self.steps:
+            stream = symmetries.groups[place].stream
+            order = orders[stream][1] if stream in orders else None
+            if part.kind is Kind.PERMUTATION:
+                orders[stream] = (place, part.values if order is None else order[part.values])
+                continue
+            values = part.values
+            if order is not None:  # give each old unit what its present place receives
+                values = torch.empty_like(part.values)
+                values[order] = part.values
+            factors[place] = factors[place] * values if place in factors else values
+        merged = [*sorted(factors.items()), *sorted(orders.values())]
+        groups = symmetries.groups
+        return Element(
+            tuple((p, GroupElement(groups[p].kind, groups[p].site, v)) for p, v in merged)
+        )
 
 
 def act_on_leg(tensor: Tensor, group: SymmetryGroup, leg: Leg, values: Tensor) -> Tensor:
@@ -172,57 +214,3 @@ def write_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     for name, value in tensors.items():
         if own[name].data_ptr() != value.data_ptr():
             own[name].copy_(value)
-
-
-def compose(first: Element, then: Element, symmetries: Symmetries) -> Element:
-    """Return the element that does ``first`` and after it ``then``."""
-    order = _orders(first, symmetries)
-    parts: dict[int, GroupElement] = {}
-    for place in sorted({*first.parts, *then.parts}):
-        group = symmetries.groups[place]
-        early, late = first.parts.get(place), then.parts.get(place)
-        if early is None or late is None:
-            only = early or late
-            assert only is not None
-            values = only.values
-            if early is None and group.kind is not Kind.PERMUTATION:
-                values = _before(values, order.get(group.stream))
-        elif group.kind is Kind.PERMUTATION:
-            values = early.values[late.values]
-        else:
-            values = early.values * _before(late.values, order.get(group.stream))
-        parts[place] = GroupElement(group.kind, group.site, values)
-    return Element(parts)
-
-
-def inverse(element: Element, symmetries: Symmetries) -> Element:
-    """Return the element that undoes ``element``."""
-    order = _orders(element, symmetries)
-    parts = {}
-    for place, part in element.parts.items():
-        group = symmetries.groups[place]
-        if group.kind is Kind.PERMUTATION:
-            values = torch.argsort(part.values)
-        else:
-            moved = order.get(group.stream)
-            values = 1 / (part.values if moved is None else part.values[moved])
-        parts[place] = GroupElement(group.kind, group.site, values)
-    return Element(parts)
-
-
-def _orders(element: Element, symmetries: Symmetries) -> dict[int, Tensor]:
-    """Return the new order of each stream of units that the element reorders."""
-    return {
-        symmetries.groups[place].stream: part.values
-        for place, part in element.parts.items()
-        if part.kind is Kind.PERMUTATION
-    }
-
-
-def _before(values: Tensor, order: Tensor | None) -> Tensor:
-    """Give each old unit the value of the new unit that it became."""
-    if order is None:
-        return values
-    old = torch.empty_like(values)
-    old[order] = values
-    return old

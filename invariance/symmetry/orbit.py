@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from invariance.symmetry.canonical import canonical_form
+from invariance.symmetry.canonical import CanonicalForm, canonical_form
 from invariance.symmetry.elements import (
     Element,
     Tensors,
-    compose,
-    inverse,
     named_tensors,
     write_tensors,
 )
@@ -74,7 +73,7 @@ class OrbitResult:
 def same_orbit(
     a: nn.Module,
     b: nn.Module,
-    example_input: Tensor | None = None,
+    example_input: Any = None,
     *,
     tolerance: float | None = None,
 ) -> OrbitResult:
@@ -106,8 +105,8 @@ def same_orbit(
     problem = _different_groups(found, forms[1].symmetries)
     if problem:
         return OrbitResult(False, None, float("inf"), limit, problem)
-    element = compose(forms[0].element, inverse(forms[1].element, found), found)
     ambiguous = tuple(dict.fromkeys(forms[0].ambiguous + forms[1].ambiguous))
+    element = _element(forms, named_tensors(a, double=True))
     moved = element.act(named_tensors(a, double=True), found)
     # Two looks: at the raw tensors, where a small unit may hide behind a large one, and at
     # the canonical forms, where every unit has its natural scale.
@@ -124,6 +123,17 @@ def same_orbit(
     if ambiguous:
         reason += f" Units of {', '.join(ambiguous)} could not be told apart."
     return OrbitResult(False, None, residual, limit, reason, worst, ambiguous, found)
+
+
+def _element(forms: tuple[CanonicalForm, CanonicalForm], start: Tensors) -> Element:
+    """Go from the first network to its canonical form, and from there to the second network."""
+    found = forms[0].symmetries
+    path = forms[0].element.then(forms[1].element.inverse())
+    normal = path.normal(found)
+    # One step a group is easier to read, but where a scale belongs to several classes of
+    # units the steps do not commute that simply: look, and keep the path where they differ.
+    gap, _ = _difference(normal.act(start, found), path.act(start, found), set())
+    return normal if gap <= 1e-10 else path
 
 
 def _default_tolerance(model: nn.Module) -> float:

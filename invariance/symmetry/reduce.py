@@ -19,7 +19,7 @@ dependent, stay: no single weight certifies those.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -39,10 +39,10 @@ _INCOMING = (Role.PRODUCER, Role.SLOPE, Role.STATISTIC)
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 #: A step looks at one group of a network and returns the smaller network and the units gone.
-_Step = Callable[[nn.Module, Surgery, int, Tensor], "tuple[nn.Module, list[int]] | None"]
+_Step = Callable[[nn.Module, Surgery, int, tuple[Any, ...]], "tuple[nn.Module, list[int]] | None"]
 
 
-def reduce_width(model: nn.Module, example_input: Tensor | None = None) -> Applied:
+def reduce_width(model: nn.Module, example_input: Any = None) -> Applied:
     """Remove dormant, constant and duplicate hidden units without changing the function.
 
     Args:
@@ -58,9 +58,10 @@ def reduce_width(model: nn.Module, example_input: Tensor | None = None) -> Appli
     Raises:
         TransformError: If the network cannot be analysed or run.
     """
-    from invariance.symmetry import symmetries as analyse
+    from invariance.symmetry.analysis import symmetries as analyse
     from invariance.transforms.base import Applied
-    from invariance.transforms.evidence import example_or_default, refuse_train_mode, verify
+    from invariance.transforms.evidence import example_or_default, refuse_train_mode
+    from invariance.transforms.verify import verify
 
     who = "reduce_width"
     refuse_train_mode(model, who)
@@ -124,7 +125,7 @@ def _without(surgery: Surgery, place: int, units: IntArray) -> tuple[nn.Module, 
 
 
 def _dormant(
-    model: nn.Module, surgery: Surgery, place: int, x: Tensor
+    model: nn.Module, surgery: Surgery, place: int, x: tuple[Any, ...]
 ) -> tuple[nn.Module, list[int]] | None:
     """Drop units whose outgoing weights are all zero."""
     del model, x
@@ -133,7 +134,7 @@ def _dormant(
 
 
 def _duplicates(
-    model: nn.Module, surgery: Surgery, place: int, x: Tensor
+    model: nn.Module, surgery: Surgery, place: int, x: tuple[Any, ...]
 ) -> tuple[nn.Module, list[int]] | None:
     """Merge units with equal incoming weights, up to the scale and sign that are free."""
     del x
@@ -148,13 +149,12 @@ def _duplicates(
     if not gone.size:
         return None
     # Move only the duplicates along the orbit, onto the unit that they duplicate.
+    like = torch.from_numpy(twin)
     onto = Element(
-        {
-            at: GroupElement(
-                part.kind, part.site, part.values / part.values[torch.from_numpy(twin)]
-            )
-            for at, part in natural.parts.items()
-        }
+        tuple(
+            (at, GroupElement(part.kind, part.site, part.values / part.values[like]))
+            for at, part in natural.steps
+        )
     )
     merged = clone(model)
     write_tensors(merged, onto.act(named_tensors(model, double=True), found))
@@ -191,7 +191,7 @@ def _twins(rows: Tensor, tolerance: float) -> IntArray:
 def _natural_gauge(model: nn.Module, found: Symmetries, stream: int) -> Element:
     """Return the element that makes a stream's units comparable: unit norm, fixed sign."""
     tensors = named_tensors(model, double=True)
-    parts: dict[int, GroupElement] = {}
+    parts: list[tuple[int, GroupElement]] = []
     for place, group in enumerate(found.groups):
         if group.stream != stream:
             continue
@@ -201,7 +201,7 @@ def _natural_gauge(model: nn.Module, found: Symmetries, stream: int) -> Element:
             for leg in legs:
                 total += _per_unit(tensors[leg.parameter].square(), leg, group.size)
             norm = torch.where(total > 0, total.rsqrt(), torch.ones_like(total))
-            parts[place] = GroupElement(group.kind, group.site, norm)
+            parts.append((place, GroupElement(group.kind, group.site, norm)))
         elif group.kind is Kind.SIGN_FLIP:
             odd = [leg for leg in group.legs if leg.sign_power % 2 and leg.role is Role.PRODUCER]
             cubes = torch.zeros(group.size, dtype=torch.float64)
@@ -209,8 +209,8 @@ def _natural_gauge(model: nn.Module, found: Symmetries, stream: int) -> Element:
                 noise = _fixed_noise(tensors[leg.parameter].shape, leg, number)
                 cubes += _per_unit(tensors[leg.parameter].cpu() * noise, leg, group.size)
             signs = torch.where(cubes < 0, -1.0, 1.0).to(torch.float64)
-            parts[place] = GroupElement(group.kind, group.site, signs)
-    return Element(parts)
+            parts.append((place, GroupElement(group.kind, group.site, signs)))
+    return Element(tuple(parts))
 
 
 def _per_unit(tensor: Tensor, leg: Leg, size: int) -> Tensor:
@@ -229,7 +229,7 @@ def _fixed_noise(shape: torch.Size, leg: Leg, number: int) -> Tensor:
 
 
 def _constant(
-    model: nn.Module, surgery: Surgery, place: int, x: Tensor
+    model: nn.Module, surgery: Surgery, place: int, x: tuple[Any, ...]
 ) -> tuple[nn.Module, list[int]] | None:
     """Drop units without incoming weights, and add what they send to their listeners' biases."""
     lines = [line for line in surgery.tensors(place) if line[3] is Role.PRODUCER]
@@ -254,7 +254,7 @@ def _constant(
 
 
 def _fold(
-    model: nn.Module, folded: nn.Module, name: str, dim: int, at: IntArray, x: Tensor
+    model: nn.Module, folded: nn.Module, name: str, dim: int, at: IntArray, x: tuple[Any, ...]
 ) -> None:
     """Add the constant inputs ``at`` of one listener to its bias."""
     owner_name, _, attribute = name.rpartition(".")
@@ -284,13 +284,15 @@ def _fold(
         target.bias.add_(gain.to(target.bias))
 
 
-def _constant_inputs(model: nn.Module, owner: nn.Module, at: IntArray, x: Tensor) -> Tensor:
+def _constant_inputs(
+    model: nn.Module, owner: nn.Module, at: IntArray, x: tuple[Any, ...]
+) -> Tensor:
     """Read the values of constant inputs off one run; refuse if they are not constant."""
     seen: list[Tensor] = []
     handle = owner.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
     try:
         with torch.no_grad(), evaluation_mode(model):
-            model(x)
+            model(*x)
     finally:
         handle.remove()
     if not seen:

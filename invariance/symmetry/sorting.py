@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from invariance.core.rng import generator
-from invariance.symmetry.elements import GroupElement, Tensors, act_on_leg, compact
+from invariance.symmetry.elements import Element, GroupElement, Tensors, compact
 from invariance.symmetry.structures import Kind, Leg, Role, Symmetries, SymmetryGroup
 
 #: How many independent functions are tried before two units count as the same.
@@ -36,112 +36,113 @@ class Sorter:
         self.tensors = dict(tensors)
         self._found = found
         self._tolerance = tolerance
-        self._signs = self._by_stream(Kind.SIGN_FLIP)
-        self._orders = self._by_stream(Kind.PERMUTATION)
-        # For each tensor, the streams that may still reorder or flip each dimension.
-        self._moving = self._touched(self._orders)
-        self._flipping = self._touched(self._signs)
+        # For each tensor, the groups that may still reorder or flip it, and along what.
+        self._moving = self._touched(Kind.PERMUTATION)
+        self._flipping = self._touched(Kind.SIGN_FLIP)
 
-    def _by_stream(self, kind: Kind) -> dict[int, int]:
-        return {g.stream: place for place, g in enumerate(self._found.groups) if g.kind is kind}
-
-    def _touched(self, places: dict[int, int]) -> dict[str, list[tuple[int, tuple[int, ...]]]]:
+    def _touched(self, kind: Kind) -> dict[str, list[tuple[int, tuple[int, ...]]]]:
         table: dict[str, list[tuple[int, tuple[int, ...]]]] = {}
-        for stream, place in places.items():
-            for leg in self._found.groups[place].legs:
-                table.setdefault(leg.parameter, []).append((stream, compact(leg)[0]))
+        for place, group in enumerate(self._found.groups):
+            for leg in group.legs if group.kind is kind else ():
+                table.setdefault(leg.parameter, []).append((place, compact(leg)[0]))
         return table
 
-    def arrange(self) -> tuple[dict[int, GroupElement], tuple[str, ...]]:
+    def arrange(self) -> tuple[Element, tuple[str, ...]]:
         """Choose every sign and order, acting on :attr:`tensors`.
 
         Returns:
-            The elements by place, and the sites that stayed ambiguous.
+            The element, and the sites that stayed ambiguous.
         """
-        parts: dict[int, GroupElement] = {}
+        steps: list[tuple[int, GroupElement]] = []
         ambiguous: list[str] = []
         groups = self._found.groups
-        streams = sorted(
-            {*self._signs, *self._orders},
-            key=lambda stream: min(
-                groups[table[stream]].order
-                for table in (self._signs, self._orders)
-                if stream in table
-            ),
-        )
+        places = [p for p, g in enumerate(groups) if g.kind in (Kind.SIGN_FLIP, Kind.PERMUTATION)]
+        places.sort(key=lambda p: (groups[p].order, groups[p].kind is Kind.PERMUTATION))
         undecided = []
-        for stream in streams:
-            if stream in self._signs and not self._decide_signs(stream, parts):
-                undecided.append(stream)
-            if stream in self._orders:
-                place = self._orders[stream]
-                order, tied = self._order(groups[place], stream)
-                self._apply(place, order, parts)
-                self._forget(self._moving, stream)
-                if tied:
-                    ambiguous.append(groups[place].site)
-        # A sign may become decidable only once later streams are arranged: ask again.
+        for place in places:
+            if groups[place].kind is Kind.SIGN_FLIP:
+                if not self._decide_signs(place, steps):
+                    undecided.append(place)
+                continue
+            order, tied = self._order(place)
+            self._apply(place, order, steps)
+            self._forget(self._moving, place)
+            if tied:
+                ambiguous.append(groups[place].site)
+        # A sign may become decidable only once later groups are arranged: ask again.
         while undecided:
-            left = [stream for stream in undecided if not self._decide_signs(stream, parts)]
+            left = [place for place in undecided if not self._decide_signs(place, steps)]
             if len(left) == len(undecided):
-                ambiguous.extend(groups[self._signs[stream]].site for stream in left)
+                ambiguous.extend(groups[place].site for place in left)
                 break
             undecided = left
-        return parts, tuple(ambiguous)
+        return Element(tuple(steps)), tuple(ambiguous)
 
-    def _apply(self, place: int, values: Tensor, parts: dict[int, GroupElement]) -> None:
+    def _apply(self, place: int, values: Tensor, steps: list[tuple[int, GroupElement]]) -> None:
         group = self._found.groups[place]
-        for leg in group.legs:
-            name = leg.parameter
-            self.tensors[name] = act_on_leg(self.tensors[name], group, leg, values)
-        parts[place] = GroupElement(group.kind, group.site, values)
+        part = GroupElement(group.kind, group.site, values)
+        self.tensors = Element(((place, part),)).act(self.tensors, self._found)
+        steps.append((place, part))
 
     @staticmethod
-    def _forget(table: dict[str, list[tuple[int, tuple[int, ...]]]], stream: int) -> None:
+    def _forget(table: dict[str, list[tuple[int, tuple[int, ...]]]], place: int) -> None:
         for name, entries in table.items():
-            table[name] = [entry for entry in entries if entry[0] != stream]
+            table[name] = [entry for entry in entries if entry[0] != place]
 
-    def _decide_signs(self, stream: int, parts: dict[int, GroupElement]) -> bool:
-        """Choose the signs of one stream, if some function can decide."""
-        place = self._signs[stream]
+    def _decide_signs(self, place: int, steps: list[tuple[int, GroupElement]]) -> bool:
+        """Choose the signs of one group, if some function can decide."""
         group = self._found.groups[place]
+        own = self._mover(group)
         total = torch.zeros(group.size, dtype=torch.float64)
         for number, leg in enumerate(group.legs):
-            others = [s for s, _ in self._flipping.get(leg.parameter, []) if s != stream]
-            twice = sum(s == stream for s, _ in self._flipping.get(leg.parameter, [])) > 1
-            if leg.sign_power % 2 == 0 or others or twice:
+            dims = set(compact(leg)[0])
+            flipped = self._flipping.get(leg.parameter, [])
+            if leg.sign_power % 2 == 0 or flipped != [(place, compact(leg)[0])]:
                 continue
-            total += self._function(leg, group.size, stream, (stream, number, "sign"), power=1)
+            if own is None and any(
+                dims & set(along) for _, along in self._moving.get(leg.parameter, [])
+            ):
+                continue  # its units are not those of the order that is still to come
+            label = (group.order, number, "sign")
+            total += self._function(leg, group.size, own, label, power=1)
         if not bool((total != 0).any()):
             return False
-        values = torch.where(total < 0, -1.0, 1.0).to(torch.float64)
-        self._apply(place, values, parts)
-        sorting = parts.get(self._orders.get(stream, -1))
-        if sorting is not None:  # the parts of an element refer to the numbering before sorting
-            before = torch.empty_like(values)
-            before[sorting.values] = values
-            parts[place] = GroupElement(group.kind, group.site, before)
-        self._forget(self._flipping, stream)
+        self._apply(place, torch.where(total < 0, -1.0, 1.0).to(torch.float64), steps)
+        self._forget(self._flipping, place)
         return True
 
-    def _order(self, group: SymmetryGroup, stream: int) -> tuple[Tensor, bool]:
-        """Sort the units; return the order and whether some stayed tied."""
+    def _mover(self, group: SymmetryGroup) -> int | None:
+        """Return the permutation group of the same units, if there is one."""
+        for place, other in enumerate(self._found.groups):
+            if other.kind is Kind.PERMUTATION and other.stream == group.stream:
+                return place
+        return None
+
+    def _order(self, place: int) -> tuple[Tensor, bool]:
+        """Sort the units of one group; return the order and whether some stayed tied."""
+        group = self._found.groups[place]
         size = group.size
         norm = torch.zeros(size, dtype=torch.float64)
         for leg in group.legs:
             if leg.role is Role.PRODUCER:
-                norm += self._function(leg, size, stream, None, power=2)
+                norm += self._function(leg, size, place, None, power=2)
         keys = [norm]
         for trial in range(_FUNCTIONS):
             key = torch.zeros(size, dtype=torch.float64)
             for number, leg in enumerate(group.legs):
                 power = 2 if self._flipping.get(leg.parameter) else 1
-                key += self._function(leg, size, stream, (number, trial), power=power)
+                key += self._function(leg, size, place, (number, trial), power=power)
             keys.append(key)
         return _sorted(keys, self._tolerance)
 
     def _function(
-        self, leg: Leg, size: int, stream: int, label: tuple[object, ...] | None, *, power: int
+        self,
+        leg: Leg,
+        size: int,
+        own: int | None,
+        label: tuple[object, ...] | None,
+        *,
+        power: int,
     ) -> Tensor:
         """Sum ``weight * entry ** power`` over each unit's entries.
 
@@ -152,14 +153,14 @@ class Sorter:
         dims, units, addresses = compact(leg)
         moving = {
             d
-            for s, touched in self._moving.get(leg.parameter, [])
+            for place, touched in self._moving.get(leg.parameter, [])
             for d in touched
-            if s != stream or touched != dims
+            if place != own or touched != dims
         }
         front = torch.movedim(tensor, dims, tuple(range(len(dims))))
         flat = front.reshape(units.size, -1)
-        others = [touched for s, touched in self._moving.get(leg.parameter, []) if s != stream]
-        if len(dims) > 1 and any(set(touched) & set(dims) for touched in others):
+        others = [along for place, along in self._moving.get(leg.parameter, []) if place != own]
+        if len(dims) > 1 and any(set(along) & set(dims) for along in others):
             addresses = np.zeros_like(addresses)  # they would follow the other stream's order
         if label is not None:
             rest = [1 if d in moving else n for d, n in enumerate(tensor.shape) if d not in dims]

@@ -21,7 +21,8 @@ from invariance.core.rng import generator
 from invariance.symmetry.elements import compact, named_tensors, write_tensors
 from invariance.symmetry.structures import Kind, Leg, Symmetries
 from invariance.transforms.base import Applied, Transform
-from invariance.transforms.evidence import example_or_default, refuse_train_mode, verify
+from invariance.transforms.evidence import example_or_default, refuse_train_mode
+from invariance.transforms.verify import verify
 
 
 class LinearMixing(Transform):
@@ -54,7 +55,7 @@ class LinearMixing(Transform):
 
     def apply(self, model: nn.Module, example_input: Tensor | None = None) -> Applied:
         """Return a copy with mixed units; see the base class."""
-        from invariance.symmetry import symmetries as analyse
+        from invariance.symmetry.analysis import symmetries as analyse
 
         who = repr(self)
         refuse_train_mode(model, who)

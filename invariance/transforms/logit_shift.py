@@ -17,10 +17,11 @@ from invariance.core.errors import TransformError
 from invariance.core.groups import Group
 from invariance.core.modules import clone
 from invariance.core.rng import generator
-from invariance.symmetry.elements import compact, named_tensors, write_tensors
-from invariance.symmetry.structures import Kind, Leg
+from invariance.symmetry.elements import named_tensors, write_tensors
+from invariance.symmetry.logits import logit_shift_group
 from invariance.transforms.base import Action, Applied, ParameterAction, Transform
-from invariance.transforms.evidence import example_or_default, refuse_train_mode, verify
+from invariance.transforms.evidence import example_or_default, refuse_train_mode
+from invariance.transforms.verify import verify
 
 
 class LogitShift(Transform):
@@ -53,25 +54,17 @@ class LogitShift(Transform):
 
     def apply(self, model: nn.Module, example_input: Tensor | None = None) -> Applied:
         """Return a copy with shifted logits; see the base class."""
-        from invariance.symmetry import symmetries as analyse
-
         who = repr(self)
         refuse_train_mode(model, who)
         x = example_or_default(model, example_input, who)
-        found = analyse(model, x)
-        groups = found.of(Kind.LOGIT_SHIFT)
-        if not groups:
-            stops = [str(stop) for stop in found.stops if Kind.LOGIT_SHIFT in stop.kinds]
-            raise TransformError(
-                f"{who}: the network's output must be a linear layer's output directly, so that "
-                "one number can be added to all logits of a row. "
-                + ("; ".join(stops) or "It is something else here.")
-            )
+        group = logit_shift_group(model, x)
+        if isinstance(group, str):
+            raise TransformError(f"{who} does not apply to {type(model).__name__}: {group}.")
         tensors = named_tensors(model)
         draw = generator(self.seed, "logit shift")
         shifts = {}
-        for leg in (leg for group in groups for leg in group.legs):
-            shift = self._shift(tensors[leg.parameter], leg, draw)
+        for leg in group.legs:
+            shift = self._shift(tensors[leg.parameter], draw)
             shifts[leg.parameter] = shift
             tensors[leg.parameter] = tensors[leg.parameter] + shift
         new = clone(model)
@@ -82,18 +75,15 @@ class LogitShift(Transform):
         }
         return Applied(
             model=new,
-            verification=verify(model, new, x, who, compared="softmax"),
+            verification=verify(model, new, x, who, softmax=True),
             action=Action(same),
             description=f"shifted all rows of {', '.join(shifts)} alike",
             detail={"shifts": shifts},
         )
 
-    def _shift(self, tensor: Tensor, leg: Leg, draw: torch.Generator) -> Tensor:
+    def _shift(self, tensor: Tensor, draw: torch.Generator) -> Tensor:
         """Draw what is added to one tensor: constant over the logits, free along the rest."""
-        dims, _, _ = compact(leg)
-        along = dims or (0,)  # a single logit
-        shape = [1 if d in along else n for d, n in enumerate(tensor.shape)]
+        shape = (1, *tensor.shape[1:])
         size = -self.scale if self.inverted else self.scale
         noise = torch.randn(shape, generator=draw, dtype=torch.float64) * size
-        reached = torch.from_numpy((leg.units >= 0).astype("float64"))
-        return (noise * reached).to(tensor).expand_as(tensor)
+        return noise.to(tensor).expand_as(tensor)

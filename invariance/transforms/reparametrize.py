@@ -19,8 +19,9 @@ from invariance.core.errors import TransformError, unknown_name
 from invariance.core.groups import Group
 from invariance.core.modules import clone, weight_layers
 from invariance.transforms.base import Applied, Transform
-from invariance.transforms.evidence import example_or_default, refuse_train_mode, verify
+from invariance.transforms.evidence import example_or_default, refuse_train_mode
 from invariance.transforms.reparametrize_maps import Coordinates, Dinh, ExpLog, WeightNorm
+from invariance.transforms.verify import verify
 
 _NAMED: dict[str, type[WeightNorm] | type[ExpLog] | type[Dinh]] = {
     "weight_norm": WeightNorm,

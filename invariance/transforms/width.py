@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from invariance.core.errors import TransformError, unknown_name
 from invariance.symmetry.structures import SCALING_KINDS, Symmetries
 from invariance.symmetry.width import Surgery
 from invariance.transforms.base import Action, ParameterAction, Verification
-from invariance.transforms.evidence import verify
+from invariance.transforms.verify import verify
 
 
-def begin_surgery(model: nn.Module, x: Tensor, who: str) -> Surgery:
+def begin_surgery(model: nn.Module, x: tuple[Any, ...], who: str) -> Surgery:
     """Analyse a network and copy it for surgery."""
-    from invariance.symmetry import symmetries as analyse
+    from invariance.symmetry.analysis import symmetries as analyse
 
     return Surgery(model, analyse(model, x), who)
 
@@ -61,7 +62,7 @@ def operate(
     surgery: Surgery,
     places: Sequence[int],
     step: Callable[[Surgery, int], object],
-    reference: tuple[nn.Module, Tensor],
+    reference: tuple[nn.Module, tuple[Any, ...]],
     *,
     strict: bool,
 ) -> tuple[Surgery, dict[str, object], dict[str, str], Verification]:
@@ -71,7 +72,7 @@ def operate(
         surgery: Where to start.
         places: The groups.
         step: Changes one group of a surgery; returns what it did, ``None`` for nothing.
-        reference: The original network and the batch to compare on.
+        reference: The original network and the inputs to compare on.
         strict: Raise at the first group that fails, instead of leaving it out.
 
     Returns:
@@ -106,7 +107,7 @@ def operate(
     return surgery, done, refused, evidence
 
 
-def _run(old: nn.Module, attempt: Surgery, x: Tensor, site: str) -> Verification:
+def _run(old: nn.Module, attempt: Surgery, x: tuple[Any, ...], site: str) -> Verification:
     """Run the changed network; a forward pass that fails hard-codes a size."""
     try:
         return verify(old, attempt.model, x, f"{attempt.who} at {site!r}")

@@ -217,7 +217,7 @@ class TestRefusals:
             Reparametrize("exp")(tied, x)
         with pytest.raises(TransformError, match="train mode"):
             Reparametrize("exp")(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).double(), x)
-        with pytest.raises(TransformError, match="needs an example input"):
+        with pytest.raises(TransformError, match="Pass example_input"):
             Reparametrize("exp")(nn.Sequential(nn.Conv2d(1, 1, 1)))
 
     def test_dense_law_is_for_small_networks(self) -> None:
