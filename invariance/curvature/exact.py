@@ -9,6 +9,7 @@ follow from K - 1 cotangents per row. Nothing is sampled.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from invariance.curvature.exact_mlp import (
     sweep_chunk,
 )
 from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET, ExactCurvature, Sums, Wants
-from invariance.curvature.exact_steps import Dense, Step, parse_mlp
+from invariance.curvature.exact_steps import Dense, Slope, Step, parse_mlp
 from invariance.curvature.losses import Loss, resolve_loss
 from invariance.curvature.space import select_parameters
 
@@ -134,7 +135,9 @@ def sweep_steps(
             for px, py in zip(torch.split(bx, chunk), torch.split(by, chunk), strict=True):
                 rows, labels = px.to(weight), py.to(weight.device)
                 sweep_chunk(steps, rows, labels, loss, wants, triangle, sums, first)
-    return finished(sums, names, f"exact sweep ({loss.name})")
+    smooth = any(isinstance(step, Slope) and step.smooth for step in steps[first:])
+    how = "exact recursion, with second derivatives of the activations" if smooth else "exact sweep"
+    return replace(finished(sums, names, f"{how} ({loss.name})"), gauss_newton=not smooth)
 
 
 def finished(sums: Sums, names: Sequence[str] | None, method: str) -> ExactCurvature:

@@ -16,12 +16,12 @@ free in every layer but the first, where only its norm is needed: with W^T = Q T
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
+from invariance.curvature.exact_curved import Remainder, derivatives
+from invariance.curvature.exact_forward import forward, normalised, slopes
 from invariance.curvature.exact_result import Sums, Wants, qualified
 from invariance.curvature.exact_steps import Dense, Norm, Slope, Step
 from invariance.curvature.losses import HessianFactor, Loss
@@ -47,6 +47,10 @@ def bytes_per_row(steps: Sequence[Step], channels: int) -> int:
             stored += widths[-1]
         else:
             stored += 2 * widths[-1]
+    if any(isinstance(step, Slope) and step.smooth for step in steps):
+        # Every row's own matrices: two of the widest hidden layer and a product of two.
+        square = max(width * width for width in widths[:-1])
+        stored += 3 * max(square, sorted(widths)[-1] * sorted(widths)[-2])
     # Activations and slopes are kept; two cotangent blocks of the widest layers are alive
     # at once, and a squared copy of one for the diagonal; the root holds a few K x K.
     top = sorted(widths)[-2:]
@@ -58,75 +62,6 @@ def chunk_rows(row_bytes: int, budget: int, device: torch.device) -> int:
     """Return how many rows to sweep at once within ``budget`` bytes (at least one)."""
     target = min(budget, _CACHE_BYTES) if device.type == "cpu" else budget
     return max(1, target // max(row_bytes, 1), min(32, budget // max(row_bytes, 1)))
-
-
-@dataclass(frozen=True)
-class _Trail:
-    """What the backward sweep needs of one step's forward pass."""
-
-    step: Step
-    inputs: Tensor
-
-
-def forward(steps: Sequence[Step], x: Tensor) -> tuple[Tensor, list[_Trail]]:
-    """Run the steps and keep each one's input.
-
-    Args:
-        steps: From :func:`parse_mlp` or a stack of it.
-        x: ``(*lead, n, d)`` or ``(n, d)`` rows for all models.
-
-    Returns:
-        The outputs ``(*lead, n, K)`` and the trail.
-    """
-    trail: list[_Trail] = []
-    a = x
-    for step in steps:
-        trail.append(_Trail(step, a))
-        if isinstance(step, Dense):
-            a = _affine(a, step)
-        elif isinstance(step, Norm):
-            a = _normalised(a, step)
-            if step.gain is not None:
-                a = a * step.gain.unsqueeze(-2)
-            if step.shift is not None:
-                a = a + step.shift.unsqueeze(-2)
-        else:
-            a = _activate(step.module, a)
-    return a, trail
-
-
-def _affine(a: Tensor, step: Dense) -> Tensor:
-    weight, bias = step.weight, step.bias
-    if weight.ndim == 2:
-        return F.linear(a, weight, bias)
-    if a.ndim == 2:
-        a = a.expand(weight.shape[0], *a.shape)
-    if bias is None:
-        return torch.bmm(a, weight.mT)
-    return torch.baddbmm(bias.unsqueeze(-2), a, weight.mT)
-
-
-def _normalised(a: Tensor, step: Norm) -> Tensor:
-    return (a - step.mean.unsqueeze(-2)) * step.inverse_sd.unsqueeze(-2)
-
-
-def _activate(module: nn.Module, z: Tensor) -> Tensor:
-    """Apply an activation out of place, whatever its ``inplace`` flag."""
-    if isinstance(module, nn.Hardtanh):  # ReLU6 is one
-        return z.clamp(module.min_val, module.max_val)
-    if isinstance(module, nn.LeakyReLU):
-        return F.leaky_relu(z, module.negative_slope)
-    return z.relu()
-
-
-def _slopes(module: nn.Module, z: Tensor) -> Tensor:
-    """Return the activation's derivative at ``z``; 0 on a kink of ReLU, as autograd has it."""
-    if isinstance(module, nn.Hardtanh):
-        return ((z > module.min_val) & (z < module.max_val)).to(z.dtype)
-    if isinstance(module, nn.LeakyReLU):
-        # Tensors of z's dtype: torch.where makes float32 of two Python numbers.
-        return torch.where(z > 0, z.new_ones(()), z.new_tensor(module.negative_slope))
-    return (z > 0).to(z.dtype)
 
 
 def triangular_factor(step: Dense) -> tuple[Tensor, bool]:
@@ -165,94 +100,115 @@ def _triangle_energy(cotangents: Tensor, factor: Tensor, signs: Tensor | None) -
     return total
 
 
-def sweep(
-    steps: Sequence[Step],
-    trail: Sequence[_Trail],
-    factor: HessianFactor,
-    wants: Wants,
-    triangle: tuple[Tensor, bool] | None,
-    sums: Sums,
-    first: int,
-) -> dict[tuple[str, str], Tensor]:
-    """Carry the root of the loss's Hessian back through the steps.
+class _Sweep:
+    """Carries the Hessian in the outputs of the steps from the last step to the first.
 
-    Args:
-        steps: The network.
-        trail: From :func:`forward`.
-        factor: Root ``(*lead, n, K, R)`` and signs ``(*lead, n, R)``.
-        wants: What to compute besides the traces.
-        triangle: :func:`triangular_factor` of the first linear layer, if needed.
-        sums: Receives the diagonals.
-        first: Position of the first step to visit: :func:`first_step`.
-
-    Returns:
-        ``(kind, name)`` to this chunk's sums, each of shape ``lead``; kind ``"trace"`` is
-        keyed by parameter, ``"kappa"`` by layer.
+    Its Gauss-Newton part is carried as a root, the cotangents ``(*lead, n, R, d)``; what
+    smooth activations add is carried by a :class:`Remainder`.
     """
-    out: dict[tuple[str, str], Tensor] = {}
-    cotangents, signs = factor.root.mT.contiguous(), factor.signs
-    for position in range(len(steps) - 1, first - 1, -1):
-        step, inputs = steps[position], trail[position].inputs
-        if isinstance(step, Slope):
-            cotangents = cotangents * _slopes(step.module, inputs).unsqueeze(-2)
-            continue
-        squares = _squares(cotangents, signs) if wants.diagonal or isinstance(step, Norm) else None
-        if isinstance(step, Norm):
-            if squares is None:
-                raise AssertionError("computed above")
-            _norm_blocks(step, inputs, squares, wants, sums, out)
-            scale = step.inverse_sd if step.gain is None else step.inverse_sd * step.gain
-            cotangents = cotangents * scale.unsqueeze(-2).unsqueeze(-2)
-            continue
-        energy = _energy(cotangents, signs) if squares is None else squares.sum(-1)
+
+    def __init__(
+        self,
+        factor: HessianFactor,
+        remainder: Remainder | None,
+        wants: Wants,
+        triangle: tuple[Tensor, bool] | None,
+        sums: Sums,
+    ) -> None:
+        self.cotangents = factor.root.mT.contiguous()
+        self.signs = factor.signs
+        self.remainder = remainder
+        self.wants = wants
+        self.triangle = triangle
+        self.sums = sums
+        #: ``(kind, name)`` to this chunk's sums of shape ``lead``; kind ``"trace"`` is keyed
+        #: by parameter, ``"kappa"`` by layer.
+        self.out: dict[tuple[str, str], Tensor] = {}
+
+    def slope(self, step: Slope, inputs: Tensor) -> None:
+        """Pass an activation."""
+        if step.smooth:
+            first, second = derivatives(step.module, inputs)
+        else:
+            first, second = slopes(step.module, inputs), None
+        self.cotangents = self.cotangents * first.unsqueeze(-2)
+        if self.remainder is not None:
+            self.remainder.through_activation(first, second)
+
+    def norm(self, step: Norm, inputs: Tensor) -> None:
+        """Add the affine blocks of a BatchNorm (f is linear in gain and shift), and pass it."""
+        squares = self._squares()
+        for leaf, parameter, factor in (
+            ("weight", step.gain, normalised(inputs, step).square()),
+            ("bias", step.shift, None),
+        ):
+            if parameter is None:
+                continue
+            name = qualified(step.name, leaf)
+            total = (squares if factor is None else squares * factor).sum(-2)
+            self.out["trace", name] = total.sum(-1)
+            if self.wants.diagonal:
+                self.sums.add_diagonal(name, total)
+        scale = step.inverse_sd if step.gain is None else step.inverse_sd * step.gain
+        self.cotangents = self.cotangents * scale.unsqueeze(-2).unsqueeze(-2)
+        if self.remainder is not None:
+            self.remainder.scale(scale.unsqueeze(-2))
+
+    def dense(self, step: Dense, inputs: Tensor, below: int) -> None:
+        """Add the blocks of a linear layer, and pass it if there are layers below.
+
+        Args:
+            step: The layer.
+            inputs: ``(*lead, n, in)``.
+            below: How many linear layers are still to come; -1 if nothing at all is.
+        """
+        weight, bias = qualified(step.name, "weight"), qualified(step.name, "bias")
+        squares = self._squares() if self.wants.diagonal else None
+        energy = self._energy() if squares is None else squares.sum(-1)
         norms = torch.linalg.vector_norm(inputs, dim=-1).square()
-        out["trace", qualified(step.name, "weight")] = (norms * energy).sum(-1)
+        self.out["trace", weight] = (norms * energy).sum(-1)
         if step.bias is not None:
-            out["trace", qualified(step.name, "bias")] = energy.sum(-1)
-        if wants.diagonal and squares is not None:
-            sums.add_diagonal(qualified(step.name, "weight"), squares.mT @ inputs.square())
+            self.out["trace", bias] = energy.sum(-1)
+        if squares is not None:
+            self.sums.add_diagonal(weight, squares.mT @ inputs.square())
             if step.bias is not None:
-                sums.add_diagonal(qualified(step.name, "bias"), squares.sum(-2))
-        if position > first:
-            cotangents = _product(cotangents, step.weight)
-            if wants.relative_flatness:
-                out["kappa", step.name] = (norms * _energy(cotangents, signs)).sum(-1)
-        elif wants.relative_flatness:
-            matrix, lower = triangle or triangular_factor(step)
-            carried = (
-                _triangle_energy(cotangents, matrix, signs)
-                if lower
-                else _energy(_product(cotangents, matrix), signs)
-            )
-            out["kappa", step.name] = (norms * carried).sum(-1)
-    return out
+                self.sums.add_diagonal(bias, squares.sum(-2))
+        if below < 0:
+            if self.wants.relative_flatness:
+                self.out["kappa", step.name] = (norms * self._carried(step)).sum(-1)
+            return
+        self.cotangents = _product(self.cotangents, step.weight)
+        if self.remainder is not None:
+            whole = below > 1 or (below > 0 and self.wants.relative_flatness)
+            self.remainder.through_linear(step.weight, whole=whole)
+        if self.wants.relative_flatness:
+            self.out["kappa", step.name] = (norms * self._energy()).sum(-1)
 
+    def _squares(self) -> Tensor:
+        """Return the diagonal of the Hessian here, ``(*lead, n, d)``."""
+        squares = self.cotangents.square()
+        if self.signs is not None:
+            squares = squares * self.signs.unsqueeze(-1)
+        total = squares.sum(-2)
+        more = None if self.remainder is None else self.remainder.diagonal
+        return total if more is None else total + more
 
-def _squares(cotangents: Tensor, signs: Tensor | None) -> Tensor:
-    """Return the diagonal of ``H_z``, ``(*lead, n, d)``."""
-    squares = cotangents.square()
-    return (squares if signs is None else squares * signs.unsqueeze(-1)).sum(-2)
+    def _energy(self) -> Tensor:
+        """Return the trace of the Hessian here, ``(*lead, n)``."""
+        energy = _energy(self.cotangents, self.signs)
+        more = None if self.remainder is None else self.remainder.diagonal
+        return energy if more is None else energy + more.sum(-1)
 
-
-def _norm_blocks(
-    step: Norm,
-    inputs: Tensor,
-    squares: Tensor,
-    wants: Wants,
-    sums: Sums,
-    out: dict[tuple[str, str], Tensor],
-) -> None:
-    """Add the affine blocks of a BatchNorm: f is linear in its gain and in its shift."""
-    if step.gain is not None:
-        gain = (_normalised(inputs, step).square() * squares).sum(-2)
-        out["trace", qualified(step.name, "weight")] = gain.sum(-1)
-        if wants.diagonal:
-            sums.add_diagonal(qualified(step.name, "weight"), gain)
-    if step.shift is not None:
-        shift = squares.sum(-2)
-        out["trace", qualified(step.name, "bias")] = shift.sum(-1)
-        if wants.diagonal:
-            sums.add_diagonal(qualified(step.name, "bias"), shift)
+    def _carried(self, step: Dense) -> Tensor:
+        """Return ``tr(W^T H W)`` of each row without forming anything of W's wide side."""
+        matrix, lower = self.triangle or triangular_factor(step)
+        energy = (
+            _triangle_energy(self.cotangents, matrix, self.signs)
+            if lower
+            else _energy(_product(self.cotangents, matrix), self.signs)
+        )
+        more = None if self.remainder is None else self.remainder.carried(step.weight)
+        return energy if more is None else energy + more
 
 
 def sweep_chunk(
@@ -288,9 +244,21 @@ def sweep_chunk(
         root.reshape(*rows, *root.shape[1:]),
         None if signs is None else signs.reshape(*rows, signs.shape[1]),
     )
+    remainder = None
+    if any(isinstance(step, Slope) and step.smooth for step in steps[first:]):
+        remainder = Remainder(loss.gradients(flat, labels).reshape(outputs.shape))
+    state = _Sweep(factor, remainder, wants, triangle, sums)
+    for position in range(len(steps) - 1, first - 1, -1):
+        step, inputs = steps[position], trail[position].inputs
+        if isinstance(step, Slope):
+            state.slope(step, inputs)
+        elif isinstance(step, Norm):
+            state.norm(step, inputs)
+        else:
+            below = sum(isinstance(other, Dense) for other in steps[first:position])
+            state.dense(step, inputs, below if position > first else -1)
     mass = loss.masses(flat, labels).reshape(rows).sum(-1)
-    scalars = sweep(steps, trail, factor, wants, triangle, sums, first)
-    sums.add_chunk(outputs.shape[-2], mass, scalars)
+    sums.add_chunk(outputs.shape[-2], mass, state.out)
 
 
 def first_step(steps: Sequence[Step], names: Collection[str]) -> int:

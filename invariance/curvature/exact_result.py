@@ -29,6 +29,8 @@ class ExactCurvature:
         diagonal: Parameter name to the Hessian diagonal in the parameter's shape; empty
             unless asked for.
         rows: How many rows of data were swept.
+        gauss_newton: True if the network's second derivatives do not enter: the blocks are
+            those of the Gauss-Newton matrix.
         method: How it was computed, in one line.
     """
 
@@ -36,6 +38,7 @@ class ExactCurvature:
     relative_flatness: Mapping[str, float] = field(default_factory=dict)
     diagonal: Mapping[str, Tensor] = field(default_factory=dict)
     rows: int = 0
+    gauss_newton: bool = True
     method: str = ""
 
     def __post_init__(self) -> None:

@@ -29,21 +29,43 @@ class Norm:
 
 @dataclass(frozen=True)
 class Slope:
-    """A piecewise-linear activation, elementwise."""
+    """An elementwise activation: piecewise linear, or twice differentiable (``smooth``)."""
 
     name: str
     module: nn.Module
+
+    @property
+    def smooth(self) -> bool:
+        """Whether its second derivative does not vanish."""
+        return isinstance(self.module, SMOOTH)
 
 
 Step = Dense | Norm | Slope
 
 #: Elementwise, piecewise-linear activations whose slope is read off their input.
 PIECEWISE_LINEAR = (nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.Hardtanh)
+
+#: Elementwise smooth activations, which autograd differentiates twice.
+SMOOTH = (
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.GELU,
+    nn.SiLU,
+    nn.Softplus,
+    nn.ELU,
+    nn.CELU,
+    nn.SELU,
+    nn.Mish,
+    nn.Softsign,
+    nn.LogSigmoid,
+    nn.Tanhshrink,
+    nn.Hardswish,
+)
 _TRANSPARENT = (nn.Identity, nn.Dropout, nn.AlphaDropout)
 
 
 def parse_mlp(model: nn.Module) -> list[Step] | None:
-    """Read a sequential network of linear layers, BatchNorm and piecewise-linear activations.
+    """Read a sequential network of linear layers, BatchNorm and elementwise activations.
 
     Args:
         model: Any module, in the mode in which it is to be measured.
@@ -68,7 +90,7 @@ def parse_mlp(model: nn.Module) -> list[Step] | None:
             if module.training or module.running_mean is None:
                 return None
             steps.append(_norm(name, module))
-        elif kind in PIECEWISE_LINEAR:
+        elif kind in PIECEWISE_LINEAR or kind in SMOOTH:
             steps.append(Slope(name, module))
         elif kind not in _TRANSPARENT and not (
             kind is nn.Flatten and module.start_dim == 1 and module.end_dim == -1

@@ -80,6 +80,13 @@ def minimum_sharpness(
             "minimum_sharpness is defined here for multilayer perceptrons. "
             f"Got {type(model).__name__}."
         )
+    for step in parsed:
+        if isinstance(step, Slope) and not isinstance(step.module, _HOMOGENEOUS):
+            raise MeasureError(
+                f"Activation {step.name!r} ({type(step.module).__name__}) is not positively "
+                "homogeneous, so no rescaling passes through it. Minimum sharpness needs ReLU, "
+                "LeakyReLU or linear layers."
+            )
     steps = fold_steps(parsed)
     curvature = sweep_steps(
         steps, collect_batches(x, y), resolved, None, Wants(diagonal=True), memory_budget
@@ -138,11 +145,9 @@ def scaling_design(steps: Sequence[Step], group: str) -> ScalingDesign:
     before: Dense | None = None
     passes = True
     for step in steps:
-        if isinstance(step, Slope):
-            passes = passes and isinstance(step.module, _HOMOGENEOUS)
-        elif isinstance(step, Norm):
+        if isinstance(step, Norm):  # one that could not be folded pins its input's scale
             passes = False
-        else:
+        elif isinstance(step, Dense):
             if before is not None and passes:
                 width = before.weight.shape[0]
                 index = (

@@ -46,6 +46,20 @@ ARCHITECTURES = {
         nn.ReLU(),
         nn.Linear(6, 4),
     ],
+    "smooth": lambda: [nn.Linear(5, 6), nn.GELU(), nn.Linear(6, 4)],
+    "smooth deep": lambda: [
+        nn.Linear(5, 6),
+        nn.Tanh(),
+        nn.Linear(6, 7),
+        randomised_norm(7),
+        nn.SiLU(inplace=True),
+        nn.Linear(7, 5, bias=False),
+        nn.Softplus(),
+        nn.Linear(5, 6),
+        nn.ReLU(),
+        nn.Linear(6, 4),
+        nn.Sigmoid(),
+    ],
     "norm first": lambda: [randomised_norm(5), nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4)],
     "nested": lambda: [
         nn.Flatten(),
@@ -149,6 +163,16 @@ def test_batches_are_weighted_by_mass_not_by_batch():
     batched = exact_curvature(model, ragged, loss=loss)
     assert batched.trace == pytest.approx(whole.trace, rel=1e-13)
     assert batched.rows == 23
+
+
+def test_second_derivatives_of_activations_enter_only_where_they_must():
+    model, x, data = build("smooth deep")
+    result = exact_curvature(model, x, data["labels"])
+    assert not result.gauss_newton
+    assert "recursion" in result.method
+    head, x, data = build("smooth")
+    assert exact_curvature(head, x, data["labels"], parameters=["2"]).gauss_newton
+    assert not exact_curvature(head, x, data["labels"]).gauss_newton
 
 
 def test_trace_does_not_depend_on_the_labels():

@@ -68,6 +68,22 @@ def test_networks_that_do_not_stack_are_swept_one_by_one():
     assert "one by one" in result.method
 
 
+def test_smooth_networks_stack():
+    models = []
+    for seed in range(3):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            layers = [nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.GELU(), nn.Linear(4, 3)]
+            models.append(nn.Sequential(*layers).double())
+    x, y = data()
+    stack = hessian_trace_ensemble(models, x, y, relative_flatness=True)
+    for i, model in enumerate(models):
+        one = exact_curvature(model, x, y, relative_flatness=True)
+        assert stack.trace[i] == pytest.approx(one.trace, rel=1e-12)
+        for name, value in one.relative_flatness.items():
+            assert stack.relative_flatness[name][i] == pytest.approx(value, rel=1e-12)
+
+
 def test_frozen_parameters_count():
     model = network(0).requires_grad_(False)
     x, y = data()
