@@ -142,10 +142,10 @@ def _pin_partly_read(context: Context) -> None:
     """Stop symmetries of a parameter of which this input reads only a part."""
     ledger = context.ledger
     for name, uses in ledger.uses.items():
-        part = bool(uses) and all(use.covered is not None for use in uses)
         read = None
-        if part:
-            read = np.logical_or.reduce([use.covered for use in uses])
+        covers = [use.covered for use in uses if use.covered is not None]
+        if uses and len(covers) == len(uses):
+            read = np.logical_or.reduce(np.stack(covers))
         if name in context._entry_read and len(uses) == 1:
             read = context._entry_read[name]
         if read is not None and not read.all():
@@ -184,7 +184,7 @@ def _assemble(context: Context, original: nn.Module, copied: nn.Module) -> Symme
 def _worth_telling(context: Context) -> tuple[Stop, ...]:
     """Return the stops at which something could have gone on but for them."""
     ledger = context.ledger
-    told = set()
+    told: set[int] = set()
     for pins in (ledger.pins.scale, ledger.pins.sign, ledger.pins.move):
         told.update(index for threads, index in pins if (threads > 0).any())
     told.update(index for _, index in ledger.remarks)

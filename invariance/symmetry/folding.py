@@ -69,30 +69,36 @@ def _where(
     reasons = []
     for layer in context.weights:
         if np.array_equal(layer.outputs, norm.inputs):
-            reason = _shared(context, layer, model)
-            if not reason and not readers.only(layer.outputs, norm.node):
-                reason = f"the output of `{layer.name}` goes elsewhere, too"
+            reason = _shared(context, layer, model) or _not_before(readers, norm, layer)
             if not reason:
                 return layer, None, ""
             reasons.append(reason)
     for layer in context.weights:
-        inside = np.isin(layer.inputs, norm.outputs)
-        if not inside.any():
-            continue
-        reason = _shared(context, layer, model)
-        if not reason and not inside.all():
-            reason = f"`{layer.name}` reads other channels, too"
-        if not reason and not readers.only(norm.outputs, layer.node):
-            reason = "its output goes to several places"
-        if not reason and not layer.exact_shift:
-            reason = f"`{layer.name}` pads with zeros, which a folded shift would change"
-        if not reason and layer.groups > 1:
-            reason = f"`{layer.name}` is a grouped convolution that reads it"
-        if not reason:
-            return None, layer, ""
-        reasons.append(reason)
+        if np.isin(layer.inputs, norm.outputs).any():
+            reason = _shared(context, layer, model) or _not_after(readers, norm, layer)
+            if not reason:
+                return None, layer, ""
+            reasons.append(reason)
     fallback = "neither the layer before it nor the one after it is a linear map of it alone"
     return None, None, "; ".join(dict.fromkeys(reasons)) or fallback
+
+
+def _not_before(readers: _Readers, norm: NormCall, layer: WeightCall) -> str:
+    if not readers.only(layer.outputs, norm.node):
+        return f"the output of `{layer.name}` goes elsewhere, too"
+    return ""
+
+
+def _not_after(readers: _Readers, norm: NormCall, layer: WeightCall) -> str:
+    if not np.isin(layer.inputs, norm.outputs).all():
+        return f"`{layer.name}` reads other channels, too"
+    if not readers.only(norm.outputs, layer.node):
+        return "its output goes to several places"
+    if not layer.exact_shift:
+        return f"`{layer.name}` pads with zeros, which a folded shift would change"
+    if layer.groups > 1:
+        return f"`{layer.name}` is a grouped convolution that reads it"
+    return ""
 
 
 def _shared(context: Context, layer: WeightCall, model: nn.Module) -> str:

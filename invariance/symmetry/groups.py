@@ -77,7 +77,7 @@ def _legs_once(ledger: Ledger) -> list[RawLeg]:
                         np.broadcast_to(leg.addresses, new.shape).copy(),
                         leg.shift,
                         leg.site,
-                    )  # fmt: skip
+                    )
                 )
     return legs
 
@@ -114,8 +114,8 @@ class Assembler:
     def _permutations(self) -> list[SymmetryGroup]:
         solved = self.solved
         present = np.zeros(len(solved.movable), dtype=bool)
-        for leg in solved.legs:
-            labels = leg.labels[leg.labels > 0]
+        for raw in solved.legs:
+            labels = raw.labels[raw.labels > 0]
             present[solved.family[labels]] = True
         key = np.zeros(len(solved.movable), dtype=np.uint64)
         with np.errstate(over="ignore"):
@@ -135,8 +135,8 @@ class Assembler:
             self.place[members] = np.arange(members.size)
             self.streams.append(members)
         legs: dict[int, list[Leg]] = {}
-        for raw in solved.legs:
-            for stream, leg in self._moved_legs(raw):
+        for used in solved.legs:
+            for stream, leg in self._moved_legs(used):
                 known = legs.setdefault(stream, [])
                 if not any(_same_places(leg, other) for other in known):
                     known.append(leg)

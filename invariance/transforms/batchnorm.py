@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,10 +64,11 @@ class FoldBatchNorm(Transform):
 def _fold(model: nn.Module, site: NormSite, relations: dict[str, ParameterAction | None]) -> None:
     """Fold one BatchNorm into its layer, in float64, and put an identity in its place."""
     norm, layer = model.get_submodule(site.name), model.get_submodule(str(site.layer))
-    weight = layer.weight
-    assert isinstance(weight, nn.Parameter)
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    weight: Any = layer.weight
+    old_bias: Any = layer.bias
     scale, shift = _affine_map(norm)
-    bias = None if layer.bias is None else layer.bias.detach().double()
+    bias = None if old_bias is None else old_bias.detach().double()
     wide = weight.detach().double()
     if site.fold_into is not None:
         rows = scale.reshape([-1 if d == _out_dim(layer) else 1 for d in range(weight.dim())])
@@ -97,22 +99,23 @@ def _fold(model: nn.Module, site: NormSite, relations: dict[str, ParameterAction
     relations[f"{site.layer}.bias"] = relation
     with torch.no_grad():
         weight.copy_(wide * factor)
-        if layer.bias is None:
+        if old_bias is None:
             layer.bias = nn.Parameter(new_bias.to(weight.dtype), requires_grad=weight.requires_grad)
         else:
-            layer.bias.copy_(new_bias)
+            old_bias.copy_(new_bias)
     _replace(model, norm)
 
 
-def _affine_map(norm: nn.Module) -> tuple[Tensor, Tensor]:
+def _affine_map(norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:
     """Return ``s`` and ``t`` with ``norm(x) = s x + t`` a channel, in float64."""
-    mean, var = norm.running_mean.double(), norm.running_var.double()  # type: ignore[operator, union-attr]
-    scale = torch.rsqrt(var + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach().double()  # type: ignore[operator, union-attr]
-    shift = -scale * mean
-    if norm.bias is not None:
-        shift = shift + norm.bias.detach().double()  # type: ignore[operator, union-attr]
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+    if norm.affine:
+        scale = scale * norm.weight.detach().double()
+    shift = -scale * norm.running_mean.double()
+    if norm.affine:
+        shift = shift + norm.bias.detach().double()
     return scale, shift
 
 

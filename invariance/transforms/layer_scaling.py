@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from invariance.core.errors import TransformError
 from invariance.core.groups import Group
-from invariance.symmetry.structures import SCALING_KINDS, Role, Symmetries, SymmetryGroup
+from invariance.symmetry.structures import (
+    SCALING_KINDS,
+    IntArray,
+    Role,
+    Symmetries,
+    SymmetryGroup,
+)
 from invariance.transforms.acting import FloatArray, check_factors, prepare
 from invariance.transforms.base import Applied, Transform
 
@@ -136,7 +142,7 @@ def _weight_rows(name: str, groups: Sequence[SymmetryGroup]) -> list[list[Fracti
     return rows
 
 
-def _slim(array: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> np.ndarray:  # type: ignore[type-arg]
+def _slim(array: IntArray) -> IntArray:
     for dim in range(array.ndim):
         first = array.take([0], axis=dim)
         if (array == first).all():

@@ -7,26 +7,15 @@ has no rule stops every symmetry that touches it.
 
 from __future__ import annotations
 
-from invariance.symmetry.rules import (
-    attention,
-    contraction,
-    elementwise,
-    normalization,
-    pairwise,
-    reduction,
-    structure,
-    weight,
-)
+# Importing a family registers its rules.
+import invariance.symmetry.rules.attention
+import invariance.symmetry.rules.contraction
+import invariance.symmetry.rules.elementwise
+import invariance.symmetry.rules.normalization
+import invariance.symmetry.rules.pairwise
+import invariance.symmetry.rules.reduction
+import invariance.symmetry.rules.structure
+import invariance.symmetry.rules.weight  # noqa: F401
 from invariance.symmetry.rules.registry import find
 
-__all__ = [
-    "attention",
-    "contraction",
-    "elementwise",
-    "find",
-    "normalization",
-    "pairwise",
-    "reduction",
-    "structure",
-    "weight",
-]
+__all__ = ["find"]

@@ -43,10 +43,7 @@ def scaled_dot_product(context: Context, call: Call) -> None:
     q, k, v = (context.operand(tensor) for tensor in (query, key, value))
     if call.kwargs.get("enable_gqa"):
         repeats = q.shape[-3] // k.shape[-3]
-        k, v = (
-            restructure(x, lambda t: t.repeat_interleave(repeats, -3))  # noqa: B023
-            for x in (k, v)
-        )
+        k, v = (restructure(x, lambda t: t.repeat_interleave(repeats, -3)) for x in (k, v))
     context.assign(call.out, attend(context, call, q, k, v))
 
 

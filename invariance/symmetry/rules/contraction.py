@@ -102,12 +102,14 @@ def _contract_channels(
 ) -> Value:
     a, b = np.broadcast_arrays(first.labels, second.labels)
     grid = a.shape[:kept]
-    blocks = np.arange(int(np.prod(grid)), dtype=np.int64).reshape(grid + (1,) * (a.ndim - kept))
+    blocks: IntArray = np.arange(int(np.prod(grid)), dtype=np.int64)
+    blocks = blocks.reshape(grid + (1,) * (a.ndim - kept))
     out = context.ledger.fresh(blocks.size, call.node, np.arange(blocks.size))
     result = np.broadcast_to(out.reshape(blocks.shape), a.shape)
     for slot, value in enumerate((first, second)):
         own = tuple(
-            n if value.labels.shape[d] > 1 or d >= kept else 1 for d, n in enumerate(blocks.shape)
+            int(n) if value.labels.shape[d] > 1 or d >= kept else 1
+            for d, n in enumerate(blocks.shape)
         )
         index = np.arange(int(np.prod(own)), dtype=np.int64).reshape(own)
         context.touch(value, call, slot, index)
@@ -142,19 +144,18 @@ def matmul(context: Context, call: Call) -> None:
     if call.name == "__rmatmul__":
         a, b = b, a
     left, right = context.entry(a), context.entry(b)
-    if right is not None and not isinstance(right, Value) and b.dim() == 2:
-        if not isinstance(left, ParameterView):
-            _times_weight(context, call, a, b, None)
-            return
-    if isinstance(left, ParameterView) and a.dim() == 2 and b.dim() >= 2:
-        if not isinstance(right, ParameterView):
-            value = context.operand(b)
-            inputs, addresses = features(context, call, value, -2)
-            outputs = context.ledger.fresh(a.shape[0], call.node)
-            use_weight(context, call, a, outputs[:, None], inputs[None, :], addresses[None, :])
-            ndim = call.out.dim()
-            context.assign(call.out, Value(along(outputs, ndim - 2, ndim), tuple(call.out.shape)))
-            return
+    both = isinstance(left, ParameterView) and isinstance(right, ParameterView)
+    if right is not None and not isinstance(right, Value) and b.dim() == 2 and not both:
+        _times_weight(context, call, a, b, None)
+        return
+    if isinstance(left, ParameterView) and a.dim() == 2 and b.dim() >= 2 and not both:
+        value = context.operand(b)
+        inputs, addresses = features(context, call, value, -2)
+        outputs = context.ledger.fresh(a.shape[0], call.node)
+        use_weight(context, call, a, outputs[:, None], inputs[None, :], addresses[None, :])
+        ndim = call.out.dim()
+        context.assign(call.out, Value(along(outputs, ndim - 2, ndim), tuple(call.out.shape)))
+        return
     if a.dim() < 2 or b.dim() < 2:
         raise NotUnderstoodError("multiplies a matrix and a vector of channels")
     first, second = context.operand(a), context.operand(b)
@@ -220,12 +221,12 @@ def einsum(context: Context, call: Call) -> None:
         if isinstance(view, ParameterView) and tensor.dim() == 2:
             gone = [c for c in letters if c not in out]
             free = [c for c in letters if c in out]
-            if len(gone) == len(free) == 1 and gone[0] in other_letters:
-                if free[0] not in other_letters:
-                    _einsum_weight(
-                        context, call, tensor, letters, other, other_letters, out, free[0], gone[0]
-                    )
-                    return
+            lone = len(gone) == len(free) == 1 and free[0] not in other_letters
+            if lone and gone[0] in other_letters:
+                _einsum_weight(
+                    context, call, tensor, letters, other, other_letters, out, free[0], gone[0]
+                )
+                return
     context.assign(
         call.out,
         contract(

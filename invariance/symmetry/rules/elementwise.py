@@ -144,7 +144,7 @@ def monomial(context: Context, call: Call) -> None:
     if exponent is None:
         exponent = call.argument(1, "exponent")
     value = context.value(call.args[0])
-    twice = 2 * exponent if isinstance(exponent, numbers.Real) else None
+    twice = 2 * exponent if isinstance(exponent, (int, float)) else None
     if value is None or twice is None or twice != int(twice) or abs(twice) > 16:
         raise NotUnderstoodError("raises to a power that is not a small integer or half")
     context.touch(value, call)

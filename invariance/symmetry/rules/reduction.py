@@ -121,11 +121,11 @@ def reduce(
         relate(context, call, value, result, homogeneous=True, odd=odd)
         if not odd:
             context.ledger.block_mixing(labels)
-        if result.addresses is not None:
-            if any(result.addresses.shape[d] > 1 for d in dims):
-                stop = context.stop(call, "reduces positions that differ by channel", MOVE)
-                context.pin(value.labels, stop, move=True)
-                result = Value(result.labels, result.shape)
+        places = result.addresses
+        if places is not None and any(places.shape[d] > 1 for d in dims):
+            stop = context.stop(call, "reduces positions that differ by channel", MOVE)
+            context.pin(value.labels, stop, move=True)
+            result = Value(result.labels, result.shape)
     _drop(context, result, dims, keep=keep, out=out)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,9 @@ def rearrangement(context: Context, call: Call) -> None:
         raise NotUnderstoodError("reinterprets the bits of a tensor")
 
     def move(tensor: Tensor) -> Any:
-        function = torch.Tensor.reshape if call.name == "view" else call.function
+        function: Callable[..., Any] = call.function
+        if call.name == "view":
+            function = torch.Tensor.reshape  # labels need not be contiguous
         if call.name == "view_as":
             return tensor.reshape(rest[0].shape)
         if by_position:
@@ -75,7 +78,8 @@ def concatenation(context: Context, call: Call) -> None:
     values = [v for v, t in zip(values, tensors, strict=True) if t.shape != (0,)]
 
     def join(parts: list[Tensor]) -> Tensor:
-        return call.function(parts, *rest, **keywords)
+        joined: Tensor = call.function(parts, *rest, **keywords)
+        return joined
 
     shapes = [value.shape for value in values]
     dim = call.argument(1, "dim", call.kwargs.get("axis", 0))

@@ -84,7 +84,7 @@ def use_parameter(context: Context, view: ParameterView, legs: Sequence[RawLeg])
                 arrays[1],
                 leg.shift,
                 leg.site,
-            )  # fmt: skip
+            )
         )
     context.ledger.use(
         view.name, mapped, None if covered.all() else covered.reshape(view.full_shape)
