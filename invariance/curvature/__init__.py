@@ -1,6 +1,8 @@
 """Second derivatives: exact where exactness exists, certified where it does not."""
 
+from invariance.curvature.density import SpectralDensity, spectral_density
 from invariance.curvature.eigen import eigenpairs, hessian_eigenvalues
+from invariance.curvature.estimators import hessian_trace_estimate
 from invariance.curvature.exact import exact_curvature
 from invariance.curvature.exact_result import DiagonalResult, ExactCurvature
 from invariance.curvature.exact_route import hessian_diagonal, hessian_trace
@@ -11,6 +13,7 @@ from invariance.curvature.losses import (
     MeanSquaredError,
     resolve_loss,
 )
+from invariance.curvature.norm import hessian_norm
 from invariance.curvature.operators import (
     CurvatureOperator,
     EmpiricalFisherOperator,
@@ -19,6 +22,11 @@ from invariance.curvature.operators import (
     HessianOperator,
 )
 from invariance.curvature.stacked import EnsembleCurvature, hessian_trace_ensemble
+from invariance.curvature.vectors import (
+    fisher_vector_product,
+    ggn_vector_product,
+    hessian_vector_product,
+)
 
 __all__ = [
     "CrossEntropy",
@@ -33,11 +41,18 @@ __all__ = [
     "HessianOperator",
     "Loss",
     "MeanSquaredError",
+    "SpectralDensity",
     "eigenpairs",
     "exact_curvature",
+    "fisher_vector_product",
+    "ggn_vector_product",
     "hessian_diagonal",
     "hessian_eigenvalues",
+    "hessian_norm",
     "hessian_trace",
     "hessian_trace_ensemble",
+    "hessian_trace_estimate",
+    "hessian_vector_product",
     "resolve_loss",
+    "spectral_density",
 ]

@@ -7,6 +7,7 @@ a gap to the next Ritz value the error is at most ``residual^2 / gap`` (Kato and
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -77,6 +78,7 @@ def eigenpairs(
     solver: Solver = "auto",
     max_products: int | None = None,
     seed: int = 0,
+    certify_in: torch.dtype | None = None,
 ) -> Eigenpairs:
     """Compute the k algebraically largest or smallest eigenpairs, or k at both ends.
 
@@ -91,6 +93,8 @@ def eigenpairs(
         solver: ``"auto"`` forms matrices of up to 256 rows and iterates otherwise.
         max_products: Give up (with ``converged=False``) after so many products.
         seed: Determines the start vector and thereby the result.
+        certify_in: Recompute values and residuals in this precision. ``torch.float64`` frees
+            float32 eigenvalues of their round-off, for the price of one product in it.
 
     Returns:
         The pairs, with recomputed residuals.
@@ -118,10 +122,37 @@ def eigenpairs(
     low = 0 if which == "largest" else k
     limit = max_products or max(20 * (k + 10), 10 * min(dim, 100))
     if solver == "dense" or (solver == "auto" and dim <= DENSE_DIM):
-        return _dense(operator, high, low, asked)
-    if solver in ("arpack", "lobpcg"):
-        return _scipy(operator, high, low, asked, criterion, solver, limit, seed)
-    return _lanczos(operator, high, low, asked, criterion, limit, seed)
+        found = _dense(operator, high, low, asked)
+    elif solver in ("arpack", "lobpcg"):
+        found = _scipy(operator, high, low, asked, criterion, solver, limit, seed)
+    else:
+        found = _lanczos(operator, high, low, asked, criterion, limit, seed)
+    if certify_in is None or certify_in == operator.dtype:
+        return found
+    return _certify_again(operator.in_dtype(certify_in), found, asked, criterion)
+
+
+def _certify_again(
+    operator: CurvatureOperator, found: Eigenpairs, tolerance: float, criterion: Criterion
+) -> Eigenpairs:
+    """Replace values by Rayleigh quotients, and residuals, in the operator's precision."""
+    vectors = found.vectors.to(operator.dtype)
+    vectors = vectors / vectors.norm(dim=1, keepdim=True)
+    images = operator.rows(vectors)
+    values = (images * vectors).sum(1)
+    residuals = (images - values[:, None] * vectors).norm(dim=1).cpu().double()
+    # The solver's bound was residual^2 / gap for its own residual: keep its gap.
+    gaps = found.residuals**2 / found.error_bounds.clamp_min(torch.finfo(torch.float64).tiny)
+    gaps = torch.where(found.error_bounds < found.residuals, gaps, 0.0)
+    bounds = _bounds(residuals, gaps, criterion)
+    return dataclasses.replace(
+        found,
+        values=values.cpu().double(),
+        residuals=residuals,
+        error_bounds=_bounds(residuals, gaps, "value"),
+        products=found.products + operator.products,
+        converged=bool((bounds <= tolerance * found.scale).all()) or found.scale == 0,
+    )
 
 
 def _dense(operator: CurvatureOperator, high: int, low: int, tolerance: float) -> Eigenpairs:
@@ -164,7 +195,7 @@ def _lanczos(
     found = _converge(operator, high, low, tolerance, criterion, limit, seed, capacity, None)
     if high + low > 1 and found.converged:
         found = _search_copies(operator, found, high, low, tolerance, criterion, limit, seed)
-    return _replace(found, products=operator.products - before)
+    return dataclasses.replace(found, products=operator.products - before)
 
 
 def _converge(
@@ -391,12 +422,6 @@ def _residuals(
     return found.cpu()
 
 
-def _replace(pairs: Eigenpairs, **changes: Any) -> Eigenpairs:
-    import dataclasses
-
-    return dataclasses.replace(pairs, **changes)
-
-
 def hessian_eigenvalues(
     model: nn.Module | CurvatureOperator,
     x: Data | None = None,
@@ -411,6 +436,7 @@ def hessian_eigenvalues(
     solver: Solver = "auto",
     max_products: int | None = None,
     seed: int = 0,
+    certify_in: torch.dtype | None = None,
     **options: Any,
 ) -> Estimate:
     """Compute extreme eigenvalues of the Hessian, the GGN or a Fisher matrix, certified.
@@ -429,6 +455,7 @@ def hessian_eigenvalues(
         solver: See :func:`eigenpairs`.
         max_products: See :func:`eigenpairs`.
         seed: Determines the start vector and thereby the result.
+        certify_in: See :func:`eigenpairs`.
         options: ``parameters``, ``dtype``, ``mode``, ``memory_budget`` of the operator.
 
     Returns:
@@ -446,6 +473,7 @@ def hessian_eigenvalues(
         solver=solver,
         max_products=max_products,
         seed=seed,
+        certify_in=certify_in,
     )
     values = pairs.values.numpy()
     exact = pairs.solver == "dense"
@@ -456,6 +484,7 @@ def hessian_eigenvalues(
         exact=exact,
         method=(
             f"{which} of the {operator.label}: {pairs.solver}, residual {worst:.2g} recomputed"
+            f"{'' if certify_in is None else f' in {certify_in}'}"
             f"{'' if pairs.converged else ' (NOT converged)'}; {operator.method}"
         ),
         residual=worst,

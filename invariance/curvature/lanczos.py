@@ -79,6 +79,7 @@ class Lanczos:
         self._draws = generator(seed, "curvature", "lanczos restart")
         self._size = 0
         self._beta = 0.0
+        self._coupled: list[int] = []
         self.steps = 0
         self.exhausted = False
         self._next = self._orthonormal(start)
@@ -116,16 +117,18 @@ class Lanczos:
         self.steps += 1
         known = self._basis[: j + 1]
         before = float(image.norm())
+        # First the large overlaps (the vector itself and its couplings), then one full pass:
+        # what is left is small, so that a single pass keeps the basis orthogonal.
+        large = [j, *self._coupled]
+        overlap = torch.zeros_like(self._basis[: j + 1, 0])
+        overlap[large] = known[large] @ image
+        image = image - known[large].mT @ overlap[large]
         if self._deflate is not None:
             image = image - self._deflate.mT @ (self._deflate @ image)
-        overlap = known @ image
-        image = image - known.mT @ overlap
-        if float(image.norm()) < 0.7 * before:  # cancellation: once more keeps orthogonality
-            extra = known @ image
-            image = image - known.mT @ extra
-            overlap = overlap + extra
-            if self._deflate is not None:
-                image = image - self._deflate.mT @ (self._deflate @ image)
+        extra = known @ image
+        image = image - known.mT @ extra
+        overlap = overlap + extra
+        self._coupled = [j]
         column = overlap.to("cpu", torch.float64)
         self._small[: j + 1, j] = column
         self._small[j, : j + 1] = column
@@ -134,6 +137,7 @@ class Lanczos:
         if self._beta <= 8 * torch.finfo(image.dtype).eps * size:
             self._beta, self.exhausted = 0.0, True
             self._next = self._orthonormal(torch.zeros_like(image)) if self._more() else None
+            self._coupled = []
         else:
             self.exhausted = False
             self._next = image / self._beta
@@ -170,6 +174,7 @@ class Lanczos:
         self._small.zero_()
         self._small[range(len(keep)), range(len(keep))] = values[keep]
         self._size = len(keep)
+        self._coupled = list(range(len(keep)))
 
     @property
     def size(self) -> int:
@@ -186,6 +191,7 @@ class Lanczos:
         apart[torch.arange(len(index)), index] = torch.inf
         # The neighbour may still move by its own residual: subtract that from the gap.
         gaps = (apart - residuals[None, :]).clamp_min(0).min(dim=1).values
+        gaps = torch.where(gaps.isinf(), 0.0, gaps)  # no neighbour is known yet
         return picked, residuals[index], gaps, float(values.abs().max())
 
     def _wanted(self, size: int) -> Tensor:

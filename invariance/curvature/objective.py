@@ -6,6 +6,7 @@ gradients and its modes are never touched, and training it further changes nothi
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,6 +77,13 @@ class Objective:
             size = rows or x.shape[0]
             for start in range(0, x.shape[0], size):
                 yield x[start : start + size], y[start : start + size]
+
+    def in_dtype(self, dtype: torch.dtype) -> Objective:
+        """Return the same objective, computed in another precision."""
+        copy = clone(self.model).to(dtype)
+        named = dict(copy.named_parameters())
+        point = tuple(named[name].detach() for name in self.space.names)
+        return dataclasses.replace(self, model=copy, point=point, dtype=dtype)
 
     def notes(self) -> dict[str, object]:
         """Facts for ``Estimate.detail``: what was left out or has no influence."""

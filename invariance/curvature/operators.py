@@ -8,6 +8,7 @@ operator.to_scipy()         # for any solver of scipy.sparse.linalg
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterable
 from typing import ClassVar, Literal, TypeAlias
@@ -87,6 +88,7 @@ class CurvatureOperator:
         budget = DEFAULT_BUDGET if memory_budget is None else memory_budget
         if budget <= 0:
             raise MeasureError(f"memory_budget must be positive bytes. Got {memory_budget}.")
+        self._budget = budget
         self._engine = self._choose(mode, budget)
         #: How many products with one vector were computed so far.
         self.products = 0
@@ -126,6 +128,17 @@ class CurvatureOperator:
         )
         best.description += f" (measured {1e3 * seconds:.3g} ms; {others})"
         return best
+
+    def in_dtype(self, dtype: torch.dtype) -> CurvatureOperator:
+        """Return the same matrix in another precision, for a certificate say."""
+        if dtype == self.dtype:
+            return self
+        other = copy.copy(self)
+        other.objective = self.objective.in_dtype(dtype)
+        other.products = 0
+        mode: Mode = "chain" if isinstance(self._engine, ChainEngine) else "graph"
+        other._engine = other._choose(mode, self._budget)
+        return other
 
     @property
     def space(self) -> ParameterSpace:
