@@ -6,6 +6,7 @@ from invariance.measures.fisher_rao_norm import fisher_rao_closed_form, fisher_r
 from invariance.measures.free_parameters import free_parameters
 from invariance.measures.free_regions import free_regions
 from invariance.measures.hessian_eigenvalues import hessian_eigenvalues
+from invariance.measures.hessian_norm import hessian_norm
 from invariance.measures.hessian_trace import hessian_trace
 from invariance.measures.minimum_sharpness import layer_minimum_sharpness, minimum_sharpness
 from invariance.measures.pair_proxy import pair_proxy
@@ -22,6 +23,7 @@ __all__ = [
     "free_parameters",
     "free_regions",
     "hessian_eigenvalues",
+    "hessian_norm",
     "hessian_trace",
     "layer_minimum_sharpness",
     "minimum_sharpness",
