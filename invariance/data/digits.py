@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
 
 #: Held-out points. The split has a seed of its own, so that every task sees the same one.
 N_TEST = 360
@@ -13,21 +14,25 @@ _SPLIT_SEED = 20260101
 #: Grey levels run from 0 to 16.
 _WHITE = 16.0
 
+Points = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
 
 @functools.cache
-def load_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def load_digits() -> tuple[Points, Labels, Points, Labels]:
     """Return train images, train labels, test images, test labels.
 
     Returns:
-        ``(1437, 64)`` float32 in [0, 1], ``(1437,)`` int64, ``(360, 64)``, ``(360,)``.
-        The tensors are shared between calls: copy before writing.
+        ``(1437, 64)`` float32 in [0, 1], ``(1437,)`` int64, ``(360, 64)``, ``(360,)``;
+        the arrays are shared between calls.
     """
     from sklearn.datasets import load_digits as bundled
 
     data, target = bundled(return_X_y=True)
-    x = torch.from_numpy(data).to(torch.float32) / _WHITE  # sixteenths: exact in float32
-    y = torch.from_numpy(target).to(torch.int64)
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(_SPLIT_SEED))
+    x = (data / _WHITE).astype(np.float32)  # sixteenths: exact
+    y = target.astype(np.int64)
+    draw = torch.Generator().manual_seed(_SPLIT_SEED)
+    order = torch.randperm(len(y), generator=draw).numpy()
     # Inside each part the original order is kept, as in the image sets.
-    test, train = order[:N_TEST].sort().values, order[N_TEST:].sort().values
+    test, train = np.sort(order[:N_TEST]), np.sort(order[N_TEST:])
     return x[train], y[train], x[test], y[test]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import zlib
 from pathlib import Path
 
@@ -80,9 +81,11 @@ def parse(path: Path, content: bytes) -> Bytes:
         )
     rank = content[3]
     start = 4 + 4 * rank
-    shape = tuple(int(size) for size in np.frombuffer(content[4:start], dtype=">u4"))
-    expected = start + int(np.prod(shape, dtype=np.int64))
-    if len(shape) != rank or len(content) != expected:
+    # A header that ends early counts as sizes of zero, which cannot fit the length either.
+    header = content[4:start].ljust(4 * rank, b"\0")
+    shape = tuple(int(size) for size in np.frombuffer(header, dtype=">u4"))
+    expected = start + math.prod(shape)
+    if len(content) != expected:
         raise DataError(
             f"{path} is truncated or damaged: its header promises {expected} bytes "
             f"for shape {shape}, it has {len(content)}. {_REMEDY}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -29,14 +32,14 @@ _AUTO_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class _Raw:
-    """A whole data set; images are uint8 pixels, or float32 in [0, 1] already."""
+    """A whole data set, shared between loads: uint8 pixels, or float32 in [0, 1] already."""
 
     name: str
     n_classes: int
-    x_train: Tensor
-    y_train: Tensor
-    x_test: Tensor
-    y_test: Tensor
+    x_train: npt.NDArray[Any]
+    y_train: npt.NDArray[Any]
+    x_test: npt.NDArray[Any]
+    y_test: npt.NDArray[Any]
     source: str
 
 
@@ -121,23 +124,23 @@ def load_task(
         picked = torch.randperm(pool, generator=draw)[:n_unseen]
     # Index into train then test as if they were one array, without joining 70,000 images.
     from_test = picked >= len(left)
-    x_unseen = raw.x_train.new_empty((len(picked), raw.x_train.shape[1]))
-    y_unseen = raw.y_train.new_empty(len(picked))
+    x_unseen = np.empty((len(picked), *raw.x_train.shape[1:]), raw.x_train.dtype)
+    y_unseen = np.empty(len(picked), raw.y_train.dtype)
     for mask, x, y, where in (
         (~from_test, raw.x_train, raw.y_train, left[picked[~from_test]]),
         (from_test, raw.x_test, raw.y_test, picked[from_test] - len(left)),
     ):
-        x_unseen[mask] = x[where]
-        y_unseen[mask] = y[where]
+        x_unseen[mask.numpy()] = x[where.numpy()]
+        y_unseen[mask.numpy()] = y[where.numpy()]
     return Task(
         name=raw.name,
         n_classes=raw.n_classes,
-        x_train=_pixels(raw.x_train[train]),
-        y_train=raw.y_train[train].long(),
-        x_test=_pixels(raw.x_test),
-        y_test=raw.y_test.long(),
-        x_unseen=_pixels(x_unseen),
-        y_unseen=y_unseen.long(),
+        x_train=_points(raw.x_train[train.numpy()]),
+        y_train=_labels(raw.y_train[train.numpy()]),
+        x_test=_points(raw.x_test),
+        y_test=_labels(raw.y_test),
+        x_unseen=_points(x_unseen),
+        y_unseen=_labels(y_unseen),
         source=raw.source,
     )
 
@@ -174,15 +177,15 @@ def _obtain(
 
 def _read(images: ImageSet, located: Located) -> _Raw:
     arrays = {
-        logical: torch.from_numpy(read_verified(path, images.sha256[logical]).copy())
+        logical: read_verified(path, images.sha256[logical])
         for logical, path in located.paths.items()
     }
     return _Raw(
         name=images.name,
         n_classes=images.n_classes,
-        x_train=arrays["x_train"].flatten(1),
+        x_train=arrays["x_train"],
         y_train=arrays["y_train"],
-        x_test=arrays["x_test"].flatten(1),
+        x_test=arrays["x_test"],
         y_test=arrays["y_test"],
         source=f"{images.name} from {located.folder} ({located.origin}; SHA-256 verified)",
     )
@@ -192,8 +195,15 @@ def _digits(source: str) -> _Raw:
     return _Raw("digits", 10, *load_digits(), source=source)
 
 
-def _pixels(x: Tensor) -> Tensor:
-    return x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x
+def _points(images: npt.NDArray[Any]) -> Tensor:
+    """Flatten images into new float32 rows in [0, 1]."""
+    flat = images.reshape(len(images), math.prod(images.shape[1:]))
+    rows = torch.from_numpy(flat.astype(np.float32))
+    return rows.div_(255) if images.dtype == np.uint8 else rows
+
+
+def _labels(labels: npt.NDArray[Any]) -> Tensor:
+    return torch.from_numpy(labels.astype(np.int64))
 
 
 def _generator(seed: int) -> torch.Generator:
