@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from invariance.core.errors import DataError, MeasureError
+from invariance.core.errors import DataError, MeasureError, ModelError
 from invariance.core.modules import in_train_mode
 from invariance.curvature.batches import Batches, Data, collect_batches
 from invariance.curvature.exact_directional import move_like
@@ -68,8 +68,8 @@ def exact_curvature(
         The traces, and what else was asked for.
 
     Raises:
-        MeasureError: The network is not piecewise linear in a parameter tensor, or is in
-            train mode where that matters; names the module.
+        MeasureError: The network is not piecewise linear in a parameter tensor.
+        ModelError: It is in train mode where that matters, or has NaN parameters.
         DataError: Malformed data.
     """
     resolved = resolve_loss(loss)
@@ -191,23 +191,23 @@ def require_deterministic(model: nn.Module) -> None:
         model: Any module.
 
     Raises:
-        MeasureError: Names the first BatchNorm or dropout in train mode.
+        ModelError: Names the first BatchNorm or dropout in train mode.
     """
     name = in_train_mode(model, _RANDOM_IN_TRAINING)
     if name is not None:
-        raise MeasureError(
+        raise ModelError(
             f"Module {name!r} is in train mode, where the function depends on the batch or on "
             "chance. Call model.eval() first."
         )
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-            raise MeasureError(
+            raise ModelError(
                 f"BatchNorm {name!r} keeps no running statistics, so it uses the batch's even in "
                 "eval mode. Build it with track_running_stats=True."
             )
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
-            raise MeasureError(
+            raise ModelError(
                 f"Parameter {name!r} contains NaN or infinity: training diverged. "
                 "Curvature is not defined there."
             )

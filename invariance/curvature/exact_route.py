@@ -1,24 +1,43 @@
 """The front doors: trace and diagonal of the Hessian, by the best method that applies.
 
-``method="auto"`` takes the exact sweep where the network is piecewise linear in its
-parameters. The method that was used, and why, is in the result.
+``method="auto"`` decides parameter by parameter, and says what it did in the result:
+
+1. the exact sweep, wherever the network is piecewise linear in the parameter, and for all
+   of a smooth multilayer perceptron;
+2. else one Hessian-vector product a parameter entry, exact too, if at most ``max_products``
+   are needed for all of them;
+3. else an estimate with a standard error from ``budget`` products.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
-from invariance.core.errors import unknown_name
+from invariance.core.errors import MeasureError, unknown_name
 from invariance.core.estimate import Estimate
-from invariance.curvature.batches import Data
-from invariance.curvature.exact import exact_curvature
-from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET, DiagonalResult
+from invariance.curvature.batches import Data, collect_batches
+from invariance.curvature.diagonal import basis_diagonal, estimate_diagonal
+from invariance.curvature.exact import exact_curvature, require_deterministic
+from invariance.curvature.exact_directional import move_like
+from invariance.curvature.exact_linearity import analyse_linearity
+from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET, DiagonalResult, qualified
+from invariance.curvature.exact_steps import parse_mlp
 from invariance.curvature.losses import Loss
+from invariance.curvature.operators import HessianOperator
+from invariance.curvature.space import select_parameters
 
-Method = Literal["auto", "exact"]
+Method: TypeAlias = Literal["auto", "exact", "estimate"]
+LossArgument: TypeAlias = "str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Loss"
+
+#: Hessian-vector products that ``auto`` spends on exactness before it turns to estimates.
+DEFAULT_MAX_PRODUCTS = 1024
+
+#: Hessian-vector products of an estimate.
+DEFAULT_PROBES = 96
 
 
 def hessian_trace(
@@ -26,10 +45,13 @@ def hessian_trace(
     x: Data,
     y: Tensor | None = None,
     *,
-    loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Loss = "cross_entropy",
+    loss: LossArgument = "cross_entropy",
     parameters: Iterable[str] | None = None,
     method: Method = "auto",
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    max_products: int = DEFAULT_MAX_PRODUCTS,
+    budget: int = DEFAULT_PROBES,
+    seed: int = 0,
 ) -> Estimate:
     """Return the trace of the Hessian of the mean loss, with its parts by parameter.
 
@@ -39,18 +61,53 @@ def hessian_trace(
         y: Targets; left out when ``x`` is a re-iterable of batches.
         loss: See :func:`~invariance.curvature.losses.resolve_loss`.
         parameters: Names of parameters or modules to cover; all trainable ones by default.
-        method: ``"auto"`` or ``"exact"``.
+        method: ``"auto"`` (see the module), ``"exact"`` (never an estimate, whatever it
+            costs) or ``"estimate"`` (products only).
         memory_budget: Bytes for temporaries.
+        max_products: For ``"auto"``: most Hessian-vector products to spend on exactness.
+        budget: Hessian-vector products of an estimate.
+        seed: Seed of an estimate's probes.
 
     Returns:
         The trace; ``parts`` maps each parameter to the trace of its diagonal block.
+
+    Raises:
+        ModelError: A model in train mode where that matters, NaN parameters.
+        DataError: Malformed data.
     """
-    if method not in ("auto", "exact"):
-        raise unknown_name("method", method, ("auto", "exact"))
-    result = exact_curvature(
-        model, x, y, loss=loss, parameters=parameters, memory_budget=memory_budget
+    swept, rest, why = _route(model, x, y, parameters, method)
+    parts: dict[str, float] = {}
+    words: list[str] = []
+    stderr: float | None = 0.0
+    if swept:
+        result = exact_curvature(
+            model, x, y, loss=loss, parameters=swept, memory_budget=memory_budget
+        )
+        parts |= result.traces
+        words.append(result.method)
+    if rest and _by_products(model, rest, method, max_products):
+        diagonal = basis_diagonal(model, x, y, loss=loss, parameters=rest)
+        parts |= {name: float(value.cpu().double().sum()) for name, value in diagonal.items()}
+        words.append(_products_words(model, rest, why))
+    elif rest:
+        from invariance.curvature.estimators import hessian_trace_estimate
+
+        found = hessian_trace_estimate(
+            model, x, y, loss=loss, parameters=rest, budget=budget, seed=seed
+        )
+        parts |= found.parts
+        stderr = found.stderr
+        words.append(f"{found.method}{why}")
+        if found.exact:  # a budget of at least one product an entry
+            stderr = 0.0
+    order = [name for name, _ in model.named_parameters() if name in parts]
+    return Estimate(
+        sum(parts[name] for name in order),
+        stderr=stderr,
+        exact=stderr == 0.0,
+        method=" + ".join(words),
+        parts={name: parts[name] for name in order},
     )
-    return Estimate(result.trace, method=result.method, parts=result.traces)
 
 
 def hessian_diagonal(
@@ -58,10 +115,13 @@ def hessian_diagonal(
     x: Data,
     y: Tensor | None = None,
     *,
-    loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Loss = "cross_entropy",
+    loss: LossArgument = "cross_entropy",
     parameters: Iterable[str] | None = None,
     method: Method = "auto",
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    max_products: int = DEFAULT_MAX_PRODUCTS,
+    budget: int = DEFAULT_PROBES,
+    seed: int = 0,
 ) -> DiagonalResult:
     """Return the diagonal of the Hessian of the mean loss, parameter by parameter.
 
@@ -71,15 +131,171 @@ def hessian_diagonal(
         y: Targets; left out when ``x`` is a re-iterable of batches.
         loss: See :func:`~invariance.curvature.losses.resolve_loss`.
         parameters: Names of parameters or modules to cover; all trainable ones by default.
-        method: ``"auto"`` or ``"exact"``.
+        method: ``"auto"`` (see the module), ``"exact"`` or ``"estimate"``.
         memory_budget: Bytes for temporaries.
+        max_products: For ``"auto"``: most Hessian-vector products to spend on exactness.
+        budget: Hessian-vector products of an estimate.
+        seed: Seed of an estimate's probes.
 
     Returns:
         The diagonal.
+
+    Raises:
+        ModelError: A model in train mode where that matters, NaN parameters.
+        DataError: Malformed data.
     """
-    if method not in ("auto", "exact"):
-        raise unknown_name("method", method, ("auto", "exact"))
-    result = exact_curvature(
-        model, x, y, loss=loss, parameters=parameters, diagonal=True, memory_budget=memory_budget
+    swept, rest, why = _route(model, x, y, parameters, method)
+    values: dict[str, Tensor] = {}
+    errors: dict[str, Tensor] = {}
+    words: list[str] = []
+    gauss_newton = not rest
+    if swept:
+        result = exact_curvature(
+            model, x, y, loss=loss, parameters=swept, diagonal=True, memory_budget=memory_budget
+        )
+        values |= result.diagonal
+        gauss_newton = gauss_newton and result.gauss_newton
+        words.append(result.method)
+    exact = True
+    if rest and _by_products(model, rest, method, max_products):
+        values |= basis_diagonal(model, x, y, loss=loss, parameters=rest)
+        words.append(_products_words(model, rest, why))
+    elif rest:
+        exact = False
+        found, spread = estimate_diagonal(
+            model, x, y, loss=loss, parameters=rest, budget=budget, seed=seed
+        )
+        errors = {name: torch.zeros_like(value) for name, value in values.items()} | spread
+        values |= found
+        words.append(f"Hutchinson estimate of the diagonal, {budget} products{why}")
+    order = [name for name, _ in model.named_parameters() if name in values]
+    return DiagonalResult(
+        {name: values[name] for name in order},
+        stderr=None if exact else {name: errors[name] for name in order},
+        exact=exact,
+        gauss_newton=gauss_newton,
+        method=" + ".join(words),
     )
-    return DiagonalResult(result.diagonal, method=result.method)
+
+
+def _route(
+    model: nn.Module,
+    x: Data,
+    y: Tensor | None,
+    parameters: Iterable[str] | None,
+    method: str,
+) -> tuple[Sequence[str], Sequence[str], str]:
+    """Split the parameters into those to sweep and the rest, and say why there is a rest."""
+    if method not in ("auto", "exact", "estimate"):
+        raise unknown_name("method", method, ("auto", "exact", "estimate"))
+    names = select_parameters(model, parameters).names
+    require_deterministic(model)
+    if method == "estimate":
+        return (), names, ""
+    first = collect_batches(x, y).first()[0]
+    if first.ndim == 2 and parse_mlp(model) is not None:
+        return names, (), ""
+    row = move_like(first[:1], next(iter(model.parameters())))
+    reasons = analyse_linearity(model, row).reasons
+    swept = [name for name in names if name not in reasons]
+    rest = [name for name in names if name in reasons]
+    return swept, rest, f" (for {rest[0]!r}, {reasons[rest[0]]})" if rest else ""
+
+
+def _by_products(model: nn.Module, rest: Sequence[str], method: str, max_products: int) -> bool:
+    """Decide between exact products and an estimate."""
+    return method == "exact" or (method == "auto" and _entries(model, rest) <= max_products)
+
+
+def _entries(model: nn.Module, names: Sequence[str]) -> int:
+    return sum(model.get_parameter(name).numel() for name in names)
+
+
+def _products_words(model: nn.Module, rest: Sequence[str], why: str) -> str:
+    return f"{_entries(model, rest)} exact Hessian-vector products{why}"
+
+
+def layer_relative_flatness(
+    model: nn.Module,
+    x: Data,
+    y: Tensor | None = None,
+    *,
+    layers: Sequence[str],
+    loss: LossArgument = "cross_entropy",
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    max_products: int = DEFAULT_MAX_PRODUCTS,
+) -> Estimate:
+    """Return the relative flatness of some weight layers.
+
+    Args:
+        model: The network, in eval mode if it has BatchNorm or dropout.
+        x: ``(n, ...)`` inputs, or a re-iterable of ``(x, y)`` batches.
+        y: Targets; left out when ``x`` is a re-iterable of batches.
+        layers: Names of linear or convolutional modules.
+        loss: See :func:`~invariance.curvature.losses.resolve_loss`.
+        memory_budget: Bytes for temporaries.
+        max_products: Most Hessian-vector products to spend on a layer that the sweep does
+            not cover (its weight's block is then formed, one product an entry).
+
+    Returns:
+        A vector estimate in the order of ``layers``; ``parts`` has it by layer.
+
+    Raises:
+        MeasureError: A layer of a smooth network that is too large for ``max_products``.
+    """
+    weights = {layer: qualified(layer, "weight") for layer in layers}
+    swept, rest, why = _route(model, x, y, list(weights.values()), "auto")
+    parts: dict[str, float] = {}
+    words: list[str] = []
+    if swept:
+        result = exact_curvature(
+            model,
+            x,
+            y,
+            loss=loss,
+            parameters=swept,
+            relative_flatness=True,
+            memory_budget=memory_budget,
+        )
+        parts |= result.relative_flatness
+        words.append(result.method)
+    for layer in (layer for layer, weight in weights.items() if weight in rest):
+        size = _entries(model, [weights[layer]])
+        if size > max_products:
+            raise MeasureError(
+                f"The relative flatness of {layer!r} needs {size} Hessian-vector products{why}. "
+                f"Raise max_products (now {max_products}), or choose a layer in which the "
+                "network is piecewise linear, such as the last."
+            )
+        parts[layer] = _flatness_by_products(model, x, y, layer, weights[layer], loss)
+        words.append(f"{size} exact Hessian-vector products{why}")
+    values = [parts[layer] for layer in layers]
+    return Estimate(
+        values,  # type: ignore[arg-type]
+        method=" + ".join(words),
+        parts={layer: parts[layer] for layer in layers},
+    )
+
+
+def _flatness_by_products(
+    model: nn.Module,
+    x: Data,
+    y: Tensor | None,
+    layer: str,
+    weight: str,
+    loss: LossArgument,
+) -> float:
+    """Form the weight's Hessian block, and sum ``<w_s, w_s'> Tr H_{s,s'}`` over its rows."""
+    block = HessianOperator(model, x, y, loss=loss, parameters=[weight]).to_dense()
+    module = model.get_submodule(layer)
+    groups = int(getattr(module, "groups", 1))
+    rows = model.get_parameter(weight).detach()
+    rows = rows.reshape(groups, rows.shape[0] // groups, -1).to(block)
+    _, out, depth = rows.shape
+    total = 0.0
+    for g in range(groups):
+        span = slice(g * out * depth, (g + 1) * out * depth)
+        within = block[span, span].reshape(out, depth, out, depth)
+        traces = within.diagonal(dim1=1, dim2=3).sum(-1)
+        total += float((traces * (rows[g] @ rows[g].mT)).sum())
+    return total

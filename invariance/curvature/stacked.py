@@ -86,6 +86,7 @@ def hessian_trace_ensemble(
 
     Raises:
         MeasureError: No networks, or one that the exact sweep does not cover.
+        ModelError: A network in train mode where that matters.
         DataError: Malformed data.
     """
     if not models:

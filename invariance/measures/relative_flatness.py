@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -10,8 +11,8 @@ from invariance.core.errors import MeasureError
 from invariance.core.estimate import Estimate
 from invariance.core.groups import Group
 from invariance.core.modules import weight_layers
-from invariance.curvature.exact import exact_curvature
-from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET, qualified
+from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET
+from invariance.curvature.exact_route import layer_relative_flatness
 from invariance.curvature.losses import Loss
 from invariance.measures.registry import measure
 
@@ -63,21 +64,10 @@ def relative_flatness(
     """
     names = [name for name, _ in weight_layers(model)]
     chosen = names if layer is None else [_pick(names, layer)]
-    result = exact_curvature(
-        model,
-        x,
-        y,
-        loss=loss,
-        parameters=[qualified(name, "weight") for name in chosen],
-        relative_flatness=True,
-        memory_budget=memory_budget,
+    found = layer_relative_flatness(
+        model, x, y, layers=chosen, loss=loss, memory_budget=memory_budget
     )
-    values = [result.relative_flatness[name] for name in chosen]
-    return Estimate(
-        values if layer is None else values[0],  # type: ignore[arg-type]
-        method=result.method,
-        parts=dict(zip(chosen, values, strict=True)),
-    )
+    return found if layer is None else replace(found, value=found[0])
 
 
 def _pick(names: list[str], layer: int | str) -> str:

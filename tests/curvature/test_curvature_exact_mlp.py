@@ -12,7 +12,7 @@ import torch
 from dense_reference import dense_blocks, dense_relative_flatness
 from torch import nn
 
-from invariance.core.errors import DataError, MeasureError
+from invariance.core.errors import DataError, MeasureError, ModelError
 from invariance.curvature import exact_curvature, hessian_diagonal, hessian_trace
 
 RTOL = 1e-11
@@ -227,7 +227,7 @@ def test_nothing_of_the_model_is_touched():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda m, x, y: (m.train(), x, y), MeasureError, "train mode"),
+        (lambda m, x, y: (m.train(), x, y), ModelError, "train mode"),
         (lambda m, x, y: (m, x[:0], y[:0]), DataError, "empty"),
         (lambda m, x, y: (m, x * float("nan"), y), DataError, "NaN"),
         (lambda m, x, y: (m, x, y + 3), DataError, "out of range"),
@@ -249,7 +249,7 @@ def test_diverged_parameters_are_refused_by_name():
     model, x, data = build("relu")
     with torch.no_grad():
         model[2].weight[0, 0] = float("inf")
-    with pytest.raises(MeasureError, match=r"2\.weight"):
+    with pytest.raises(ModelError, match=r"2\.weight"):
         hessian_trace(model, x, data["labels"])
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from invariance.core.errors import DataError, MeasureError
+from invariance.core.errors import DataError, MeasureError, ModelError
 from invariance.curvature import exact_curvature, hessian_trace_ensemble
 
 
@@ -100,5 +100,5 @@ def test_bad_input_is_refused():
     wrong, labels = data(3)
     with pytest.raises(DataError, match="M = 2"):
         hessian_trace_ensemble([network(0), network(1)], wrong, labels)
-    with pytest.raises(MeasureError, match="train mode"):
+    with pytest.raises(ModelError, match="train mode"):
         hessian_trace_ensemble([network(0), network(1).train()], x, y)
