@@ -9,10 +9,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from invariance.cli import listing, report
+from invariance.cli import check, listing, report
 
 #: Modules that each offer ``add_parser(subparsers)``; add a subcommand here.
-COMMANDS = (report, listing)
+COMMANDS = (report, check, listing)
 
 USAGE_ERROR = 2
 INTERRUPTED = 130

@@ -1,0 +1,295 @@
+"""One measure at one model in one precision: its value, and its cell under a transform."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from invariance.checking.roundoff import float_error
+from invariance.checking.rows import Row
+from invariance.checking.run import prove
+from invariance.checking.verdict import judge
+from invariance.core.errors import InvarianceError, MeasureError, TransformError
+from invariance.core.estimate import Estimate
+from invariance.core.groups import Group
+from invariance.core.modules import clone
+from invariance.core.rng import generator
+from invariance.measures.registry import Measure, Setting
+from invariance.testing.faults import (
+    FaultyMeasureError,
+    ambient_seed,
+    as_number,
+    isolated,
+    watched,
+)
+from invariance.transforms.base import Applied, Transform
+
+#: In less than float64, round-off may excuse no more than this share of the value: a
+#: measure that loses three digits there is invariant in float64 only, and gets told so.
+LOW_PRECISION_CAP = 1e-3
+
+#: How far a transform may move the outputs, relative to their scale, and still count as
+#: function-preserving. The smallest published mistake is 5e-6 (a BatchNorm left in place).
+FUNCTION_RTOL = {torch.float64: 1e-9, torch.float32: 1e-3}
+
+#: Rows on which a transform's proof is computed.
+EXAMPLE_ROWS = 64
+
+
+class BrokenTransformError(TransformError, AssertionError):
+    """A transform under test does not keep the function, so it proves nothing about a measure."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One transform tried on one measure.
+
+    Attributes:
+        row: The comparison, as a report holds it.
+        transform: What was applied.
+        applied: What came out of it.
+        dtype: The precision.
+    """
+
+    row: Row
+    transform: Transform
+    applied: Applied = field(repr=False, compare=False)
+    dtype: torch.dtype = torch.float64
+
+    @property
+    def moved(self) -> bool:
+        """True if the value moved by more than the tolerance."""
+        return not abs(self.row.after - self.row.before) <= self.row.tolerance
+
+
+class Evaluator:
+    """Evaluates one measure around one model; remembers what several cells share.
+
+    Args:
+        measure: The measure.
+        model: A copy of the model, already in the precision to work in.
+        inputs: The measure's arguments, in the same precision.
+        example: Input rows to trace and prove transforms on.
+        rtol: Relative change of the value that is not worth mentioning.
+        seed: Seed of the round-off probes.
+        allow_constant: Accept a measure whose value no change of the weights moves.
+        zero: Absolute value under which the exact value counts as zero.
+    """
+
+    def __init__(
+        self,
+        measure: Measure,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        example: torch.Tensor,
+        *,
+        rtol: float,
+        seed: int = 0,
+        allow_constant: bool = False,
+        zero: float = 0.0,
+    ) -> None:
+        self.measure, self.model, self.inputs = _checked(measure), model, dict(inputs)
+        self.example, self.rtol, self.seed = example, rtol, seed
+        self.dtype = example.dtype
+        self.zero = zero
+        self.evaluations = 0
+        self.shared: dict[str, Any] = {}
+        self._error: float | None = None
+        self.before = self._first_value(allow_constant)
+
+    def value(self, model: nn.Module) -> Estimate:
+        """Evaluate the measure; every global random state is left as it was.
+
+        Raises:
+            FaultyMeasureError: If the result is no finite number.
+        """
+        self.evaluations += 1
+        with isolated():
+            return self.measure(model, **self.inputs)
+
+    @property
+    def error(self) -> float:
+        """Absolute float error of the value at the model, as measured; computed once."""
+        if self._error is None:
+            self._error = self._float_error(self.model, self.before)
+        return self._error
+
+    def cell(self, transform: Transform, *, judged: bool = False) -> Cell:
+        """Apply ``transform``, evaluate, and compare.
+
+        Args:
+            transform: The map to try.
+            judged: Compare with the measure's own declaration (a law, for one) instead
+                of with invariance.
+
+        Returns:
+            The cell.
+
+        Raises:
+            TransformError: If the transform does not apply.
+            BrokenTransformError: If it changes the function.
+            FaultyMeasureError: If the value after it is no finite number.
+        """
+        with isolated():
+            applied = transform.apply(self.model, self.example)
+        self._require_same_function(transform, applied.model)
+        after = self.value(applied.model)
+        declared = self.measure.declared(transform.groups) if judged else "invariant"
+        predicted = self._predict(transform, applied) if declared == "law" else None
+        goal = float(self.before) if predicted is None else predicted
+        tolerance = self._tolerance(applied.model, after, goal)
+        verdict, note = judge(
+            float(self.before),
+            float(after),
+            declared=declared,
+            predicted=predicted,
+            tolerance=tolerance,
+        )
+        before = float(self.before)
+        row = Row(
+            measure=self.measure.name,
+            transform=transform.name,
+            before=before,
+            after=float(after),
+            ratio=float(after) / before if before else None,
+            declared=declared,
+            predicted=predicted,
+            verdict=verdict,
+            label=repr(transform),
+            tolerance=tolerance,
+            method=after.method,
+            note=note,
+        )
+        return Cell(row, transform, applied, self.dtype)
+
+    def _predict(self, transform: Transform, applied: Applied) -> float | None:
+        laws = self.measure.laws
+        law = next((laws[group] for group in transform.groups if group in laws), None)
+        if law is None:
+            return None
+        return law(Setting(self.model, applied, self.inputs, self.before, self.shared))
+
+    def _tolerance(self, model: nn.Module, after: Estimate, goal: float) -> float:
+        """The relative tolerance asked for, or the measured float error where that is larger."""
+        base = self.rtol * abs(goal)
+        if abs(float(after) - goal) <= base:
+            return base  # measuring the float error could only widen it
+        slack = self.error + self._float_error(model, after)
+        # Round-off may not excuse everything where there is little precision.
+        low = self.dtype != torch.float64
+        if low and abs(goal) > self.zero:
+            slack = min(slack, LOW_PRECISION_CAP * abs(goal))
+        return max(base, slack)
+
+    def slack(self, cell: Cell) -> float:
+        """Absolute float error of one comparison, before the map and after it."""
+        after = Estimate(cell.row.after)
+        return self.error + self._float_error(cell.applied.model, after)
+
+    def _float_error(self, model: nn.Module, value: Estimate) -> float:
+        self.evaluations += 2
+        with isolated():
+            return float_error(self.measure, model, self.inputs, value, seed=self.seed)
+
+    def _first_value(self, allow_constant: bool) -> Estimate:
+        """Evaluate twice on throwaway copies, watching for every defect of the measure itself."""
+        name = self.measure.name
+        seen = []
+        for ambient in (None, 12_345):
+            model = clone(self.model)
+            inputs = {
+                key: value.clone() if isinstance(value, torch.Tensor) else value
+                for key, value in self.inputs.items()
+            }
+            self.evaluations += 1
+            with isolated():
+                if ambient is None:
+                    with watched(name, model, inputs):
+                        result = self.measure(model, **inputs)
+                else:
+                    with ambient_seed(ambient):
+                        result = self.measure(model, **inputs)
+            seen.append(result)
+        first, second = seen
+        if float(first) != float(second):
+            raise FaultyMeasureError(
+                "not deterministic",
+                name,
+                f"Two calls on the same model and data gave {float(first)!r} and "
+                f"{float(second)!r}.",
+            )
+        if not first.exact and first.residual is None:
+            raise MeasureError(
+                f"measure {name!r} gives only an estimate here ({first.method or 'no method'}), "
+                "and two estimates cannot decide whether a value moved. Use "
+                "invariance.testing.assert_equal_in_law with repeated seeds instead."
+            )
+        if not allow_constant:
+            self._require_dependence(first)
+        return first
+
+    def _require_dependence(self, value: Estimate) -> None:
+        """Refuse a measure that gives one value for very different networks.
+
+        A measure that reads another object than the model it is given passes every test of
+        invariance. Three networks of other functions tell it from a real one.
+        """
+        for number in range(3):
+            other = _another_network(self.model, number, self.seed)
+            try:
+                if float(self.value(other)) != float(value):
+                    return
+            except (InvarianceError, ArithmeticError, RuntimeError, ValueError):
+                return  # it noticed
+        raise FaultyMeasureError(
+            "ignores the model",
+            self.measure.name,
+            f"It gave {float(value)!r} for this network, for one with random weights and for one "
+            "whose weights are all zero.",
+        )
+
+    def _require_same_function(self, transform: Transform, after: nn.Module) -> None:
+        if Group.COORDINATES in transform.groups:
+            return  # verified on its own; what it changes is the parameters' meaning
+        with isolated():
+            proof = prove(transform, clone(self.model), after, self.example)
+        allowed = FUNCTION_RTOL.get(self.dtype, 5e-2) * max(proof.output_scale, 1e-300)
+        if proof.max_abs_logit_diff <= allowed:
+            return
+        relative = proof.max_abs_logit_diff / (proof.output_scale or math.nan)
+        raise BrokenTransformError(
+            f"{transform!r} does not keep the function: the {proof.compared} move by "
+            f"{proof.max_abs_logit_diff:.3g} ({100 * relative:.2g} % of their scale) and "
+            f"{proof.labels_changed} of {proof.rows} labels change. It can prove nothing about "
+            f"{self.measure.name!r}; mend the transform first."
+        )
+
+
+def _checked(measure: Measure) -> Measure:
+    """The same measure, whose every result is a finite scalar estimate or a reported fault."""
+
+    def function(model: nn.Module, **inputs: Any) -> Estimate:
+        return as_number(measure.function(model, **inputs), measure.name)
+
+    return replace(measure, function=function)
+
+
+def _another_network(model: nn.Module, number: int, seed: int) -> nn.Module:
+    """A copy with other weights: perturbed, random, or all zero."""
+    copied = clone(model)
+    source = generator(seed, "another network", number)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            noise = torch.randn(parameter.shape, generator=source).to(parameter)
+            if number == 0:
+                parameter.mul_(1 + 0.5 * noise)
+            elif number == 1:
+                parameter.copy_(noise)
+            else:
+                parameter.zero_()
+    return copied

@@ -1,0 +1,81 @@
+"""What was asserted while someone was listening: the source of the plugin's report.
+
+Imports nothing heavy: the pytest plugin loads this file at start-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+#: One entry a claim: ``claim``, ``measure``, ``holds``, ``message`` and ``detail``.
+Record = dict[str, Any]
+
+_LISTENER: ContextVar[list[Record] | None] = ContextVar("invariance_records", default=None)
+
+
+@contextmanager
+def collecting() -> Iterator[list[Record]]:
+    """Collect the records of every assertion made inside the block.
+
+    Yields:
+        The list that they are appended to.
+    """
+    found: list[Record] = []
+    token = _LISTENER.set(found)
+    try:
+        yield found
+    finally:
+        _LISTENER.reset(token)
+
+
+def record(
+    claim: str, measure: str, *, holds: bool, message: str, detail: Mapping[str, Any] | None = None
+) -> None:
+    """Note one claim, if someone is listening.
+
+    Args:
+        claim: What was claimed, for example ``"invariant"``.
+        measure: The measure's name.
+        holds: Whether the claim held.
+        message: What a reader should see.
+        detail: The facts as plain JSON types.
+    """
+    listener = _LISTENER.get()
+    if listener is not None:
+        listener.append(
+            {
+                "claim": claim,
+                "measure": measure,
+                "holds": holds,
+                "message": message,
+                "detail": dict(detail or {}),
+            }
+        )
+
+
+@contextmanager
+def recorded(claim: str, measure: str) -> Iterator[dict[str, Any]]:
+    """Note a claim by how its block ends: an ``AssertionError`` breaks it.
+
+    Args:
+        claim: What is claimed.
+        measure: The measure's name.
+
+    Yields:
+        A dictionary for the facts of a claim that holds, with ``message`` among them.
+    """
+    detail: dict[str, Any] = {}
+    try:
+        yield detail
+    except AssertionError as error:
+        found = getattr(error, "findings", ())
+        facts = {"findings": [entry.to_dict() for entry in found]}
+        kind = getattr(error, "kind", None)
+        if kind:
+            facts["fault"] = kind
+        record(claim, measure, holds=False, message=str(error), detail=facts)
+        raise
+    record(claim, measure, holds=True, message=str(detail.pop("message", "")), detail=detail)
