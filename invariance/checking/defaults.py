@@ -9,11 +9,11 @@ from invariance.core.modules import weight_layers
 from invariance.transforms.base import Transform
 
 #: log2 of the factor that the first weight layer gets in the bitwise layer scaling.
-FIRST_EXPONENT = 5
+FIRST_EXPONENT = 8
 
 
 def power_of_two_factors(layers: int) -> list[float]:
-    """Factors ``2^5, 2^-k, ...`` with product one that touch every hidden layer.
+    """Factors ``2^8, 2^-k, ...`` with product one that touch every hidden layer.
 
     Powers of two change no mantissa, so the outputs stay bitwise equal; touching the
     last hidden layer matters, because a last-layer measure cannot notice otherwise.
