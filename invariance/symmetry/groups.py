@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from invariance.symmetry.ledger import ZERO, Ledger, RawLeg, mix_hash
+from invariance.symmetry.linear_paths import mixing_legs
 from invariance.symmetry.solve import Solution, merge, signatures, solve
 from invariance.symmetry.structures import IntArray, Kind, Leg, Role, SymmetryGroup
 
@@ -267,19 +268,10 @@ class Assembler:
             blocked[self.solved.family[np.unique(threads[threads >= 0])]] = True
         found = []
         for move in moves:
-            partners = [group for group in scalings if group.stream == move.stream]
-            if blocked[self.streams[move.stream]].any() or len(partners) != 1:
+            if blocked[self.streams[move.stream]].any():
                 continue
-            powers = {(leg.parameter, leg.role, leg.site): leg.power for leg in partners[0].legs}
-            legs = []
-            for leg in move.legs:
-                power = powers.get((leg.parameter, leg.role, leg.site), 0)
-                if abs(power) != 1 or leg.role not in (Role.PRODUCER, Role.CONSUMER):
-                    break
-                legs.append(
-                    Leg(leg.parameter, leg.units, power, 0, leg.role, leg.addresses, 0.0, leg.site)
-                )
-            else:
+            legs = mixing_legs(move, scalings)
+            if legs is not None:
                 found.append(
                     self._group(Kind.LINEAR_MIXING, move.size, move.size**2, legs, move.stream)
                 )
