@@ -2,6 +2,7 @@
 
 from invariance.curvature.density import SpectralDensity, spectral_density
 from invariance.curvature.eigen import eigenpairs, hessian_eigenvalues
+from invariance.curvature.ensemble import hessian_eigenvalues_ensemble
 from invariance.curvature.estimators import hessian_trace_estimate
 from invariance.curvature.exact import exact_curvature
 from invariance.curvature.exact_result import DiagonalResult, ExactCurvature
@@ -48,6 +49,7 @@ __all__ = [
     "ggn_vector_product",
     "hessian_diagonal",
     "hessian_eigenvalues",
+    "hessian_eigenvalues_ensemble",
     "hessian_norm",
     "hessian_trace",
     "hessian_trace_ensemble",

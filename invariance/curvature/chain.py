@@ -181,14 +181,14 @@ class Chain:
         """Run one forward and one backward pass over a chunk and keep what products need.
 
         Args:
-            x: ``(n, ...)`` rows, shared by all networks of a stack.
-            y: Their targets.
+            x: ``(n, w)`` rows, shared by all networks of a stack, or ``(M, n, w)``.
+            y: Their targets; for a stack one after the other, ``(M n, ...)``.
             kind: ``None`` for the Hessian, else which outer matrix the products use.
 
         Returns:
             The state; ``signals`` and ``bends`` are empty for an outer matrix.
         """
-        a = x.flatten(1)
+        a = x
         inputs: list[Tensor] = []
         slopes: list[Tensor | None] = []
         curves: list[Tensor | None] = []
@@ -200,12 +200,12 @@ class Chain:
             a, slope, curve = _derivatives(layer.activation, z, second=kind is None)
             slopes.append(slope)
             curves.append(curve)
-        flat, targets = _merge_models(a, y)
-        product = outer_product(kind or "ggn", self.loss, flat, targets, self.total_mass)
+        flat = a.flatten(0, -2)
+        product = outer_product(kind or "ggn", self.loss, flat, y, self.total_mass)
         outer = product if a.ndim == 2 else _unmerge(product, a.shape)
         if kind is not None:
             return ChainState(tuple(inputs), tuple(slopes), (), (), outer)
-        signal = (row_gradients(self.loss, flat, targets) / self.total_mass).reshape(a.shape)
+        signal = (row_gradients(self.loss, flat, y) / self.total_mass).reshape(a.shape)
         signals: list[Tensor] = []
         bends: list[Tensor | None] = []
         for slope, curve, weight in zip(
@@ -336,13 +336,6 @@ def _derivatives(
 def _out_of_place(module: nn.Module) -> Callable[[Tensor], Tensor]:
     # An in-place activation would overwrite the leaf; a clone of its input is as good.
     return lambda z: module(z.clone()) if getattr(module, "inplace", False) else module(z)
-
-
-def _merge_models(outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Read ``(M, n, K)`` outputs as ``(M n, K)`` with the targets repeated."""
-    if outputs.ndim == 2:
-        return outputs, y
-    return outputs.flatten(0, 1), y.repeat(outputs.shape[0], *[1] * (y.ndim - 1))
 
 
 def _unmerge(product: OuterProduct, shape: torch.Size) -> OuterProduct:

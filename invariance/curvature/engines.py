@@ -74,7 +74,7 @@ class ChainEngine(Engine):
             yield from self._kept
             return
         for x, y in self._objective.chunks(self._rows):
-            state = self._chain.prepare(x, y, self._kind)
+            state = self._chain.prepare(x.flatten(1), y, self._kind)
             if self._kept is not None:
                 self._kept.append(state)
             yield state
@@ -221,7 +221,7 @@ class DualEngine(Engine):
     """
 
     def __init__(self, objective: Objective, kind: OuterKind | None, budget: int) -> None:
-        _load_forward_rules()
+        load_forward_rules()
         self._objective, self._kind = objective, kind
         self._rows = max(1, budget // max(1, _graph_bytes(objective, kind)))
         self.description = "forward over reverse"
@@ -272,7 +272,8 @@ class DualEngine(Engine):
         return gauss_newton
 
 
-def _load_forward_rules() -> None:
+def load_forward_rules() -> None:
+    """Let torch prepare its forward derivatives, once, without its own deprecation warning."""
     # Torch compiles some forward derivatives at their first use, through a function that it
     # has itself deprecated: do it here, where the warning helps nobody.
     with warnings.catch_warnings():

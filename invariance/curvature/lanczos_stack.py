@@ -37,6 +37,7 @@ class LanczosStack:
         self._small = torch.zeros(count, self.capacity, self.capacity, dtype=torch.float64)
         self._beta = torch.zeros(count, dtype=torch.float64)
         self._next = self.basis[:, 0].clone()
+        self._live = torch.zeros(count, self.capacity, dtype=torch.bool)
         self.steps = 0
 
     def step(self) -> bool:
@@ -50,6 +51,7 @@ class LanczosStack:
             grown[:, :j] = self.basis
             self.basis = grown
         self.basis[:, j] = self._next
+        self._live[:, j] = True if j == 0 else self._beta > 0
         image = self._rows(self._next)
         before = image.norm(dim=1)
         alpha = (self._next * image).sum(1)
@@ -78,6 +80,42 @@ class LanczosStack:
         """
         values, vectors = torch.linalg.eigh(self._small[:, : self.steps, : self.steps])
         return values, vectors[:, 0].square(), (self._beta[:, None] * vectors[:, -1]).abs()
+
+    def extreme(self, *, largest: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return each process's extreme Ritz value.
+
+        Args:
+            largest: Algebraically largest, or smallest.
+
+        Returns:
+            Its value, its index for :meth:`vectors`, its residual estimate, its gap to the
+            next Ritz value, and the largest absolute Ritz value; each ``(M,)``.
+        """
+        values, vectors = torch.linalg.eigh(self._small[:, : self.steps, : self.steps])
+        # Rows of a process that stands still are no Ritz vectors of its matrix.
+        live = self._live[:, : self.steps, None]
+        still = (vectors.square() * ~live).sum(1) > 0.5
+        residuals = (self._beta[:, None] * vectors[:, -1]).abs()
+        signed = torch.where(still, -torch.inf, values if largest else -values)
+        order = signed.argsort(dim=1, descending=True)
+        index = order[:, 0]
+        rows = torch.arange(len(index))
+        value, residual = values[rows, index], residuals[rows, index]
+        gap = torch.zeros_like(value)
+        if self.steps > 1:
+            second = order[:, 1]
+            known = signed[rows, second].isfinite()
+            apart = (value - values[rows, second]).abs() - residuals[rows, second]
+            gap = torch.where(known, apart.clamp_min(0), 0.0)
+        scale = torch.where(still, 0.0, values.abs()).amax(1)
+        return value, index, residual, gap, scale
+
+    def select(self, keep: Tensor) -> None:
+        """Go on with the processes ``keep`` (indices) only."""
+        where = keep.to(self.basis.device)
+        self.basis = self.basis[where]
+        self._next = self._next[where]
+        self._small, self._beta, self._live = self._small[keep], self._beta[keep], self._live[keep]
 
     def vectors(self, index: Tensor) -> Tensor:
         """Return the ``(M, d)`` Ritz vectors number ``index (M,)`` (ascending), unit norm."""
