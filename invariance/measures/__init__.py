@@ -14,6 +14,13 @@ from invariance.measures.parameter_norm import parameter_norm
 from invariance.measures.path_norm import path_norm
 from invariance.measures.region_class_weakness import region_class_weakness
 from invariance.measures.relative_flatness import relative_flatness
+from invariance.measures.repaired_weakness import (
+    function_pair_proxy,
+    repaired_activation_patterns,
+    repaired_free_regions,
+    repaired_pair_proxy,
+)
+from invariance.measures.volume_weakness import volume_weakness, volume_weakness_raw
 
 __all__ = [
     "activation_patterns",
@@ -22,6 +29,7 @@ __all__ = [
     "fisher_rao_norm",
     "free_parameters",
     "free_regions",
+    "function_pair_proxy",
     "hessian_eigenvalues",
     "hessian_norm",
     "hessian_trace",
@@ -32,4 +40,9 @@ __all__ = [
     "path_norm",
     "region_class_weakness",
     "relative_flatness",
+    "repaired_activation_patterns",
+    "repaired_free_regions",
+    "repaired_pair_proxy",
+    "volume_weakness",
+    "volume_weakness_raw",
 ]

@@ -16,6 +16,12 @@ from invariance.weakness.regions import (
     region_class_weakness,
     region_counts,
 )
+from invariance.weakness.repair import repaired_pair_proxy
+from invariance.weakness.repair_patterns import (
+    reduced_network,
+    repaired_activation_patterns,
+    repaired_free_regions,
+)
 from invariance.weakness.stack_theory import Language, Vocabulary
 from invariance.weakness.stack_theory_arithmetic import (
     Arithmetic,
@@ -33,6 +39,7 @@ from invariance.weakness.stack_theory_tasks import (
     survival_probability,
     weakest_policies,
 )
+from invariance.weakness.version_space import VersionSpace, version_space
 
 __all__ = [
     "ActivationLayer",
@@ -42,6 +49,7 @@ __all__ = [
     "Patterns",
     "RegionCounts",
     "StackTask",
+    "VersionSpace",
     "Vocabulary",
     "activation_layers",
     "activation_patterns",
@@ -55,11 +63,16 @@ __all__ = [
     "learnable_tasks",
     "pac_bayes_bound",
     "pair_proxy",
+    "reduced_network",
     "region_class_weakness",
     "region_counts",
+    "repaired_activation_patterns",
+    "repaired_free_regions",
+    "repaired_pair_proxy",
     "shortest_policies",
     "survival_by_enumeration",
     "survival_given_size",
     "survival_probability",
+    "version_space",
     "weakest_policies",
 ]
