@@ -173,7 +173,8 @@ def _module_stack(model: nn.Module) -> Iterator[list[tuple[str, type[nn.Module] 
     def enter(module: nn.Module, _: Any) -> None:
         if threading.get_ident() == thread and id(module) in names:
             kind = type(module)
-            leaf = kind.__module__.startswith("torch.nn") and kind not in _CONTAINERS
+            whole = kind is nn.MultiheadAttention or not module._modules
+            leaf = kind.__module__.startswith("torch.nn") and kind is not nn.Module and whole
             stack.append((names[id(module)], kind if leaf else None))
 
     def leave(module: nn.Module, _: Any, __: Any) -> None:
@@ -189,9 +190,6 @@ def _module_stack(model: nn.Module) -> Iterator[list[tuple[str, type[nn.Module] 
     finally:
         for handle in handles:
             handle.remove()
-
-
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Module)
 
 
 def watch(

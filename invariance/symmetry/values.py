@@ -107,12 +107,12 @@ def compress(array: IntArray) -> IntArray:
         first = array.take([0], axis=dim)
         if array.strides[dim] == 0 or bool((array == first).all()):
             array = first
-    return np.ascontiguousarray(array)
+    return np.array(array, order="C")
 
 
 def expand(array: IntArray, shape: tuple[int, ...]) -> Tensor:
     """Spread labels over the whole shape, without copying, as a tensor."""
-    return torch.from_numpy(np.ascontiguousarray(array)).expand(shape)
+    return torch.from_numpy(np.array(array, order="C")).expand(shape)
 
 
 def restructure(value: Value, move: Callable[[Tensor], Any]) -> Any:
@@ -126,25 +126,33 @@ def restructure(value: Value, move: Callable[[Tensor], Any]) -> Any:
         The value after: with ``move``'s structure of tuples, if it returns several tensors.
     """
     moved_labels = move(expand(value.labels, value.shape))
-    single = value.labels.size == 1
-    plain = single or (value.addresses is None and isinstance(moved_labels, Tensor))
-    if plain and not single:
-        labels = compress(moved_labels.numpy())
-        if np.unique(labels).size == labels.size:
-            return Value(labels, tuple(moved_labels.shape))
-    moved_addresses = None if single else move(expand(value.explicit_addresses(), value.shape))
+    if value.addresses is None:
+        found = _without_addresses(moved_labels)
+        if found is not None:
+            return found
+    moved_addresses = move(expand(value.explicit_addresses(), value.shape))
     return _collect(moved_labels, moved_addresses)
+
+
+def _without_addresses(labels: Any) -> Any:
+    """Return the moved value if every thread still fills one block; else ``None``."""
+    if isinstance(labels, Tensor):
+        compressed = compress(labels.numpy())
+        if compressed.size > 1 and np.unique(compressed).size != compressed.size:
+            return None
+        return Value(compressed, tuple(labels.shape))
+    parts = [_without_addresses(part) for part in labels]
+    return None if any(part is None for part in parts) else parts
 
 
 def _collect(labels: Any, addresses: Any) -> Any:
     if isinstance(labels, Tensor):
         compressed = compress(labels.numpy())
         shape = tuple(labels.shape)
-        if addresses is None or compressed.size == 1:
+        if compressed.size == 1:
             return Value(compressed, shape)
         return Value(compressed, shape, compress(addresses.numpy()))
-    parts = addresses if addresses is not None else [None] * len(labels)
-    return [_collect(label, part) for label, part in zip(labels, parts, strict=True)]
+    return [_collect(*parts) for parts in zip(labels, addresses, strict=True)]
 
 
 def restructure_view(view: ParameterView, move: Callable[[Tensor], Any]) -> Any:

@@ -109,7 +109,7 @@ def _contract_channels(
     for slot, value in enumerate((first, second)):
         own = tuple(
             int(n) if value.labels.shape[d] > 1 or d >= kept else 1
-            for d, n in enumerate(blocks.shape)
+            for d, n in enumerate(list(blocks.shape))
         )
         index = np.arange(int(np.prod(own)), dtype=np.int64).reshape(own)
         context.touch(value, call, slot, index)

@@ -143,8 +143,12 @@ def normalized_layer(
     addresses = value.addresses
     block = np.arange(cells.shape[0], dtype=np.int64).reshape(-1, *(1,) * count)
     within: int | IntArray = 0
-    if addresses is not None:
-        within = addresses.reshape((-1, *addresses.shape[lead:]))
+    if addresses is not None and any(n > 1 for n in addresses.shape[lead:]):
+        # Where positions do not differ in their threads, one stands for all.
+        slim = addresses[
+            tuple(slice(None) if value.labels.shape[d] > 1 else slice(1) for d in range(lead))
+        ]
+        within = slim.reshape((-1, *slim.shape[lead:]))
     context.ledger.touch(cells, call.node, block, within)
     first = cells.max(axis=0)
     if cells.shape[0] > 1:  # positions differ: the affine part ties them

@@ -95,20 +95,22 @@ def reduce(
     kept = [d for d in value.varying if d not in dims]
     labels = value.labels
     if across:
-        key = _index(value, kept)
-        context.touch(value, call, key)
+        # With dimensions left over, what is summed to one entry moves as one block.
+        context.touch(value, call, _index(value, across) if kept else 0)
         moved = np.moveaxis(labels, across, range(len(across)))
         flat = moved.reshape(-1, *moved.shape[len(across) :])
         leader = flat.max(axis=0)
         if not kept:
             leader = leader.reshape((1,) * leader.ndim)
-        fresh = context.ledger.fresh(leader.size, call.node, np.arange(leader.size))
+        fresh = context.ledger.fresh(leader.size, call.node)
         fresh = fresh.reshape(leader.shape)
         context.ledger.equate(np.broadcast_to(fresh, flat.shape), flat, sign=odd)
         context.ledger.block_mixing(labels)
         if kept:
-            stop = context.stop(call, "sums over channels in several blocks", MOVE)
-            context.pin(fresh, stop, move=True)
+            context.ledger.tie_moves(np.broadcast_to(fresh, flat.shape), flat)
+        if value.addresses is not None:
+            stop = context.stop(call, "reduces positions that differ by channel", MOVE)
+            context.pin(np.concatenate([labels.reshape(-1), fresh.reshape(-1)]), stop, move=True)
         fresh = np.where((flat == ZERO).all(axis=0), ZERO, fresh)
         fresh = np.where((flat <= OUTSIDE).all(axis=0) & (fresh > 0), OUTSIDE, fresh)
         labels = np.expand_dims(fresh, tuple(across))
