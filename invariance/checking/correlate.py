@@ -17,12 +17,12 @@ from torch import nn
 
 from invariance import transforms as T
 from invariance.checking.rows import Refusal
-from invariance.checking.run import AnyMeasure, Progress, _cast, _resolve
+from invariance.checking.run import AnyMeasure, Progress, cast_task, resolve
 from invariance.core.errors import DataError, InvarianceError
 from invariance.core.modules import clone, model_device, weight_layers
 from invariance.core.rng import generator
 from invariance.data import Task
-from invariance.measures.registry import Measure, all_measures
+from invariance.measures.registry import Measure
 from invariance.stats import RankCorrelation, holm, spearman
 from invariance.transforms.base import Transform
 
@@ -152,8 +152,8 @@ def correlate(
         raise DataError(
             f"Expected one target value a network. Got {len(target)} for {len(networks)} networks."
         )
-    chosen = [_resolve(entry) for entry in (all_measures() if measures is None else measures)]
-    data = _cast(task, dtype, model_device(networks[0]))
+    chosen = resolve(measures)
+    data = cast_task(task, dtype, model_device(networks[0]))
     variants = _variants(networks, dtype, data, seed)
     values: dict[str, dict[str, tuple[float, ...]]] = {}
     refused: list[Refusal] = []

@@ -16,7 +16,7 @@ from invariance.core.errors import UsageError
 from invariance.data import Task, load_task
 from invariance.models import mlp
 from invariance.stats.rank import MINIMUM_POINTS
-from invariance.training import Fit, fit, fit_ensemble
+from invariance.training import Fit, ProgressCallback, fit, fit_ensemble
 
 #: Hidden widths of the network whose measures are checked one by one.
 HIDDEN = (256, 128)
@@ -98,7 +98,6 @@ def run_report(config: ReportConfig, progress: Progress | None = None) -> Report
     sizes = [task.x_train.shape[1], *HIDDEN, task.n_classes]
     fits: dict[str, Fit] = {}
     for title, batch_norm in (("mlp", False), ("mlp_batch_norm", True)):
-        tell(0, 1, f"training {title}")
         network = mlp(sizes, batch_norm=batch_norm, seed=config.seed)
         fits[title] = fit(
             network,
@@ -107,6 +106,7 @@ def run_report(config: ReportConfig, progress: Progress | None = None) -> Report
             lr=0.05,
             max_epochs=config.max_epochs,
             device=config.device,
+            progress=_epochs(tell, f"training {title}"),
         )
     models = {title: found.model.cpu() for title, found in fits.items()}
     report = check(models, task, seed=config.seed, progress=tell)
@@ -173,18 +173,27 @@ def _ensemble(config: ReportConfig, task: Task, tell: Progress) -> list[Fit]:
     for index, (regime, count) in enumerate(
         zip(REGIMES, _shares(config.networks, len(REGIMES)), strict=True)
     ):
-        tell(0, 1, f"training {count} networks, batch {regime.batch_size or 'all'}")
+        what = f"training {count} networks, batch {regime.batch_size or 'all'}"
         members += fit_ensemble(
-            sizes,
+            lambda seed: mlp(sizes, batch_norm=config.batch_norm, seed=seed),
             task,
             seeds=[config.seed + 100 * (index + 1) + i for i in range(count)],
             lr=regime.lr,
             batch_size=regime.batch_size,
             max_epochs=config.max_epochs,
-            batch_norm=config.batch_norm,
             device=config.device,
+            progress=_epochs(tell, what),
         )
     return members
+
+
+def _epochs(tell: Progress, what: str) -> ProgressCallback:
+    """Pass epochs of a training run on to a progress callback."""
+
+    def forward(done: int, total: int, info: object) -> None:
+        tell(done, total, what)
+
+    return forward
 
 
 def _shares(total: int, parts: int) -> list[int]:

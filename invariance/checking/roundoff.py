@@ -54,7 +54,8 @@ def float_error(
     epsilon = torch.finfo(model_dtype(model)).eps
     base = float(value)
     floor = FLOOR * epsilon * abs(base) + (value.residual or 0.0)
-    if measure.discrete:
+    if measure.discrete or measure.cost == "sampling":
+        # A count does not drift, and a jittered chain of samples is another chain.
         return floor
     moved = [0.0]
     probes = [(jitter(model, seed), dict(inputs))]

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from invariance import transforms as T
-from invariance.checking.run import _cast
+from invariance.checking.run import cast_task
 from invariance.core.errors import MeasureError
 from invariance.core.modules import clone, model_device, weight_layers
 from invariance.curvature import hessian_diagonal
@@ -87,7 +87,7 @@ def alpha_sweep(
         TransformError: If the scaling does not apply to this network.
     """
     base = clone(model).to(dtype)
-    data = _cast(task, dtype, model_device(base))
+    data = cast_task(task, dtype, model_device(base))
     layers = len(weight_layers(base))
     if layers < 2:
         raise MeasureError(f"Expected at least two weight layers to scale between. Got {layers}.")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from invariance.transforms.base import Applied
 
 Declaration = Literal["invariant", "law", "varies"]
+Cost = Literal["cheap", "solver", "sampling"]
 P = ParamSpec("P")
 
 #: Argument names that a measure may use, and the task's field that fills each.
@@ -77,7 +78,8 @@ class Measure:
         fields: Argument name to the task's field that fills it.
         summary: First line of the docstring.
         discrete: True if the value is a count, which round-off cannot nudge.
-        cost: ``"cheap"``, or ``"solver"`` for one that solves many programs.
+        cost: ``"cheap"``; ``"solver"`` for one that solves many programs; ``"sampling"`` for
+            one that draws samples, which a check leaves out unless it is named.
     """
 
     name: str
@@ -87,7 +89,7 @@ class Measure:
     fields: Mapping[str, str]
     summary: str
     discrete: bool = False
-    cost: Literal["cheap", "solver"] = "cheap"
+    cost: Cost = "cheap"
 
     def declared(self, groups: Iterable[Group]) -> Declaration:
         """What theory says happens under a map made of ``groups``.
@@ -125,7 +127,7 @@ def measure(
     law: Mapping[Group, Law] | None = None,
     fields: Mapping[str, str] | None = None,
     discrete: bool = False,
-    cost: Literal["cheap", "solver"] = "cheap",
+    cost: Cost = "cheap",
 ) -> Callable[[Callable[P, Estimate]], Callable[P, Estimate]]:
     """Register a function as a measure and declare its behaviour.
 
@@ -135,7 +137,7 @@ def measure(
         fields: Overrides of which task field fills an argument, for example
             ``{"x": "x_unseen"}``.
         discrete: True for counts.
-        cost: ``"solver"`` if the measure is slow enough to be left out of sweeps.
+        cost: See :class:`Measure`.
 
     Returns:
         A decorator that returns the function unchanged.
@@ -169,7 +171,7 @@ def as_measure(
     law: Mapping[Group, Law] | None = None,
     fields: Mapping[str, str] | None = None,
     discrete: bool = False,
-    cost: Literal["cheap", "solver"] = "cheap",
+    cost: Cost = "cheap",
 ) -> Measure:
     """Describe any function as a measure, without registering it.
 
@@ -180,7 +182,7 @@ def as_measure(
         law: Group to a function that predicts the value after the transform.
         fields: Overrides of which task field fills an argument.
         discrete: True for counts.
-        cost: ``"solver"`` if the measure is slow enough to be left out of sweeps.
+        cost: See :class:`Measure`.
 
     Returns:
         The measure; calling it always gives an :class:`Estimate`.
@@ -188,7 +190,7 @@ def as_measure(
     Raises:
         MeasureError: If a group is declared twice, or an argument cannot be filled.
     """
-    title = name or getattr(function, "__name__", type(function).__name__)
+    title = str(name or getattr(function, "__name__", type(function).__name__))
     fixed, laws = frozenset(invariant_under), dict(law or {})
     if both := fixed & laws.keys():
         raise MeasureError(
@@ -239,3 +241,8 @@ def get_measure(name: str) -> Measure:
 def all_measures() -> tuple[str, ...]:
     """Return the names of all registered measures, in order of registration."""
     return tuple(_REGISTRY)
+
+
+def default_measures() -> tuple[str, ...]:
+    """Return the names that a check uses when none are given: all that do not sample."""
+    return tuple(name for name, entry in _REGISTRY.items() if entry.cost != "sampling")

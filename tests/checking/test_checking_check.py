@@ -132,14 +132,23 @@ def test_a_tiny_planted_mistake_is_seen(task, network):
     assert found.rows[0].verdict == "contradicts"
 
 
-def test_estimates_with_standard_error_never_decide(task, network):
-    noisy = as_measure(
-        lambda model, x, y: inv.Estimate(1.0, stderr=0.1, exact=False, method="probes"),
-        name="noisy",
+@pytest.mark.parametrize(
+    ("per_unit", "outcome"), [(0.0, "invariant"), (1e-3, "undecided"), (1e3, "contradicts")]
+)
+def test_estimates_decide_only_what_noise_cannot_explain(task, network, per_unit, outcome):
+    def noisy(model, x, y):
+        norm = float(inv.measures.parameter_norm(model))
+        return inv.Estimate(1 + per_unit * norm, stderr=0.1, exact=False, method="probes")
+
+    drawn = as_measure(noisy, invariant_under=[Group.LAYER_SCALING], cost="sampling")
+    found = inv.check(
+        network, task, transforms=[T.LayerScaling([4.0, 0.25, 1.0])], measures=[drawn]
     )
-    found = inv.check(network, task, transforms=[T.Permutation()], measures=[noisy])
-    assert found.rows == ()
-    assert "standard error" in found.refused[0].reason
+    if outcome == "undecided":
+        assert found.rows == ()
+        assert "standard error is 0.1" in found.refused[0].reason
+    else:
+        assert found.rows[0].verdict == outcome
 
 
 def test_refusals_carry_reasons(report):
