@@ -191,26 +191,32 @@ def _twins(rows: Tensor, tolerance: float) -> IntArray:
 def _natural_gauge(model: nn.Module, found: Symmetries, stream: int) -> Element:
     """Return the element that makes a stream's units comparable: unit norm, fixed sign."""
     tensors = named_tensors(model, double=True)
-    parts: list[tuple[int, GroupElement]] = []
-    for place, group in enumerate(found.groups):
-        if group.stream != stream:
-            continue
-        if group.kind in SCALING_KINDS:
-            legs = [leg for leg in group.legs if leg.power == 1 and leg.role is Role.PRODUCER]
-            total = torch.zeros(group.size, dtype=torch.float64)
-            for leg in legs:
-                total += _per_unit(tensors[leg.parameter].square(), leg, group.size)
-            norm = torch.where(total > 0, total.rsqrt(), torch.ones_like(total))
-            parts.append((place, GroupElement(group.kind, group.site, norm)))
-        elif group.kind is Kind.SIGN_FLIP:
-            odd = [leg for leg in group.legs if leg.sign_power % 2 and leg.role is Role.PRODUCER]
-            cubes = torch.zeros(group.size, dtype=torch.float64)
-            for number, leg in enumerate(odd):
-                noise = _fixed_noise(tensors[leg.parameter].shape, leg, number)
-                cubes += _per_unit(tensors[leg.parameter].cpu() * noise, leg, group.size)
-            signs = torch.where(cubes < 0, -1.0, 1.0).to(torch.float64)
-            parts.append((place, GroupElement(group.kind, group.site, signs)))
-    return Element(tuple(parts))
+    own = [p for p, g in enumerate(found.groups) if g.stream == stream]
+    scaling = [p for p in own if found.groups[p].kind in SCALING_KINDS]
+    flips = [p for p in own if found.groups[p].kind is Kind.SIGN_FLIP]
+    element = Element()
+    # A depthwise kernel answers two scales, its own and the one before it. Such chains settle
+    # after as many rounds as there are groups.
+    for place in [*scaling * len(scaling), *flips]:
+        group = found.groups[place]
+        total = torch.zeros(group.size, dtype=torch.float64)
+        for number, leg in enumerate(group.legs):
+            tensor = tensors[leg.parameter].cpu()
+            if leg.role is not Role.PRODUCER:
+                continue
+            if group.kind is Kind.SIGN_FLIP and leg.sign_power % 2:
+                total += _per_unit(
+                    tensor * _fixed_noise(tensor.shape, leg, number), leg, group.size
+                )
+            elif group.kind is not Kind.SIGN_FLIP and leg.power == 1:
+                total += _per_unit(tensor.square(), leg, group.size)
+        if group.kind is Kind.SIGN_FLIP:
+            values = torch.where(total < 0, -1.0, 1.0).to(torch.float64)
+        else:
+            values = torch.where(total > 0, total.rsqrt(), torch.ones_like(total))
+        step = Element(((place, GroupElement(group.kind, group.site, values)),))
+        tensors, element = step.act(tensors, found), element.then(step)
+    return element
 
 
 def _per_unit(tensor: Tensor, leg: Leg, size: int) -> Tensor:

@@ -118,6 +118,10 @@ class DormantUnits(Transform):
                 noise = torch.randn(
                     (at.numel(), *front.shape[1:]), generator=draw, dtype=torch.float64
                 )
+                # What no unit of this group reads belongs to a dormant unit before it, which
+                # should stay one.
+                read = (front != 0).any(0).cpu()
+                noise = noise * read if bool(read.any()) else noise
                 spread = float(tensor.double().square().mean().sqrt()) or 1.0
                 front[at.to(tensor.device)] = (spread * noise).to(tensor)
 
