@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,14 @@ class Trend:
     spread: float
     terms: Mapping[int, float]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "terms", MappingProxyType(dict(self.terms)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # MappingProxyType does not pickle; rebuild from a plain dictionary.
+        fit = (self.site, self.factors, self.values, self.exponent, self.spread)
+        return (type(self), (*fit, dict(self.terms)))
+
     @property
     def flat(self) -> bool:
         """True if the value does not move."""
@@ -91,7 +100,7 @@ def fit_trend(site: str, factors: Sequence[float], values: Sequence[float]) -> T
         values=tuple(map(float, v)),
         exponent=exponent,
         spread=spread,
-        terms=MappingProxyType(terms),
+        terms=terms,
     )
 
 
