@@ -2,6 +2,7 @@
 
 from invariance.weakness.activations import ActivationLayer, activation_layers
 from invariance.weakness.agreement import ensemble_agreement
+from invariance.weakness.extensions import extension_count
 from invariance.weakness.pairs import pair_proxy
 from invariance.weakness.patterns import (
     Patterns,
@@ -56,6 +57,7 @@ __all__ = [
     "activation_patterns_ensemble",
     "arithmetic_experiment",
     "ensemble_agreement",
+    "extension_count",
     "free_parameters",
     "free_regions",
     "hidden_patterns",

@@ -22,7 +22,7 @@ A classifier can then be changed at the probe alone, so all K classes are feasib
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -126,6 +126,109 @@ def condition(
     )
 
 
+def with_escapes(conditioned: Conditioned, probes: npt.NDArray[np.int64]) -> Conditioned:
+    """Add the directions that only probes have as coordinates, so that no probe is free.
+
+    Probes that leave the training span can still depend on each other: two that activate
+    the same otherwise dead feature do. In these coordinates they are ordinary points.
+
+    Args:
+        conditioned: Points as :func:`condition` returns them.
+        probes: Indices of the probes to keep.
+
+    Returns:
+        The training points and those probes, in ``r + rank(escapes)`` coordinates.
+    """
+    data, n_train = conditioned, conditioned.n_train
+    rows = np.append(np.arange(n_train), n_train + probes)
+    dead = data.dead[probes]
+    dead = dead[:, dead.any(axis=0)]
+    live = data.equilibrated[rows]
+    features = np.hstack([live, np.vstack([np.zeros((n_train, dead.shape[1])), dead])])
+    whiten = np.vstack([data.basis, np.zeros((dead.shape[1], data.rank))])
+    escapes = np.hstack([_outside(data, live[n_train:]), dead])
+    rank, directions = independent_directions(escapes)
+    whitened = np.hstack(
+        [
+            features @ whiten,
+            np.vstack([np.zeros((n_train, rank)), features[n_train:] @ directions.T]),
+        ]
+    )
+    lengths = np.linalg.norm(whitened, axis=1)
+    safe = np.where(lengths > 0.0, lengths, 1.0)
+    return Conditioned(
+        n_train=n_train,
+        points=np.ascontiguousarray(whitened / safe[:, None]),
+        lengths=lengths,
+        equilibrated=np.ascontiguousarray(features),
+        basis=np.hstack([whiten, directions.T]),
+        free=np.zeros(len(probes), dtype=bool),
+        escape=np.zeros_like(features[n_train:]),
+        dead=np.zeros((len(probes), 0)),
+        rank=data.rank + rank,
+        full_rank=data.rank + rank == features.shape[1],
+        spectrum=data.spectrum,
+        rank_tolerance=data.rank_tolerance,
+    )
+
+
+def reordered(conditioned: Conditioned, order: npt.NDArray[np.int64]) -> Conditioned:
+    """Return the same points with the probes in another order."""
+    data = conditioned
+    rows = np.append(np.arange(data.n_train), data.n_train + order)
+    return replace(
+        data,
+        points=data.points[rows],
+        lengths=data.lengths[rows],
+        equilibrated=data.equilibrated[rows],
+        free=data.free[order],
+        escape=data.escape[order],
+        dead=data.dead[order],
+    )
+
+
+def independent_directions(vectors: Array) -> tuple[int, Array]:
+    """Return the rank of unit-scale rows, and an orthonormal basis of their span."""
+    if not vectors.any():
+        return 0, np.zeros((0, vectors.shape[1]))
+    sizes = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = np.divide(vectors, sizes, out=np.zeros_like(vectors), where=sizes > 0.0)
+    _, values, right = np.linalg.svd(unit, full_matrices=False)
+    rank = int((values > RANK_TOLERANCE_DOUBLE * values[0]).sum())
+    return rank, right[:rank]
+
+
+def jointly_free(conditioned: Conditioned) -> npt.NDArray[np.bool_]:
+    """Which probes leave the span of the training points AND all other probes.
+
+    Args:
+        conditioned: Points as :func:`condition` returns them.
+
+    Returns:
+        ``(u,)``. Such a probe takes any label whatever the others are labelled.
+    """
+    escapes = conditioned.escape
+    free = np.flatnonzero(conditioned.free)
+    result = np.zeros(len(escapes), dtype=bool)
+    rank, _ = independent_directions(escapes[free])
+    for probe in free:
+        others = escapes[free[free != probe]]
+        result[probe] = independent_directions(others)[0] < rank
+    return result
+
+
+def _outside(data: Conditioned, rows: Array) -> Array:
+    """The components of rows outside the retained span; zero where they are round-off."""
+    if data.full_rank:
+        return np.zeros_like(rows)
+    frame: Array = data.basis / np.linalg.norm(data.basis, axis=0)
+    outside: Array = rows - (rows @ frame) @ frame.T
+    outside -= (outside @ frame) @ frame.T
+    sizes = np.linalg.norm(outside, axis=1)
+    outside[sizes <= data.rank_tolerance * np.linalg.norm(rows, axis=1)] = 0.0
+    return outside
+
+
 def _equilibrate(
     train: Array, unseen: Array, alive: npt.NDArray[np.bool_], bias: bool
 ) -> tuple[Array, Array]:
@@ -151,8 +254,6 @@ def _escapes(
         outside -= (outside @ retained.T) @ retained  # once more: orthogonal to round-off
         sizes = np.linalg.norm(outside, axis=1)
         outside[sizes <= tolerance * np.linalg.norm(probes, axis=1)] = 0.0
-    through_dead = dead.any(axis=1)
-    outside[through_dead] = 0.0  # the exact direction suffices
     escape = np.hstack([outside, dead])
     lengths = np.linalg.norm(escape, axis=1, keepdims=True)
     escape = np.divide(escape, lengths, out=np.zeros_like(escape), where=lengths > 0.0)

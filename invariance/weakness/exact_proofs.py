@@ -61,32 +61,38 @@ def is_exactly_infeasible(combination: Combination, labels: Indices, points: Arr
 def _equations(points: Array, labels: Indices, others: Indices) -> tuple[Array, int]:
     """Return the combination's equations and how many of them are independent at most.
 
-    The rows form a graph on the classes, an edge from label to other. In every connected
-    component the equations of the classes sum to zero, so one class is left out; a column
-    that is zero on all of a component's points gives no equation.
+    Column by column, the rows with a nonzero entry form a graph on the classes, an edge
+    from label to other. In each connected component the equations of the classes sum to
+    zero, so one class is left out.
     """
+    links = list(zip(labels.tolist(), others.tolist(), strict=True))
+    classes = np.unique(np.append(labels, others))
+    incidence = (labels == classes[:, None]).astype(float) - (others == classes[:, None])
+    whole = (points != 0.0).all(axis=0)
+    kept_for_whole = _spanning(links, classes)
+    blocks = [np.einsum("ck,kf->cfk", incidence[kept_for_whole], points[:, whole])]
+    for column in np.flatnonzero(~whole):
+        edges = [link for link, value in zip(links, points[:, column], strict=True) if value != 0.0]
+        kept = _spanning(edges, classes)
+        blocks.append((incidence[kept] * points[:, column])[:, None])
+    matrix = np.concatenate([block.reshape(-1, len(labels)) for block in blocks])
+    return matrix, matrix.shape[0]
+
+
+def _spanning(links: list[tuple[int, int]], classes: Indices) -> list[int]:
+    """Positions in ``classes`` of the linked ones, without one of each component."""
     parent: dict[int, int] = {}
 
     def root(node: int) -> int:
-        while parent.setdefault(node, node) != node:
+        while parent[node] != node:
             node = parent[node]
         return node
 
-    for label, other in zip(labels.tolist(), others.tolist(), strict=True):
+    for label, other in links:
+        parent.setdefault(label, label)
+        parent.setdefault(other, other)
         parent[root(label)] = root(other)
-    component = np.array([root(label) for label in labels.tolist()])
-    blocks = []
-    for node in list(parent):
-        top = root(node)
-        if node == top:
-            continue  # the class that is left out
-        columns = (points[component == top] != 0.0).any(axis=0)
-        sign = (labels == node).astype(float) - (others == node).astype(float)
-        blocks.append((points[:, columns] * sign[:, None]).T)
-    if not blocks:
-        return np.zeros((0, len(labels))), 0
-    matrix = np.vstack(blocks)
-    return matrix, matrix.shape[0]
+    return [i for i, node in enumerate(classes.tolist()) if parent.get(node, node) != node]
 
 
 def _survives_perturbation(matrix: Array, weights: Array, equations: int) -> bool:

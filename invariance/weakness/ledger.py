@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -61,6 +61,42 @@ class Verdicts:
     norm_bound_of: Mapping[Pair, float]
     solves: int = 0
     steps: int = 0
+
+
+def proved_bounds(
+    data: Conditioned,
+    entries: Sequence[Combination],
+    labels: Sequence[Indices],
+    n_classes: int,
+    tolerance: float,
+) -> Array:
+    """Check Farkas combinations; see :mod:`invariance.weakness.certificates`.
+
+    Args:
+        data: Training points and probes.
+        entries: The combinations.
+        labels: For each, the labels of its points.
+        n_classes: Number of classes K.
+        tolerance: Largest relative residual.
+
+    Returns:
+        ``(len(entries),)`` the norm that a separator would have to exceed; 0 if unproved.
+    """
+    bounds = norm_bounds(entries, labels, data.points, n_classes)
+    for index, (entry, label) in enumerate(zip(entries, labels, strict=True)):
+        if bounds[index] * tolerance < 1.0 or not _is_proof(data, entry, label):
+            bounds[index] = 0.0
+    return bounds
+
+
+def _is_proof(data: Conditioned, entry: Combination, labels: Indices) -> bool:
+    # Where the rank was cut, the retained coordinates are the problem's definition; what
+    # is infeasible before the cut is infeasible after it.
+    if not data.full_rank and is_exactly_infeasible(entry, labels, data.points):
+        return True
+    weights = entry.weights / data.lengths[entry.points]
+    given = Combination(entry.points, entry.others, weights)
+    return is_exactly_infeasible(given, labels, data.equilibrated)
 
 
 @dataclass(eq=False)
@@ -128,7 +164,9 @@ class Ledger:
         targets = np.arange(self.n_classes)
         for probe in np.flatnonzero(data.free):
             point = np.append(self._probes()[probe], data.dead[probe])
-            direction = data.escape[probe]
+            direction = data.escape[probe].copy()
+            if n_dead and data.dead[probe].any():
+                direction[:-n_dead] = 0.0  # exactly invisible to every training point
             lift = 2.0 * (np.ptp(base @ point) + np.abs(base).max()) / float(direction @ point)
             stack = np.repeat(base[None], self.n_classes, axis=0)
             stack[targets, targets] += lift * direction
@@ -142,9 +180,9 @@ class Ledger:
         keys = list(combinations)
         entries = [combinations[key] for key in keys]
         labels = [self._labels_of(key)[entry.points] for key, entry in combinations.items()]
-        bounds = norm_bounds(entries, labels, self.data.points, self.n_classes)
-        for key, entry, label, bound in zip(keys, entries, labels, bounds, strict=True):
-            if bound * self.tolerance < 1.0 or not self._is_proof(entry, label):
+        bounds = proved_bounds(self.data, entries, labels, self.n_classes, self.tolerance)
+        for key, entry, bound in zip(keys, entries, bounds, strict=True):
+            if bound == 0.0:
                 continue
             if key == POLICY:
                 self.policy = Status.INFEASIBLE
@@ -170,20 +208,6 @@ class Ledger:
             solves=solves,
             steps=steps,
         )
-
-    def _is_proof(self, entry: Combination, labels: Indices) -> bool:
-        data = self.data
-        if data.full_rank:
-            weights = entry.weights / data.lengths[entry.points]
-            exact = Combination(entry.points, entry.others, weights)
-            return is_exactly_infeasible(exact, labels, data.equilibrated)
-        # The rank was cut: the retained coordinates are the problem's definition. What is
-        # infeasible before the cut is infeasible after it.
-        if is_exactly_infeasible(entry, labels, data.points):
-            return True
-        weights = entry.weights / data.lengths[entry.points]
-        exact = Combination(entry.points, entry.others, weights)
-        return is_exactly_infeasible(exact, labels, data.equilibrated)
 
     def _record(
         self, witnesses: Array, index: Indices, probe: Indices, target: Indices, margin: Array

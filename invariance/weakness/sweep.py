@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from invariance.weakness.active_set import ActiveSet, Combination, Outcome
+from invariance.weakness.active_set import EARLY_STOP, ActiveSet, Combination, Outcome
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -67,12 +67,31 @@ def separate_training(
     Returns:
         The outcome, the separator ``(K, r)``, and the Farkas combination if inseparable.
     """
+    start = np.zeros((n_classes, points.shape[1]))
+    return separate_from(points, np.arange(len(labels)), labels, start, stop=1.0 - 1e-9)
+
+
+def separate_from(
+    points: Array, labelled: Indices, labels: Indices, start: Array, *, stop: float = EARLY_STOP
+) -> tuple[Outcome, Array, Combination | None]:
+    """Find the separator of labelled points that is nearest to ``start``.
+
+    Args:
+        points: ``(m, r)`` whitened points.
+        labelled: ``(k,)`` indices of the labelled ones.
+        labels: ``(k,)`` their labels.
+        start: ``(K, r)`` the point to project.
+        stop: Stop as soon as every margin reaches this; the projection has margins of 1.
+
+    Returns:
+        The outcome, the separator, and the Farkas combination if there is none.
+    """
     if numba_is_used():
         from invariance.weakness import sweep_compiled
 
-        return sweep_compiled.separate_training(points, labels, n_classes)
-    state = ActiveSet(points, n_classes)
-    outcome, combination = state.separate(np.arange(len(labels)), labels, stop=1.0 - 1e-9)
+        return sweep_compiled.separate_from(points, labelled, labels, start, stop)
+    state = ActiveSet(points, start.shape[0], start=start)
+    outcome, combination = state.separate(labelled, labels, stop=stop)
     return outcome, state.separator, combination
 
 

@@ -126,19 +126,19 @@ def _sweep(
     return n_probes * n_classes, n_separators, n_combinations, solves, steps
 
 
-def separate_training(
-    points: Array, labels: Indices, n_classes: int
+def separate_from(
+    points: Array, labelled: Indices, labels: Indices, start: Array, stop: float
 ) -> tuple[Outcome, Array, Combination | None]:
-    """Compiled form of :func:`invariance.weakness.sweep.separate_training`."""
-    problem, factors = _workspace(points[: len(labels)], labels, n_classes)
-    separator = np.zeros((n_classes, points.shape[1]))
+    """Compiled form of :func:`invariance.weakness.sweep.separate_from`."""
+    problem, factors = _workspace(points[labelled], labels, start.shape[0])
+    separator = np.array(start, order="C")
     outcome, size, _, point, other = separate(
-        problem, factors, separator, 1.0 - 1e-9, DEPENDENT**2, MAX_STEPS
+        problem, factors, separator, stop, DEPENDENT**2, MAX_STEPS
     )
     if outcome != Outcome.INSEPARABLE:
         return Outcome(outcome), separator, None
     combination = Combination(
-        np.append(factors.active[:size, 0], point),
+        labelled[np.append(factors.active[:size, 0], point)],
         np.append(factors.active[:size, 1], other),
         np.append(np.maximum(-factors.weights[:size], 0.0), 1.0),
     )
