@@ -34,6 +34,7 @@ from scipy import sparse
 from torch import Tensor
 
 from invariance.core.errors import MeasureError
+from invariance.symmetry.general_balance import minimise_exponentials
 from invariance.symmetry.matrix_balance import (
     Index,
     Vector,
@@ -55,7 +56,8 @@ class ScalingLeg:
             the unit that scales the entry, or -1 for none. ``(out, 1)`` for the rows of a
             linear layer, ``(1, in)`` for its columns, ``(1, 1)`` for all of it.
         sign: ``+1`` if the entry is multiplied by the unit's scale (it produces the
-            unit), ``-1`` if it is divided by it (it consumes the unit).
+            unit), ``-1`` if it is divided by it (it consumes the unit); other integers are
+            powers of the scale.
     """
 
     parameter: str
@@ -69,8 +71,7 @@ class ScalingDesign:
 
     Attributes:
         units: How many log-scales there are.
-        legs: The legs; an entry may be produced by at most one unit and consumed by at
-            most one.
+        legs: The legs; the signs of all legs that reach an entry add up.
     """
 
     units: int
@@ -136,6 +137,7 @@ def minimise_over_scalings(
             ``power=-2`` the diagonal of a Hessian, with ``power=2`` squared parameters.
             Parameters without legs add a constant.
         design: The group's legs; every parameter that it names must be in ``weights``.
+            :func:`~invariance.symmetry.scaling_design` writes a network's groups as one.
         power: The exponent with which an entry answers a scale; not zero.
         tolerance: On the largest relative imbalance of a unit.
         max_iterations: Newton steps at most.
@@ -150,6 +152,8 @@ def minimise_over_scalings(
     """
     if power == 0 or not np.isfinite(power):
         raise MeasureError(f"Expected a finite power other than zero. Got {power}.")
+    if not _is_difference(design):
+        return _minimise_general(weights, design, power, tolerance, max_iterations)
     matrix, negated = _assemble(weights, design), power > 0
     if negated:  # exp(+2 D u): the same problem with every edge turned round
         matrix = matrix.T.tocsr()
@@ -180,8 +184,81 @@ def minimise_over_scalings(
     )
 
 
-def _assemble(weights: Mapping[str, Tensor], design: ScalingDesign) -> sparse.csr_matrix:
-    """Sum the weights into ``M[producer, consumer]`` over nodes 0 (ground), 1..units."""
+def _is_difference(design: ScalingDesign) -> bool:
+    """Whether every entry is multiplied by at most one unit's scale and divided by one."""
+    by_sign: dict[tuple[str, int], Tensor] = {}
+    for leg in design.legs:
+        if abs(leg.sign) != 1:
+            return False
+        claimed = by_sign.get((leg.parameter, leg.sign), torch.full((1,), -1))
+        if claimed.dim() != leg.unit.dim() and claimed.numel() > 1:
+            return True  # malformed; _endpoints says how
+        if bool(((claimed.cpu() >= 0) & (leg.unit.cpu() >= 0)).any()):
+            return False
+        by_sign[leg.parameter, leg.sign] = torch.maximum(claimed.cpu(), leg.unit.cpu())
+    return True
+
+
+def _minimise_general(
+    weights: Mapping[str, Tensor],
+    design: ScalingDesign,
+    power: float,
+    tolerance: float,
+    max_iterations: int,
+) -> BalanceResult:
+    """Minimise where entries take other combinations of log-scales than differences."""
+    matrix, data, constant = _rows(weights, design)
+    found = minimise_exponentials(matrix, data, tolerance, max_iterations)
+    return BalanceResult(
+        value=found.value + constant,
+        log_scales=torch.from_numpy(found.scales / power),
+        residual=found.residual,
+        iterations=found.iterations,
+        converged=found.residual <= tolerance,
+        attained=found.attained,
+        objective=found.objective + constant,
+    )
+
+
+def _rows(
+    weights: Mapping[str, Tensor], design: ScalingDesign
+) -> tuple[sparse.csr_matrix, Vector, float]:
+    """Return coefficients and weight of every distinct entry, and the sum of unscaled ones."""
+    by_name = _legs_by_name(weights, design)
+    blocks: list[sparse.csr_matrix] = []
+    values: list[Vector] = []
+    constant = 0.0
+    for name, tensor in weights.items():
+        units = [_unit_of(name, tensor, leg, design.units) for leg in by_name.get(name, [])]
+        ends = units or [torch.full((1,) * tensor.dim(), -1)]
+        amount = _checked(name, _summed(tensor.detach().double(), *ends).cpu())
+        flat = amount.reshape(-1).numpy()
+        row, column, sign = [], [], []
+        for leg, unit in zip(by_name.get(name, []), units, strict=True):
+            spread = unit.expand(amount.shape).reshape(-1).numpy()
+            at = np.flatnonzero((spread >= 0) & (flat > 0))
+            row.append(at)
+            column.append(spread[at])
+            sign.append(np.full(at.size, float(leg.sign)))
+        if not row:
+            constant += float(flat.sum())
+            continue
+        ijv = (np.concatenate(sign), (np.concatenate(row), np.concatenate(column)))
+        block = sparse.csr_matrix(ijv, shape=(flat.size, design.units))
+        block.eliminate_zeros()
+        moving = np.diff(block.indptr) > 0
+        constant += float(flat[~moving].sum())
+        blocks.append(block[moving])
+        values.append(flat[moving])
+    if not blocks:
+        return sparse.csr_matrix((0, design.units)), np.zeros(0), constant
+    return sparse.vstack(blocks).tocsr(), np.concatenate(values), constant
+
+
+def _legs_by_name(
+    weights: Mapping[str, Tensor], design: ScalingDesign
+) -> dict[str, list[ScalingLeg]]:
+    """Sort the legs by parameter; refuse names without weights."""
     by_name: dict[str, list[ScalingLeg]] = {}
     for leg in design.legs:
         if leg.parameter not in weights:
@@ -190,20 +267,18 @@ def _assemble(weights: Mapping[str, Tensor], design: ScalingDesign) -> sparse.cs
                 f"Got: {', '.join(weights) or 'nothing'}."
             )
         by_name.setdefault(leg.parameter, []).append(leg)
+    return by_name
+
+
+def _assemble(weights: Mapping[str, Tensor], design: ScalingDesign) -> sparse.csr_matrix:
+    """Sum the weights into ``M[producer, consumer]`` over nodes 0 (ground), 1..units."""
+    by_name = _legs_by_name(weights, design)
     heads: list[Index] = []
     tails: list[Index] = []
     values: list[Vector] = []
     for name, tensor in weights.items():
         head, tail = _endpoints(name, tensor, by_name.get(name, []), design.units)
-        amount = _summed(tensor.detach().double(), head, tail).cpu()
-        low = float(amount.min()) if amount.numel() else 0.0
-        if not bool(torch.isfinite(amount).all()) or low < 0.0:
-            raise MeasureError(
-                f"Expected non-negative finite weights for {name!r}, so that the sum is convex "
-                f"and bounded below. Got {'a smallest entry of ' + repr(low)}. A Hessian "
-                "diagonal can be negative away from a minimum: use the Gauss-Newton "
-                "diagonal, which cannot."
-            )
+        amount = _checked(name, _summed(tensor.detach().double(), head, tail).cpu())
         heads.append(head.expand(amount.shape).reshape(-1).numpy() + 1)
         tails.append(tail.expand(amount.shape).reshape(-1).numpy() + 1)
         values.append(amount.reshape(-1).numpy())
@@ -216,6 +291,32 @@ def _assemble(weights: Mapping[str, Tensor], design: ScalingDesign) -> sparse.cs
     return matrix
 
 
+def _checked(name: str, amount: Tensor) -> Tensor:
+    """Refuse sums that are negative or not finite."""
+    low = float(amount.min()) if amount.numel() else 0.0
+    if not bool(torch.isfinite(amount).all()) or low < 0.0:
+        raise MeasureError(
+            f"Expected non-negative finite weights for {name!r}, so that the sum is convex and "
+            f"bounded below. Got a smallest entry of {low!r}. A Hessian diagonal can be negative "
+            "away from a minimum: use the Gauss-Newton diagonal, which cannot."
+        )
+    return amount
+
+
+def _unit_of(name: str, tensor: Tensor, leg: ScalingLeg, units: int) -> Tensor:
+    """Return a leg's units, checked against the tensor's shape."""
+    unit = leg.unit.detach().cpu().to(torch.int64)
+    fits = unit.dim() == tensor.dim() and all(
+        a in (1, b) for a, b in zip(unit.shape, tensor.shape, strict=True)
+    )
+    if not fits or (unit.numel() and int(unit.max()) >= units):
+        raise MeasureError(
+            f"A leg on {name!r} of shape {tuple(tensor.shape)} must hold units below {units} in "
+            f"a shape that broadcasts against it. Got shape {tuple(unit.shape)}."
+        )
+    return unit
+
+
 def _endpoints(
     name: str, tensor: Tensor, legs: list[ScalingLeg], units: int
 ) -> tuple[Tensor, Tensor]:
@@ -224,31 +325,13 @@ def _endpoints(
     for sign in (1, -1):
         end = torch.full((1,) * tensor.dim(), -1, dtype=torch.int64)
         for leg in legs:
-            if leg.sign not in (1, -1):
-                raise MeasureError(f"A leg on {name!r} has sign {leg.sign}; expected +1 or -1.")
-            if leg.sign != sign:
-                continue
-            unit = leg.unit.detach().cpu().to(torch.int64)
-            fits = unit.dim() == tensor.dim() and all(
-                a in (1, b) for a, b in zip(unit.shape, tensor.shape, strict=True)
-            )
-            if not fits or (unit.numel() and int(unit.max()) >= units):
-                raise MeasureError(
-                    f"A leg on {name!r} of shape {tuple(tensor.shape)} must hold units below "
-                    f"{units} in a shape that broadcasts against it. Got shape "
-                    f"{tuple(unit.shape)}."
-                )
-            if bool(((end >= 0) & (unit >= 0)).any()):
-                raise MeasureError(
-                    f"Two legs of sign {sign:+d} claim one entry of {name!r}; each entry may "
-                    "be produced by one unit and consumed by one unit."
-                )
-            end = torch.maximum(end, unit)
+            if leg.sign == sign:
+                end = torch.maximum(end, _unit_of(name, tensor, leg, units))
         ends[sign] = end
     return ends[1], ends[-1]
 
 
-def _summed(tensor: Tensor, head: Tensor, tail: Tensor) -> Tensor:
-    """Sum over the axes along which neither endpoint varies."""
-    axes = [axis for axis in range(tensor.dim()) if head.shape[axis] == 1 and tail.shape[axis] == 1]
+def _summed(tensor: Tensor, *ends: Tensor) -> Tensor:
+    """Sum over the axes along which no end varies."""
+    axes = [axis for axis in range(tensor.dim()) if all(end.shape[axis] == 1 for end in ends)]
     return tensor.sum(dim=axes, keepdim=True) if axes else tensor

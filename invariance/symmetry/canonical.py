@@ -145,9 +145,6 @@ def scaling_design(
 
     Returns:
         The design, and where each group's log-scales lie, by the group's place.
-
-    Raises:
-        TransformError: If an entry answers a scale with a power other than -1, 0, +1.
     """
     legs: list[ScalingLeg] = []
     spans: dict[int, slice] = {}
@@ -160,11 +157,6 @@ def scaling_design(
         for leg in group.legs:
             if leg.power == 0 or leg.shift != 0:
                 continue
-            if abs(leg.power) != 1:
-                raise TransformError(
-                    f"{leg.parameter!r} answers the scale of {group.site!r} with power "
-                    f"{leg.power}; balancing knows powers of -1 and +1 only."
-                )
             unit = torch.from_numpy(leg.units.copy())
             moved = torch.where(unit >= 0, (unit if per_unit else 0 * unit) + units, unit)
             legs.append(ScalingLeg(leg.parameter, moved, leg.power))

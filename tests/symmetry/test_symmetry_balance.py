@@ -174,6 +174,67 @@ class TestUnitsWithoutMinimum:
         assert float(minimise_over_scalings(weights, design).log_scales[1]) == 0.0
 
 
+class TestBeyondDifferences:
+    """Designs in which an entry takes other combinations, as keys of an attention do."""
+
+    def turned(self, design: ScalingDesign) -> ScalingDesign:
+        """Count the first three units downwards: the same problem, two minus signs an entry."""
+        legs = []
+        for leg in design.legs:
+            low = (leg.unit >= 0) & (leg.unit < 3)
+            legs.append(ScalingLeg(leg.parameter, torch.where(low, leg.unit, -1), -leg.sign))
+            legs.append(ScalingLeg(leg.parameter, torch.where(low, -1, leg.unit), leg.sign))
+        return ScalingDesign(design.units, tuple(legs))
+
+    @pytest.mark.parametrize("power", [-2.0, 2.0])
+    def test_same_as_differences_after_renaming(self, power: float) -> None:
+        weights, design = chain([5, 7, 6, 4])
+        plain = minimise_over_scalings(weights, design, power=power)
+        general = minimise_over_scalings(weights, self.turned(design), power=power)
+        assert general.converged
+        assert general.attained
+        assert general.value == pytest.approx(plain.value, rel=1e-13)
+        expected = plain.log_scales.clone()
+        expected[:3] *= -1
+        torch.testing.assert_close(general.log_scales, expected, rtol=0, atol=1e-11)
+
+    def test_same_where_the_infimum_is_not_attained(self) -> None:
+        weights, design = TestUnitsWithoutMinimum().dead()
+        plain = minimise_over_scalings(weights, design)
+        general = minimise_over_scalings(weights, self.turned(design))
+        assert not general.attained
+        assert general.value == pytest.approx(plain.value, rel=1e-12)
+        assert general.objective == pytest.approx(plain.objective, rel=1e-10)
+
+    def test_higher_powers_against_a_general_optimiser(self) -> None:
+        draw = generator(4, "powers")
+        weights = {
+            name: torch.rand(4, 3, generator=draw, dtype=torch.float64) + 0.1 for name in "abc"
+        }
+        row, column = torch.arange(4)[:, None], torch.arange(3)[None, :]
+        design = ScalingDesign(
+            4,
+            (
+                ScalingLeg("a", row, 2),
+                ScalingLeg("a", column, 1),
+                ScalingLeg("b", row, -1),
+                ScalingLeg("c", column, -3),
+                ScalingLeg("c", torch.full((1, 1), 3), -1),
+            ),
+        )
+        result = minimise_over_scalings(weights, design)
+        assert result.converged
+
+        def value(u: np.ndarray) -> tuple[float, np.ndarray]:
+            point = torch.tensor(u, requires_grad=True)
+            total = objective(weights, design, point, -2.0)
+            return float(total.detach()), torch.autograd.grad(total, point)[0].numpy()
+
+        reference = minimize(value, np.zeros(4), jac=True, method="BFGS", options={"gtol": 1e-7})
+        assert result.value == pytest.approx(reference.fun, rel=1e-9)
+        assert np.abs(value(result.log_scales.numpy())[1]).max() < 1e-10 * result.value
+
+
 def test_wide_and_deep_networks_converge() -> None:
     for sizes in ([64, 900, 900, 10], [10, *[8] * 40, 10]):
         weights, design = chain(sizes)
@@ -192,9 +253,6 @@ def test_malformed_input_is_refused() -> None:
         minimise_over_scalings({"w0": weights["w0"]}, design)
     with pytest.raises(MeasureError, match="power other than zero"):
         minimise_over_scalings(weights, design, power=0.0)
-    doubled = ScalingDesign(design.units, design.legs + design.legs)
-    with pytest.raises(MeasureError, match="Two legs of sign"):
-        minimise_over_scalings(weights, doubled)
     wrong = ScalingDesign(4, (ScalingLeg("w0", torch.arange(3), 1),))
     with pytest.raises(MeasureError, match="broadcasts against it"):
         minimise_over_scalings(weights, wrong)
