@@ -6,7 +6,7 @@ part alone but
     H_z = D H_a D + diag(s''(z) * dL/da),   D = diag(s'(z)),   H_a = W^T H_z' W,
 
 with H_z' the Hessian in the next layer's output (Botev, Ritter & Barber 2017, "Practical
-Gauss-Newton optimisation for deep learning", equations 7-8). The sweep carries the
+Gauss-Newton optimisation for deep learning"). The sweep carries the
 Gauss-Newton part in factored form; this file carries the rest, row by row: first as a
 diagonal, and as a matrix only where the next layer needs one.
 """

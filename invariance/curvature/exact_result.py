@@ -25,7 +25,7 @@ class ExactCurvature:
     Attributes:
         traces: Parameter name to the trace of its diagonal Hessian block.
         relative_flatness: Name of each weight layer to its relative flatness (Petzka et
-            al. 2021, definition 3); empty unless asked for.
+            al. 2021); empty unless asked for.
         diagonal: Parameter name to the Hessian diagonal in the parameter's shape; empty
             unless asked for.
         rows: How many rows of data were swept.

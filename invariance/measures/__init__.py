@@ -1,17 +1,26 @@
 """Measures of generalization, each with its declared behaviour under every group."""
 
 from invariance.measures.activation_patterns import activation_patterns
+from invariance.measures.adaptive_eigenvalue import adaptive_eigenvalue
 from invariance.measures.adaptive_trace import adaptive_trace
+from invariance.measures.diagonal_relative_flatness import diagonal_relative_flatness
+from invariance.measures.extension_count import extension_count
 from invariance.measures.fisher_rao_norm import fisher_rao_closed_form, fisher_rao_norm
 from invariance.measures.free_parameters import free_parameters
 from invariance.measures.free_regions import free_regions
+from invariance.measures.frobenius_trace import frobenius_trace
 from invariance.measures.hessian_eigenvalues import hessian_eigenvalues
 from invariance.measures.hessian_norm import hessian_norm
+from invariance.measures.hessian_quadratic_form import hessian_quadratic_form
 from invariance.measures.hessian_trace import hessian_trace
+from invariance.measures.information_geometric_sharpness import information_geometric_sharpness
 from invariance.measures.minimum_sharpness import layer_minimum_sharpness, minimum_sharpness
+from invariance.measures.norm_products import frobenius_norm_product, spectral_norm_product
+from invariance.measures.normalized_eigenvalue import normalized_eigenvalue
 from invariance.measures.pair_proxy import pair_proxy
 from invariance.measures.parameter_norm import parameter_norm
 from invariance.measures.path_norm import path_norm
+from invariance.measures.path_norm_margin import path_norm_margin
 from invariance.measures.region_class_weakness import region_class_weakness
 from invariance.measures.relative_flatness import relative_flatness
 from invariance.measures.repaired_weakness import (
@@ -24,25 +33,35 @@ from invariance.measures.volume_weakness import volume_weakness, volume_weakness
 
 __all__ = [
     "activation_patterns",
+    "adaptive_eigenvalue",
     "adaptive_trace",
+    "diagonal_relative_flatness",
+    "extension_count",
     "fisher_rao_closed_form",
     "fisher_rao_norm",
     "free_parameters",
     "free_regions",
+    "frobenius_norm_product",
+    "frobenius_trace",
     "function_pair_proxy",
     "hessian_eigenvalues",
     "hessian_norm",
+    "hessian_quadratic_form",
     "hessian_trace",
+    "information_geometric_sharpness",
     "layer_minimum_sharpness",
     "minimum_sharpness",
+    "normalized_eigenvalue",
     "pair_proxy",
     "parameter_norm",
     "path_norm",
+    "path_norm_margin",
     "region_class_weakness",
     "relative_flatness",
     "repaired_activation_patterns",
     "repaired_free_regions",
     "repaired_pair_proxy",
+    "spectral_norm_product",
     "volume_weakness",
     "volume_weakness_raw",
 ]

@@ -49,7 +49,7 @@ def fisher_rao_norm(
     """Fisher-Rao norm ``theta^T F theta``, by its definition.
 
     Liang, Poggio, Rakhlin & Stokes (2019), "Fisher-Rao metric, geometry, and complexity of
-    neural networks", definition 2 (they call the square root the norm). F is the Fisher
+    neural networks" (who call the square root the norm). F is the Fisher
     information of the model's own predictive distribution, averaged over the rows, which
     for cross-entropy and the squared error is the Gauss-Newton matrix. With
     ``u = J theta``, the derivative of the logits along theta, it is ``mean u^T S u``: one
@@ -88,6 +88,7 @@ def fisher_rao_norm(
     return Estimate(total / mass, method=f"exact, forward mode along theta ({resolved.name})")
 
 
+@measure(invariant_under=set(Group))  # a function of the logits, blind to multiples of 1
 def fisher_rao_closed_form(
     model: nn.Module,
     x: Tensor,
@@ -96,7 +97,7 @@ def fisher_rao_closed_form(
     loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Loss = "cross_entropy",
     kind: str = "model",
 ) -> Estimate:
-    """Closed form ``L^2 E <dl/df, f>^2`` of Liang et al. (2019), theorem 3.1.
+    """Closed form ``L^2 E <dl/df, f>^2`` of Liang et al. (2019).
 
     L is the number of WEIGHT layers. It is a function of the logits alone, so every
     function-preserving map keeps it. It equals :func:`fisher_rao_norm` only for

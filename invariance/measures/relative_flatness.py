@@ -42,7 +42,7 @@ def relative_flatness(
     """Relative flatness of a weight layer: ``sum_{s,s'} <w_s, w_s'> Tr H_{s,s'}``.
 
     Petzka, Kamp, Adilova, Sminchisescu & Boley (2021), "Relative flatness and
-    generalization", definition 3 (kappa_Tr), with w_s the rows of the layer's weight and
+    generalization" (their kappa_Tr), with w_s the rows of the layer's weight and
     H_{s,s'} the blocks of its Hessian; biases do not enter. A convolution's rows are its
     filters, unfolded to vectors; with groups, every group is a matrix of its own and the
     groups add up.
@@ -63,14 +63,14 @@ def relative_flatness(
         MeasureError: There is no such layer.
     """
     names = [name for name, _ in weight_layers(model)]
-    chosen = names if layer is None else [_pick(names, layer)]
+    chosen = names if layer is None else [pick_layer(names, layer)]
     found = layer_relative_flatness(
         model, x, y, layers=chosen, loss=loss, memory_budget=memory_budget
     )
     return found if layer is None else replace(found, value=found[0])
 
 
-def _pick(names: list[str], layer: int | str) -> str:
+def pick_layer(names: list[str], layer: int | str) -> str:
     """Return the name of the layer that an index or a name means."""
     if isinstance(layer, str):
         if layer in names:

@@ -37,7 +37,7 @@ def dense_matrix(model, x, y, loss):
 
 
 def dense_relative_flatness(module: nn.Module, block: torch.Tensor) -> float:
-    """Petzka et al. 2021, definition 3, from the weight's Hessian block; filters as rows."""
+    """Petzka et al. 2021 from the weight's Hessian block; filters as rows."""
     weight = module.weight.detach()
     groups = getattr(module, "groups", 1)
     out = weight.shape[0]

@@ -1,0 +1,62 @@
+"""Relative flatness of a layer, diagonal variant: ``sum_s |w_s|^2 Tr H_ss``."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from invariance.core.estimate import Estimate
+from invariance.core.groups import Group
+from invariance.core.modules import weight_layers
+from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET, qualified
+from invariance.curvature.exact_route import hessian_diagonal
+from invariance.curvature.losses import LossLike
+from invariance.measures.registry import measure
+from invariance.measures.relative_flatness import pick_layer
+
+
+@measure(
+    # Declared for the last layer. Row factors cancel (hence folding and BatchNorm scaling);
+    # column factors do not. A logit shift adds a vector to every w_s, and without the terms
+    # between rows that does not cancel.
+    invariant_under=[
+        Group.LAYER_SCALING,
+        Group.PERMUTATION,
+        Group.SIGN_FLIP,
+        Group.BATCHNORM_FOLD,
+        Group.BATCHNORM_SCALING,
+    ],
+)
+def diagonal_relative_flatness(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    layer: int | str = -1,
+    loss: LossLike = "cross_entropy",
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+) -> Estimate:
+    """Relative flatness without the terms between rows, ``sum_s |w_s|^2 Tr H_ss``.
+
+    A common simplification of the measure of Petzka et al. (2021).
+
+    Args:
+        model: The network, in eval mode if it has BatchNorm or dropout.
+        x: ``(n, ...)`` inputs.
+        y: ``(n,)`` labels.
+        layer: Index among the weight layers in registration order, or a module's name.
+        loss: The mean loss.
+        memory_budget: Bytes for temporaries.
+
+    Returns:
+        The sum over the rows (filters) of the layer's weight.
+    """
+    name = qualified(pick_layer([name for name, _ in weight_layers(model)], layer), "weight")
+    found = hessian_diagonal(model, x, y, loss=loss, parameters=[name], memory_budget=memory_budget)
+    rows = model.get_parameter(name).detach().cpu().double().flatten(1)
+    traces = found[name].cpu().double().flatten(1).sum(1)
+    return Estimate(
+        float((rows.square().sum(1) * traces).sum()),
+        stderr=0.0 if found.exact else None,
+        exact=found.exact,
+        method=found.method,
+    )
