@@ -3,7 +3,7 @@
 from invariance.weakness.activations import ActivationLayer, activation_layers
 from invariance.weakness.agreement import ensemble_agreement
 from invariance.weakness.extensions import extension_count
-from invariance.weakness.pairs import pair_proxy
+from invariance.weakness.pairs import pair_proxy, pair_proxy_ensemble
 from invariance.weakness.patterns import (
     Patterns,
     activation_patterns,
@@ -65,6 +65,7 @@ __all__ = [
     "learnable_tasks",
     "pac_bayes_bound",
     "pair_proxy",
+    "pair_proxy_ensemble",
     "reduced_network",
     "region_class_weakness",
     "region_counts",

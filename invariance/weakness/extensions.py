@@ -41,6 +41,7 @@ from invariance.weakness.extension_tree import BudgetError, ExtensionTree, Node
 from invariance.weakness.features import Precision, check_labels, frozen_features
 from invariance.weakness.ledger import Ledger, Status
 from invariance.weakness.separability import separate_policy, settle_pairs
+from invariance.weakness.threads import one_library_thread
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -156,9 +157,9 @@ def extension_count(
     if rank_tolerance is None:
         rank_tolerance = default_rank_tolerance(features.epsilon)
     points = condition(train, unseen, bias=features.bias, rank_tolerance=rank_tolerance)
-    return _Counter(points, labels, features.n_classes, tolerance).run(
-        method, budget, pool, repeats, seed
-    )
+    with one_library_thread():
+        counter = _Counter(points, labels, features.n_classes, tolerance)
+        return counter.run(method, budget, pool, repeats, seed)
 
 
 class _Counter:

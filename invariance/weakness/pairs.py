@@ -10,17 +10,21 @@ keeps the function and can change the count.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor, nn
 
 from invariance.core.errors import MeasureError
 from invariance.core.estimate import Estimate
 from invariance.weakness.certificates import INFEASIBLE_TOLERANCE
-from invariance.weakness.conditioning import condition, default_rank_tolerance
+from invariance.weakness.conditioning import Conditioned, condition, default_rank_tolerance
 from invariance.weakness.features import Precision, check_labels, frozen_features
 from invariance.weakness.separability import Status, Verdicts, settle_pairs
+from invariance.weakness.threads import available_cores, one_library_thread
 
 
 def pair_proxy(
@@ -60,6 +64,78 @@ def pair_proxy(
     Raises:
         MeasureError: If the network or the data cannot be measured; says why.
     """
+    prepared = _prepare(model, x_train, y_train, x_unseen, rank_tolerance, tolerance, precision)
+    if workers < 1:
+        raise MeasureError(f"workers must be at least 1. Got {workers}.")
+    with one_library_thread():
+        return _count(prepared, tolerance, keep_certificates, workers)
+
+
+def pair_proxy_ensemble(
+    models: Iterable[nn.Module],
+    x_train: Tensor,
+    y_train: Tensor,
+    x_unseen: Tensor,
+    *,
+    rank_tolerance: float | None = None,
+    tolerance: float = INFEASIBLE_TOLERANCE,
+    keep_certificates: bool = False,
+    workers: int | None = None,
+    precision: Precision = "float64",
+) -> list[Estimate]:
+    """Count the feasible pairs of many networks, one thread a network.
+
+    Args:
+        models: Networks that end with a linear layer.
+        x_train: ``(n, ...)`` training inputs, the same for all.
+        y_train: ``(n,)`` their labels.
+        x_unseen: ``(u, ...)`` unseen inputs.
+        rank_tolerance: As in :func:`pair_proxy`.
+        tolerance: As there.
+        keep_certificates: As there.
+        workers: Threads; as many as this process may use cores by default.
+        precision: As there.
+
+    Returns:
+        For each network what :func:`pair_proxy` returns for it.
+
+    Raises:
+        MeasureError: As there; the message names the network's position.
+    """
+    workers = available_cores() if workers is None else workers
+    if workers < 1:
+        raise MeasureError(f"workers must be at least 1. Got {workers}.")
+    prepared = []
+    # A thread a network is all the parallelism there is to use.
+    with one_library_thread(None), ThreadPoolExecutor(workers) as pool:
+        for index, model in enumerate(models):
+            try:
+                entry = _prepare(
+                    model, x_train, y_train, x_unseen, rank_tolerance, tolerance, precision
+                )
+            except MeasureError as error:
+                raise MeasureError(f"Network {index}: {error}") from error
+            prepared.append(pool.submit(_count, entry, tolerance, keep_certificates, 1))
+        return [future.result() for future in prepared]
+
+
+class _Prepared(NamedTuple):
+    """What is left of a network once its features are frozen."""
+
+    points: Conditioned
+    labels: npt.NDArray[np.int64]
+    n_classes: int
+
+
+def _prepare(
+    model: nn.Module,
+    x_train: Tensor,
+    y_train: Tensor,
+    x_unseen: Tensor,
+    rank_tolerance: float | None,
+    tolerance: float,
+    precision: Precision,
+) -> _Prepared:
     features = frozen_features(model, x_train, x_unseen, precision=precision)
     train, unseen = features.values
     labels = check_labels(y_train, train.shape[0], features.n_classes)
@@ -71,10 +147,20 @@ def pair_proxy(
             f"Got {rank_tolerance} and {tolerance}."
         )
     points = condition(train, unseen, bias=features.bias, rank_tolerance=rank_tolerance)
+    return _Prepared(points, labels, features.n_classes)
+
+
+def _count(
+    prepared: _Prepared, tolerance: float, keep_certificates: bool, workers: int
+) -> Estimate:
     verdicts = settle_pairs(
-        points, labels, features.n_classes, tolerance=tolerance, workers=workers
+        prepared.points,
+        prepared.labels,
+        prepared.n_classes,
+        tolerance=tolerance,
+        workers=workers,
     )
-    return _estimate(verdicts, points.rank, keep_certificates)
+    return _estimate(verdicts, prepared.points.rank, keep_certificates)
 
 
 def _estimate(verdicts: Verdicts, rank: int, keep_certificates: bool) -> Estimate:
