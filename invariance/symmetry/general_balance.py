@@ -97,7 +97,8 @@ def _merged(design: sparse.csr_matrix, weights: Vector) -> tuple[sparse.csr_matr
     random = np.random.default_rng(0).integers(1, 2**62, size=design.shape[1], dtype=np.int64)
     keys = design.astype(np.int64) @ random
     _, first, group = np.unique(keys, return_index=True, return_inverse=True)
-    return design[first], np.bincount(group.reshape(-1), weights, first.size)
+    sums = np.bincount(group.reshape(-1), weights, first.size)
+    return design[first], np.asarray(sums, dtype=np.float64)
 
 
 def _terms(design: sparse.csr_matrix, weights: Vector, scales: Vector) -> Vector:

@@ -8,6 +8,8 @@ free it takes squares. So the functions take equal values on every member of the
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -121,19 +123,21 @@ class Sorter:
     def _order(self, place: int) -> tuple[Tensor, bool]:
         """Sort the units of one group; return the order and whether some stayed tied."""
         group = self._found.groups[place]
-        size = group.size
-        norm = torch.zeros(size, dtype=torch.float64)
+        return _sorted(self._keys(group, place), group.size, self._tolerance)
+
+    def _keys(self, group: SymmetryGroup, place: int) -> Iterator[Tensor]:
+        """Yield functions of the units to sort by: the norm, then what breaks ties."""
+        norm = torch.zeros(group.size, dtype=torch.float64)
         for leg in group.legs:
             if leg.role is Role.PRODUCER:
-                norm += self._function(leg, size, place, None, power=2)
-        keys = [norm]
+                norm += self._function(leg, group.size, place, None, power=2)
+        yield norm
         for trial in range(_FUNCTIONS):
-            key = torch.zeros(size, dtype=torch.float64)
+            key = torch.zeros(group.size, dtype=torch.float64)
             for number, leg in enumerate(group.legs):
                 power = 2 if self._flipping.get(leg.parameter) else 1
-                key += self._function(leg, size, place, (number, trial), power=power)
-            keys.append(key)
-        return _sorted(keys, self._tolerance)
+                key += self._function(leg, group.size, place, (number, trial), power=power)
+            yield key
 
     def _function(
         self,
@@ -179,15 +183,18 @@ class Sorter:
         return result.index_add_(0, torch.from_numpy(units[inside]), rows)
 
 
-def _sorted(keys: list[Tensor], tolerance: float) -> tuple[Tensor, bool]:
-    """Sort by the first key; break ties within ``tolerance`` by the next ones."""
-    rank = np.zeros(keys[0].numel(), dtype=np.int64)
-    order = np.arange(rank.size)
+def _sorted(keys: Iterable[Tensor], size: int, tolerance: float) -> tuple[Tensor, bool]:
+    """Sort by the first key; break ties within ``tolerance`` by the next ones, if there are any."""
+    rank = np.zeros(size, dtype=np.int64)
+    tied = size > 1
     for key in keys:
         values = key.numpy()
         gap = tolerance * float(np.abs(values).max(initial=0.0))
         order = np.lexsort((values, rank))
         step = (np.diff(rank[order]) != 0) | (np.diff(values[order]) > gap)
-        rank[order] = np.concatenate([[0], np.cumsum(step)])[: rank.size]
-    order = np.lexsort((np.arange(rank.size), rank))
-    return torch.from_numpy(order.astype(np.int64)), bool(np.unique(rank).size < rank.size)
+        rank[order] = np.concatenate([[0], np.cumsum(step)])[:size]
+        tied = np.unique(rank).size < size
+        if not tied:
+            break
+    order = np.lexsort((np.arange(size), rank))
+    return torch.from_numpy(order.astype(np.int64)), bool(tied)
