@@ -161,7 +161,7 @@ class Networks(Mapping[str, TrainedNetwork]):
         return self.folder / f"{name}-{self.seed}-{key}.pt"
 
     def _train(self, name: str, model: nn.Module) -> dict[str, Tensor]:
-        trained = fit(model, self.task, seed=self.seed, lr=0.1, max_epochs=60, batch_size=32)
+        trained = fit(model, self.task, seed=self.seed, lr=0.1, max_epochs=200, batch_size=32)
         state = dict(trained.model.state_dict())
         if path := self.path(name):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,8 @@
 Every pytest run of every project with this package installed imports this file, so it
 imports nothing but pytest and the standard library; torch is loaded by the first test
 that uses a fixture of ours.
+
+PYTEST_DONT_REWRITE: there is no assertion here to rewrite, and rewriting costs start-up time.
 """
 
 from __future__ import annotations
