@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from invariance.core.errors import TransformError
+from invariance.core.errors import InvarianceError, TransformError
 from invariance.core.modules import WEIGHT_LAYERS, clone, model_device, model_dtype
 from invariance.core.rng import generator
 from invariance.symmetry.context import MOVE, SCALE, SIGN, Context, NotUnderstoodError
@@ -91,6 +91,8 @@ def analyse(model: nn.Module, example_input: Any = None) -> Analysis:
             if rule is None:
                 raise NotUnderstoodError("is not an operation whose symmetries are known")
             rule(context, call)
+        except InvarianceError:
+            raise
         except _RULE_FAILURES as error:
             reason = str(error) if isinstance(error, NotUnderstoodError) else (
                 "is called in a way that is not understood"

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from invariance.core.errors import TransformError
 from invariance.symmetry.ledger import OUTSIDE, ZERO, Ledger, RawLeg
 from invariance.symmetry.structures import IntArray, Kind, Role
 from invariance.symmetry.tracing import Call, tensors_in
@@ -260,6 +261,14 @@ class Context:
         for tensor in tensors_in((call.out, targets)):
             label = np.full((1,) * tensor.dim(), OUTSIDE, dtype=np.int64)
             self.assign(tensor, Value(label, tuple(tensor.shape)))
+
+
+def refuse_random(call: Call) -> TransformError:
+    """Build the error for a function that draws at random, in train mode."""
+    return TransformError(
+        f"{call.operation} at {call.place} is called in train mode (training=True), where it is "
+        "a different function at every call. Call model.eval() first."
+    )
 
 
 class NotUnderstoodError(Exception):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call, jacrev
 
+from invariance.core.modules import clone
 from invariance.symmetry import SCALING_KINDS, Kind
-from invariance.symmetry.analysis import analyse
+from invariance.symmetry.analysis import Analysis, analyse
 from invariance.transforms.acting import Actor
 
 
@@ -52,15 +54,20 @@ def same_snapshot(one, two):
     return tensors and one[1] == two[1] and [a for a, _ in one[2]] == [a for a, _ in two[2]]
 
 
-def apply_group(model, inputs, number, seed, *, powers_of_two=False, lift_variance=True):
+def apply_group(model, inputs, number, seed, *, powers_of_two=False):
     """Return a copy of ``model`` moved by a random element of group ``number``."""
-    analysis = analyse(model, inputs)
+    return move(analyse(model, inputs), number, seed, powers_of_two=powers_of_two)
+
+
+def move(analysis, number, seed, *, powers_of_two=False):
+    """Move a copy of an analysed model by a random element of group ``number``."""
+    analysis = Analysis(clone(analysis.model), analysis.symmetries, analysis.inputs)
     group = analysis.symmetries.groups[number]
     actor = Actor(analysis)
     rng = np.random.default_rng(seed)
     if group.kind in SCALING_KINDS:
         exponents = rng.uniform(0.1, 2.0, group.size) * rng.choice([-1, 1], group.size)
-        if group.kind is Kind.BATCHNORM_WEIGHT_SCALE and lift_variance:
+        if group.kind is Kind.BATCHNORM_WEIGHT_SCALE:
             exponents = np.clip(exponents, -1, 1)
         if powers_of_two:
             exponents = np.rint(exponents)
@@ -102,11 +109,12 @@ def mix_by_hand(model, group, rng):
 def assert_groups_hold(model, example, probes, *, seed=0, rtol=1e-10):
     """Every group's random elements keep the outputs on inputs other than the example."""
     before = snapshot(model)
-    found = analyse(model, example).symmetries
+    analysis = analyse(model, example)
+    found = analysis.symmetries
     with torch.no_grad():
         expected = [outputs(model, probe) for probe in probes]
     for number, group in enumerate(found.groups):
-        moved = apply_group(model, example, number, seed + number)
+        moved = move(analysis, number, seed + number)
         for probe, wanted in zip(probes, expected, strict=True):
             with torch.no_grad():
                 got = outputs(moved, probe)
@@ -169,7 +177,9 @@ def diagonal_null_directions(model, make_inputs, *, statistics=True, skip=(), mo
         def function(tensors, arguments=inputs):
             return functional_call(model, tensors, arguments).reshape(-1)
 
-        jacobian = jacrev(function)(values)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*performance drop.*")
+            jacobian = jacrev(function)(values)
         rows = next(iter(jacobian.values())).shape[0]
         flat = [(jacobian[n] * values[n]).reshape(rows, -1) for n in values]
         stacked.append(torch.cat(flat, dim=1).detach())

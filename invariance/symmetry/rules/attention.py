@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from invariance.symmetry.context import Context, NotUnderstoodError
+from invariance.symmetry.context import Context, NotUnderstoodError, refuse_random
 from invariance.symmetry.ledger import OUTSIDE
 from invariance.symmetry.rules.contraction import contract
 from invariance.symmetry.rules.reduction import softmax_along
@@ -34,7 +34,7 @@ def scaled_dot_product(context: Context, call: Call) -> None:
     names = ("query", "key", "value", "attn_mask")
     query, key, value, mask = (call.argument(i, n) for i, n in enumerate(names))
     if call.argument(4, "dropout_p", 0.0) > 0:
-        raise NotUnderstoodError("drops attention weights at random (train mode)")
+        raise refuse_random(call)
     if isinstance(mask, Tensor) and context.entry(mask) is not None:
         bias = context.value(mask)
         assert bias is not None
@@ -60,7 +60,7 @@ def multi_head(context: Context, call: Call) -> None:
     if given["bias_k"] is not None or given["add_zero_attn"]:
         raise NotUnderstoodError("appends rows to its keys and values")
     if given["training"] and given["dropout_p"] > 0:
-        raise NotUnderstoodError("drops attention weights at random (train mode)")
+        raise refuse_random(call)
     tensors = [given["query"], given["key"], given["value"]]
     values = [context.operand(tensor) for tensor in tensors]
     projected = _projections(context, call, given, tensors, values)

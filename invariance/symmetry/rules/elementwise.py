@@ -7,7 +7,14 @@ import numbers
 import numpy as np
 from torch import Tensor
 
-from invariance.symmetry.context import MOVE, SCALE, SIGN, Context, NotUnderstoodError
+from invariance.symmetry.context import (
+    MOVE,
+    SCALE,
+    SIGN,
+    Context,
+    NotUnderstoodError,
+    refuse_random,
+)
 from invariance.symmetry.ledger import RawLeg
 from invariance.symmetry.rules.registry import rule
 from invariance.symmetry.structures import Role
@@ -65,7 +72,7 @@ def relate(
 def positively_homogeneous(context: Context, call: Call) -> None:
     """ReLU and its leaky forms (eval mode)."""
     if call.name == "rrelu" and call.argument(3, "training", False):
-        raise NotUnderstoodError("draws random slopes in train mode")
+        raise refuse_random(call)
     apply_elementwise(context, call, homogeneous=True, odd=False)
 
 
@@ -119,7 +126,7 @@ def dropout(context: Context, call: Call) -> None:
     default = call.name in ("dropout", "dropout1d", "dropout2d", "dropout3d")
     training = call.argument(2, "training", call.kwargs.get("train", default))
     if training and probability > 0:
-        raise NotUnderstoodError("drops entries at random (training=True)")
+        raise refuse_random(call)
     identity(context, call)
 
 

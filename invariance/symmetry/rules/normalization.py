@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from invariance.symmetry.context import SCALE, SIGN, Context, NormCall, NotUnderstoodError
+from invariance.symmetry.context import (
+    SCALE,
+    SIGN,
+    Context,
+    NormCall,
+    NotUnderstoodError,
+    refuse_random,
+)
 from invariance.symmetry.ledger import RawLeg
 from invariance.symmetry.rules.registry import rule
 from invariance.symmetry.rules.weight import along, features, use_parameter
@@ -85,10 +92,8 @@ def batch_norm(context: Context, call: Call) -> None:
 
 
 def _without_statistics(context: Context, call: Call, x: Any, gamma: Any, beta: Any) -> None:
-    if call.argument(5, "training"):
-        reason = "normalises by the statistics of its batch"
-        if call.argument(1, "running_mean") is not None:
-            raise NotUnderstoodError(reason + " (train mode)")
+    if call.argument(5, "training") and call.argument(1, "running_mean") is not None:
+        raise refuse_random(call)
     _group_norm(context, call, x, None, gamma, beta, "takes its statistics from the batch: "
                 "it absorbs a factor only up to its eps")  # fmt: skip
 

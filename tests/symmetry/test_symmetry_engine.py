@@ -1,0 +1,248 @@
+"""Hand-made modules with the answer written out: group counts, degrees of freedom, stops.
+
+Would catch: an operation whose rule lets something through that it must stop, or stops what
+it must let through. Every module's groups are also applied with random elements, and the
+scaling degrees of freedom are compared with a dense null space where that is small enough.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from symmetry_modules import MODULES
+from symmetry_reference import (
+    affine_norm_channels,
+    assert_groups_hold,
+    diagonal_null_directions,
+    enlarge_eps,
+    randomize,
+)
+from torch import nn
+
+import invariance.symmetry.analysis as engine
+from invariance.core.errors import TracingError, TransformError
+from invariance.symmetry import SCALING_KINDS, Kind, symmetries
+
+
+@pytest.fixture(autouse=True)
+def _rules_do_not_fail(monkeypatch):
+    """A rule that trips over its arguments is a stop for users, and a failure here."""
+    monkeypatch.setattr(engine, "_RULE_FAILURES", (engine.NotUnderstoodError,))
+
+
+def batches(shape):
+    def make(seed):
+        stream = torch.Generator().manual_seed(seed)
+        return (torch.randn(shape, dtype=torch.float64, generator=stream),)
+
+    return make
+
+
+@pytest.mark.parametrize("case", MODULES, ids=lambda case: case.name)
+def test_groups_hold_and_are_complete(case):
+    model = enlarge_eps(randomize(case.build(), 0))
+    make = batches((8, *case.shape))
+    found = assert_groups_hold(model, make(0), [make(1), make(2)])
+    counts = {kind.value: found.count(kind) for kind in Kind if found.count(kind)}
+    assert counts == case.groups
+    assert found.dof(*SCALING_KINDS) == case.dof
+    null = diagonal_null_directions(model, make) - affine_norm_channels(model)
+    assert null == case.dof + case.extra_null
+
+
+def test_table_names_kinds_parameters_and_reasons():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 2))
+    found = symmetries(model, torch.randn(2, 3))
+    text = str(found)
+    assert "scaling" in text
+    assert "permutation" in text
+    assert "0.weight, 0.bias" in text
+    assert (
+        "`3` GELU is not positively homogeneous: no scaling through it; permutation still holds"
+        in text
+    )
+    assert max(len(line) for line in text.splitlines()) <= 100
+    data = found.to_dict()
+    assert data["groups"][0]["producers"] == ["0.weight", "0.bias"]
+    assert [group.kind for group in found.groups] == [
+        Kind.SCALING,
+        Kind.PERMUTATION,
+        Kind.PERMUTATION,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("activation", "operation"),
+    [
+        (nn.GELU(), "GELU"),
+        (nn.Softplus(), "Softplus"),
+        (nn.SiLU(), "SiLU"),
+        (nn.Sigmoid(), "Sigmoid"),
+        (nn.ReLU6(), "ReLU6"),
+        (nn.ELU(), "ELU"),
+    ],
+)
+def test_activations_that_are_not_homogeneous_stop_scaling_by_name(activation, operation):
+    model = nn.Sequential(nn.Linear(3, 4), activation, nn.Linear(4, 2))
+    found = symmetries(model, torch.randn(2, 3))
+    assert found.dof(*SCALING_KINDS) == 0
+    assert found.count(Kind.PERMUTATION) == 1
+    stops = [stop for stop in found.stops if Kind.SCALING in stop.kinds]
+    assert stops[0].place == "1"
+    assert stops[0].operation == operation
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.fft.rfft(x).abs(),
+        lambda x: torch.cumsum(x, 1),
+        lambda x: torch.sort(x, dim=1).values,
+        lambda x: x / torch.linalg.inv(torch.eye(4).to(x) + 0 * (x.T @ x)[:4, :4]).sum(),
+        torch.special.bessel_j0,
+        lambda x: x > 0,
+    ],
+)
+def test_unknown_operations_stop_everything_by_name(function):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.LazyLinear(2)
+
+        def forward(self, x):
+            return self.b(function(torch.relu(self.a(x))).to(x.dtype))
+
+    model = Model()
+    model(torch.randn(2, 3))
+    found = symmetries(model, torch.randn(2, 3))
+    assert not [group for group in found.groups if "a.weight" in group.producers]
+    assert any("not an operation whose symmetries are known" in stop.reason for stop in found.stops)
+
+
+def test_a_users_function_with_a_known_name_is_unknown():
+    from torch.overrides import handle_torch_function, has_torch_function_unary
+
+    def relu(x):
+        if has_torch_function_unary(x):
+            return handle_torch_function(relu, (x,), x)
+        return torch.exp(x)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.b(relu(self.a(x)))
+
+    found = symmetries(Model(), torch.randn(2, 3))
+    assert found.dof(*SCALING_KINDS) == 0
+
+
+def test_data_dependent_control_flow_names_the_line():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(3, 4)
+
+        def forward(self, x):
+            h = self.a(x)
+            if h.sum() > 0:
+                return h
+            return -h
+
+    with pytest.raises(TracingError, match=r"test_symmetry_engine\.py:\d+.*torch\.where"):
+        symmetries(Model(), torch.randn(2, 3))
+
+
+def test_control_flow_on_shapes_and_flags_is_followed():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)])
+
+        def forward(self, x):
+            assert x.dim() == 2
+            if x.shape[1] != 3:
+                raise ValueError("three features")
+            for i, layer in enumerate(self.layers):
+                x = layer(x) if i == 2 else F.relu(layer(x), inplace=True)
+            return x
+
+    assert symmetries(Model(), torch.randn(2, 3)).dof(Kind.SCALING) == 8
+
+
+def test_wrong_input_names_the_line():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    with pytest.raises(TracingError, match="example_input"):
+        symmetries(model, torch.randn(2, 5))
+    with pytest.raises(TransformError, match="NaN"):
+        symmetries(model, torch.full((2, 3), torch.nan))
+    with pytest.raises(TransformError, match="empty"):
+        symmetries(model, torch.zeros(0, 3))
+    with pytest.raises(TransformError, match="Pass example_input"):
+        symmetries(nn.Sequential(nn.Conv2d(1, 2, 3)))
+
+
+@pytest.mark.parametrize("module", [nn.BatchNorm1d(4), nn.Dropout(0.5)])
+def test_train_mode_is_refused(module):
+    model = nn.Sequential(nn.Linear(3, 4), module, nn.Linear(4, 2))
+    with pytest.raises(TransformError, match=r"`1` is in train mode.*eval"):
+        symmetries(model, torch.randn(2, 3))
+    model.eval()
+    assert symmetries(model, torch.randn(2, 3)).groups
+
+
+def test_frozen_and_unused_parameters_are_reported():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(7, 7)
+            self.a.weight.requires_grad_(False)
+
+        def forward(self, x):
+            return self.b(torch.relu(self.a(x)))
+
+    found = symmetries(Model(), torch.randn(2, 3))
+    assert found.unused == ("c.weight", "c.bias")
+    assert found.frozen == ("a.weight",)
+    assert found.dof(Kind.SCALING) == 4
+
+
+def test_a_view_overwritten_in_place_is_not_trusted():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(8, 2)
+
+        def forward(self, x):
+            h = self.a(x)
+            view = h.view(-1, 2, 2)
+            view.add_(1.0)
+            return self.b(torch.cat([h, h.relu()], 1))
+
+    model = randomize(Model(), 0)
+    found = assert_groups_hold(model, batches((4, 3))(0), [batches((4, 3))(1)])
+    assert found.dof(*SCALING_KINDS) == 0
+
+
+def test_nothing_of_the_user_is_touched():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    model[0].train()
+    model(torch.randn(5, 3)).sum().backward()
+    before = {n: (t.clone(), t._version) for n, t in model.state_dict(keep_vars=True).items()}
+    grads = [p.grad.clone() for p in model.parameters()]
+    state = torch.get_rng_state()
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    str(symmetries(model))
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.backends.mha.get_fastpath_enabled() == fast_path
+    assert model[0].training
+    assert not model[1].training
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        assert torch.equal(before[name][0], tensor)
+        assert before[name][1] == tensor._version
+    assert all(torch.equal(g, p.grad) for g, p in zip(grads, model.parameters(), strict=True))
+    assert not torch.nn.modules.module._global_forward_hooks
+    assert not torch.nn.modules.module._global_forward_pre_hooks
