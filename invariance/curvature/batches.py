@@ -61,6 +61,7 @@ def collect_batches(x: Data, y: Tensor | None = None, *, hold_bytes: int = HOLD_
     Args:
         x: ``(n, ...)`` inputs with ``y`` their targets, or, without ``y``, a re-iterable of
             ``(x, y)`` batches. A loader that shuffles is fine: only the rows matter.
+            Batches that were collected before are returned as they are.
         y: ``(n,)`` or ``(n, K)`` targets; ``None`` for an iterable of batches.
         hold_bytes: Keep the batches in memory up to this size.
 
@@ -71,6 +72,8 @@ def collect_batches(x: Data, y: Tensor | None = None, *, hold_bytes: int = HOLD_
         DataError: One-shot iterators, empty data, NaN or infinity, unequal lengths, or rows
             that differ between two passes.
     """
+    if isinstance(x, Batches):
+        return x
     if isinstance(x, Tensor):
         if y is None:
             raise DataError("x is a tensor, so its targets y are needed. Pass y as well.")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from invariance.core.errors import DataError, MeasureError, unknown_name
 from invariance.core.estimate import Estimate
 from invariance.core.rng import generator
+from invariance.curvature.batches import collect_batches
 from invariance.curvature.chain import Chain, ChainLayer, read_chain
 from invariance.curvature.eigen import Criterion, default_tolerance, hessian_eigenvalues
 from invariance.curvature.engines import DEFAULT_BUDGET, load_forward_rules
@@ -72,7 +73,8 @@ def hessian_eigenvalues_ensemble(
         raise MeasureError("The ensemble is empty. Give at least one network.")
     if not isinstance(x, Tensor):
         raise DataError(f"x must be a tensor of rows for all networks. Got {type(x).__name__}.")
-    objectives = [build_objective(model, x, y, loss=loss) for model in models]
+    batches = collect_batches(x, y)  # checked once for all
+    objectives = [build_objective(model, batches, loss=loss) for model in models]
     asked = default_tolerance(objectives[0].dtype) if tolerance is None else float(tolerance)
     if not 0 < asked < 1:
         raise MeasureError(f"tolerance must lie between 0 and 1. Got {tolerance}.")
