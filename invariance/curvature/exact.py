@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core.errors import DataError, MeasureError, ModelError
+from invariance.core.finite import all_finite
 from invariance.core.modules import in_train_mode
 from invariance.curvature.batches import Batches, Data, collect_batches
 from invariance.curvature.exact_directional import move_like
@@ -206,7 +207,7 @@ def require_deterministic(model: nn.Module) -> None:
                 "eval mode. Build it with track_running_stats=True."
             )
     for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        if not all_finite(parameter):
             raise ModelError(
                 f"Parameter {name!r} contains NaN or infinity: training diverged. "
                 "Curvature is not defined there."

@@ -115,7 +115,7 @@ class _Sweep:
         triangle: tuple[Tensor, bool] | None,
         sums: Sums,
     ) -> None:
-        self.cotangents = factor.root.mT.contiguous()
+        self.cotangents = factor.root.mT.clone(memory_format=torch.contiguous_format)
         self.signs = factor.signs
         self.remainder = remainder
         self.wants = wants
@@ -131,7 +131,8 @@ class _Sweep:
             first, second = derivatives(step.module, inputs)
         else:
             first, second = slopes(step.module, inputs), None
-        self.cotangents = self.cotangents * first.unsqueeze(-2)
+        # In place: the cotangents are this sweep's own, and fresh memory costs page faults.
+        self.cotangents.mul_(first.unsqueeze(-2))
         if self.remainder is not None:
             self.remainder.through_activation(first, second)
 
@@ -150,7 +151,7 @@ class _Sweep:
             if self.wants.diagonal:
                 self.sums.add_diagonal(name, total)
         scale = step.inverse_sd if step.gain is None else step.inverse_sd * step.gain
-        self.cotangents = self.cotangents * scale.unsqueeze(-2).unsqueeze(-2)
+        self.cotangents.mul_(scale.unsqueeze(-2).unsqueeze(-2))
         if self.remainder is not None:
             self.remainder.scale(scale.unsqueeze(-2))
 

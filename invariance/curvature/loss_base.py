@@ -5,10 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from invariance.core.errors import DataError
+from invariance.core.finite import all_finite
 
 
 class HessianFactor(NamedTuple):
@@ -84,7 +84,7 @@ def check_outputs(outputs: Tensor) -> None:
             "The model's outputs must have shape (n, K), rows by classes. "
             f"Got {tuple(outputs.shape)}; flatten or average the other dimensions."
         )
-    if not bool(torch.isfinite(outputs).all()):
+    if not all_finite(outputs):
         raise DataError(
             "The model's outputs contain NaN or infinity: its parameters overflowed, or training "
             "diverged. Curvature is not defined there."

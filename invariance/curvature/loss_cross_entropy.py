@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from invariance.core.errors import DataError, MeasureError
+from invariance.core.finite import all_finite
 from invariance.curvature.loss_base import HessianFactor, Loss, check_outputs
 
 
@@ -78,7 +79,7 @@ class CrossEntropy(Loss):
                     f"Class labels must be integers of shape ({n},), or probabilities of shape "
                     f"({n}, {k}). Got {y.dtype} of shape {tuple(y.shape)}; labels need y.long()."
                 )
-            if not bool(torch.isfinite(y).all()) or bool((y < 0).any()):
+            if not all_finite(y) or bool((y < 0).any()):
                 raise DataError("Class probabilities must be finite and not negative.")
             return
         if y.shape != (n,):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from invariance.core.errors import DataError, MeasureError, unknown_name
+from invariance.core.finite import all_finite
 from invariance.curvature.loss_base import HessianFactor, Loss, check_outputs
 from invariance.curvature.loss_cross_entropy import CrossEntropy, softmax_root
 
@@ -63,7 +64,7 @@ class MeanSquaredError(Loss):
                 f"Targets of the mean squared error must have the outputs' shape "
                 f"{tuple(outputs.shape)}. Got {tuple(y.shape)}; reshape y."
             )
-        if y.is_floating_point() and not bool(torch.isfinite(y).all()):
+        if not all_finite(y):
             raise DataError("Targets contain NaN or infinity. Remove those rows.")
 
     def values(self, outputs: Tensor, y: Tensor) -> Tensor:
@@ -229,5 +230,5 @@ def check_batch(x: Tensor, y: Tensor) -> None:
             raise DataError(f"{label} is empty (shape {tuple(tensor.shape)}). Give some rows.")
     if x.shape[0] != y.shape[0]:
         raise DataError(f"x has {x.shape[0]} rows and y has {y.shape[0]}. They must agree.")
-    if (x.is_floating_point() or x.is_complex()) and not bool(torch.isfinite(x).all()):
+    if not all_finite(x):
         raise DataError("x contains NaN or infinity. Remove or impute those entries.")
