@@ -134,6 +134,9 @@ def sequential(*layers):
         sequential(lambda: nn.Linear(9, 4, bias=False)),
         sequential(lambda: nn.Linear(9, 5), lambda: nn.Linear(5, 4)),
         sequential(lambda: nn.Linear(9, 5), nn.Tanh, nn.ReLU, lambda: nn.Linear(5, 4)),
+        sequential(
+            lambda: nn.Linear(9, 5), nn.Tanh, lambda: nn.LeakyReLU(0.3), lambda: nn.Linear(5, 4)
+        ),
         sequential(lambda: nn.Linear(9, 5), nn.ReLU, lambda: nn.Linear(5, 4), nn.Softplus),
         sequential(lambda: nn.Linear(9, 4), lambda: nn.BatchNorm1d(4)),
         sequential(
@@ -144,7 +147,7 @@ def sequential(*layers):
             lambda: nn.Linear(9, 6), nn.ReLU, lambda: nn.BatchNorm1d(6), lambda: nn.Linear(6, 4)
         ),
     ],
-    ids=["linear", "no-bias", "deep-linear", "two-activations", "activation-last",
+    ids=["linear", "no-bias", "deep-linear", "two-activations", "kept-twice", "activation-last",
          "norm-last", "passive-layers", "norm-after-relu"],
 )  # fmt: skip
 def test_shapes_of_perceptrons(build, points):

@@ -55,6 +55,13 @@ def test_any_ensemble_gives_the_same_network(options, points, dtype):
     assert len({fit.epochs for fit in fits}) > 1 or not any(fit.reached_target for fit in fits)
 
 
+@pytest.mark.parametrize("points", [60, 150], ids=["gram", "primal"])
+def test_any_ensemble_gives_the_same_network_through_a_single_unit(points):
+    # One network alone would multiply by this layer in a kernel for vectors, which rounds
+    # differently: the engine must not hold a single network.
+    ensembles_agree((64, 33, 1, 10), digits_like(points), lr=0.02)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_any_ensemble_gives_the_same_network_with_any_activation(activation):
     ensembles_agree(
