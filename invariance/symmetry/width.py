@@ -56,21 +56,24 @@ class Surgery:
         model: The network; it is copied.
         found: Its symmetries.
         who: The transform, for error messages.
+        track: Record where every entry came from.
 
     Attributes:
         model: The copy, as changed so far.
-        index: For each parameter, the old flat index of each entry.
-        gradient: For each parameter, how much an entry moves the output compared with
-            that old entry.
+        index: If tracked: for each parameter, the old flat index of each entry.
+        gradient: If tracked: for each parameter, how much an entry moves the output compared
+            with that old entry.
     """
 
-    def __init__(self, model: nn.Module, found: Symmetries, who: str) -> None:
+    def __init__(
+        self, model: nn.Module, found: Symmetries, who: str, *, track: bool = False
+    ) -> None:
         self.model = clone(model)
         self.found = found
         self.who = who
         self.index: dict[str, Tensor] = {}
         self.gradient: dict[str, Tensor] = {}
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.model.named_parameters() if track else ():
             self.index[name] = torch.arange(parameter.numel()).reshape(parameter.shape)
             self.gradient[name] = torch.ones(parameter.shape, dtype=torch.float64)
         self.refused: dict[int, str] = {}
@@ -307,8 +310,9 @@ class Surgery:
         new = old.detach().index_select(dim, at.to(old.device))
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad)
-            self.index[name] = self.index[name].index_select(dim, at)
-            self.gradient[name] = self.gradient[name].index_select(dim, at)
+            for record in (self.index, self.gradient):
+                if name in record:
+                    record[name] = record[name].index_select(dim, at)
         for alias in self._names(name):
             owner_name, _, attribute = alias.rpartition(".")
             owner = self.model.get_submodule(owner_name)

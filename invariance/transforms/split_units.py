@@ -70,7 +70,7 @@ class SplitUnits(Transform):
         who = repr(self)
         refuse_train_mode(model, who)
         x = example_or_default(model, example_input, who)
-        surgery = begin_surgery(model, x, who)
+        surgery = begin_surgery(model, x, who, track=True)
         places, reasons = chosen_places(surgery, self.sites, who)
         surgery, done, refused, evidence = operate(
             surgery, places, self._split, (model, x), strict=self.sites is not None

@@ -14,11 +14,13 @@ from invariance.transforms.base import Action, ParameterAction, Verification
 from invariance.transforms.verify import verify
 
 
-def begin_surgery(model: nn.Module, x: tuple[Any, ...], who: str) -> Surgery:
+def begin_surgery(
+    model: nn.Module, x: tuple[Any, ...], who: str, *, track: bool = False
+) -> Surgery:
     """Analyse a network and copy it for surgery."""
     from invariance.symmetry.analysis import symmetries as analyse
 
-    return Surgery(model, analyse(model, x), who)
+    return Surgery(model, analyse(model, x), who, track=track)
 
 
 def chosen_places(

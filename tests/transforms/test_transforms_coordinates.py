@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn.utils import parametrize
 from invariance.core.errors import MeasureError, TransformError, UsageError
 from invariance.core.rng import generator
 from invariance.transforms.reparametrize import Reparametrize, Unparametrize, parametrized
-from invariance.transforms.reparametrize_law import coordinate_law
+from invariance.transforms.reparametrize_law import coordinate_law, covariant_trace
 from invariance.transforms.reparametrize_maps import Diffeomorphism, Dinh, ExpLog, WeightNorm
 
 
@@ -151,6 +152,31 @@ def test_dinhs_hessian_is_as_sharp_as_one_likes() -> None:
     expected = 0.01**-2 * float(plain.hessian.trace())
     assert float(moved.hessian.trace()) == pytest.approx(expected, rel=1e-9)
     assert moved.covariant_trace == pytest.approx(float(plain.hessian.trace()), rel=1e-9)
+
+
+def relu_net() -> nn.Module:
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 3)).double()
+    draw = generator(2, "relu")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=draw, dtype=torch.float64))
+    return model
+
+
+@pytest.mark.parametrize("make", [tiny, relu_net])
+@pytest.mark.parametrize("chart", CHARTS, ids=repr)
+def test_covariant_trace_stays_in_any_coordinates(
+    chart: object, make: Callable[[], nn.Module]
+) -> None:
+    """Matrix-free, against the dense definition tr(G^+ (H_eta - curvature))."""
+    (x, y), model = rows(), make()
+    original = float(coordinate_law(model, x, y).weight_hessian.trace())
+    new = Reparametrize(chart)(model, x)
+    assert float(covariant_trace(model, x, y)) == pytest.approx(original, rel=1e-9)
+    estimate = covariant_trace(new, x, y)
+    assert estimate.exact
+    assert float(estimate) == pytest.approx(original, rel=1e-9)
+    assert coordinate_law(new, x, y).covariant_trace == pytest.approx(original, rel=1e-8)
 
 
 def test_nested_convolutions_and_repr() -> None:
