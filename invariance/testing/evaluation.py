@@ -37,6 +37,9 @@ LOW_PRECISION_CAP = 1e-3
 #: function-preserving. The smallest published mistake is 5e-6 (a BatchNorm left in place).
 FUNCTION_RTOL = {torch.float64: 1e-9, torch.float32: 1e-3}
 
+#: Networks of other functions that a measure has to tell apart.
+OTHER_NETWORKS = 8
+
 #: Rows on which a transform's proof is computed.
 EXAMPLE_ROWS = 64
 
@@ -237,9 +240,9 @@ class Evaluator:
         """Refuse a measure that gives one value for very different networks.
 
         A measure that reads another object than the model it is given passes every test of
-        invariance. Three networks of other functions tell it from a real one.
+        invariance. Networks of other functions tell it from a real one.
         """
-        for number in range(3):
+        for number in range(OTHER_NETWORKS):
             other = _another_network(self.model, number, self.seed)
             try:
                 if float(self.value(other)) != float(value):
@@ -249,7 +252,7 @@ class Evaluator:
         raise FaultyMeasureError(
             "ignores the model",
             self.measure.name,
-            f"It gave {float(value)!r} for this network, for one with random weights and for one "
+            f"It gave {float(value)!r} for this network, for ones with random weights and for one "
             "whose weights are all zero.",
         )
 
@@ -280,7 +283,7 @@ def _checked(measure: Measure) -> Measure:
 
 
 def _another_network(model: nn.Module, number: int, seed: int) -> nn.Module:
-    """A copy with other weights: perturbed, random, or all zero."""
+    """A copy with other weights: perturbed, random, of one sign (no ReLU is dead), or zero."""
     copied = clone(model)
     source = generator(seed, "another network", number)
     with torch.no_grad():
@@ -288,8 +291,10 @@ def _another_network(model: nn.Module, number: int, seed: int) -> nn.Module:
             noise = torch.randn(parameter.shape, generator=source).to(parameter)
             if number == 0:
                 parameter.mul_(1 + 0.5 * noise)
-            elif number == 1:
-                parameter.copy_(noise)
-            else:
+            elif number == OTHER_NETWORKS - 1:
                 parameter.zero_()
+            elif number <= 2:
+                parameter.copy_(noise.abs() if number == 1 else -noise.abs())
+            else:
+                parameter.copy_(noise)
     return copied

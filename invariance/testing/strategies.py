@@ -102,7 +102,13 @@ class Case:
         Returns:
             What was compared.
         """
-        settings: dict[str, Any] = {"explain": False, "dtype": "float64", **options}
+        # A tiny network may well be constant: one class, or no unit that is alive.
+        settings: dict[str, Any] = {
+            "explain": False,
+            "dtype": "float64",
+            "allow_constant": True,
+            **options,
+        }
         return assert_invariant(
             measure, self.model, self.x, self.y, transforms=[self.transform], **settings
         )
