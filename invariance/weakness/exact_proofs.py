@@ -50,33 +50,32 @@ def is_exactly_infeasible(combination: Combination, labels: Indices, points: Arr
         return False
     scaled = weights * np.linalg.norm(points[combination.points], axis=1)
     keep = np.flatnonzero(scaled >= _NEGLIGIBLE * scaled.max(initial=0.0))
-    matrix, equations = _equations(
-        points[combination.points[keep]], labels[keep], combination.others[keep]
-    )
-    if matrix.shape[1] > equations and _survives_perturbation(matrix, weights[keep], equations):
-        return True
+    rows, named = points[combination.points[keep]], (labels[keep], combination.others[keep])
+    for by_column in (False, True):  # count carefully only where that can matter
+        matrix = _equations(rows, *named, by_column=by_column)
+        if matrix.shape[0] < matrix.shape[1] and _survives_perturbation(matrix, weights[keep]):
+            return True
     return _has_positive_null_vector(matrix)
 
 
-def _equations(points: Array, labels: Indices, others: Indices) -> tuple[Array, int]:
-    """Return the combination's equations and how many of them are independent at most.
+def _equations(points: Array, labels: Indices, others: Indices, *, by_column: bool) -> Array:
+    """Return the combination's equations without those that depend on others by structure.
 
-    Column by column, the rows with a nonzero entry form a graph on the classes, an edge
-    from label to other. In each connected component the equations of the classes sum to
-    zero, so one class is left out.
+    The rows form a graph on the classes, an edge from label to other. In each connected
+    component the equations of the classes sum to zero, so one class is left out. With
+    ``by_column`` every column has a graph of its own, of the rows that are nonzero there.
     """
     links = list(zip(labels.tolist(), others.tolist(), strict=True))
     classes = np.unique(np.append(labels, others))
     incidence = (labels == classes[:, None]).astype(float) - (others == classes[:, None])
-    whole = (points != 0.0).all(axis=0)
-    kept_for_whole = _spanning(links, classes)
-    blocks = [np.einsum("ck,kf->cfk", incidence[kept_for_whole], points[:, whole])]
-    for column in np.flatnonzero(~whole):
+    whole = (points != 0.0).all(axis=0) if by_column else (points != 0.0).any(axis=0)
+    kept = _spanning(links, classes)
+    blocks = [np.einsum("ck,kf->cfk", incidence[kept], points[:, whole])]
+    for column in np.flatnonzero(~whole & by_column):
         edges = [link for link, value in zip(links, points[:, column], strict=True) if value != 0.0]
         kept = _spanning(edges, classes)
         blocks.append((incidence[kept] * points[:, column])[:, None])
-    matrix = np.concatenate([block.reshape(-1, len(labels)) for block in blocks])
-    return matrix, matrix.shape[0]
+    return np.concatenate([block.reshape(-1, len(labels)) for block in blocks])
 
 
 def _spanning(links: list[tuple[int, int]], classes: Indices) -> list[int]:
@@ -95,7 +94,7 @@ def _spanning(links: list[tuple[int, int]], classes: Indices) -> list[int]:
     return [i for i, node in enumerate(classes.tolist()) if parent.get(node, node) != node]
 
 
-def _survives_perturbation(matrix: Array, weights: Array, equations: int) -> bool:
+def _survives_perturbation(matrix: Array, weights: Array) -> bool:
     # Powers of two bring each column near unit length without rounding.
     lengths = np.linalg.norm(matrix, axis=0)
     if not (lengths > 0.0).all():
@@ -105,7 +104,7 @@ def _survives_perturbation(matrix: Array, weights: Array, equations: int) -> boo
     weights = np.ldexp(weights, exponent)
     values = np.linalg.svd(scaled, compute_uv=False)
     size = sum(matrix.shape)
-    smallest = float(values[equations - 1] - 8.0 * size * _EPSILON * values[0])
+    smallest = float(values[-1] - 8.0 * size * _EPSILON * values[0])
     if smallest <= 0.0:
         return False
     rounding = 2.0 * size * _EPSILON * (np.abs(scaled) @ weights)

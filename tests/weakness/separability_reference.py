@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 from scipy.optimize import linprog
@@ -38,3 +39,55 @@ def feasible_pairs_by_linprog(train, labels, unseen, n_classes, *, bias=True):
             np.vstack([train, unseen[probe]]), [*labels, target], n_classes, bias=bias
         )
     return table
+
+
+def separable_exactly(features, labels, n_classes, *, bias=True):
+    """Whether labelled points are strictly separable, in rational arithmetic.
+
+    Gordan's alternative, A w > 0 or y >= 0, y != 0 with A^T y = 0, decided by the first
+    phase of the simplex method with Bland's rule on fractions: no rounding anywhere.
+    """
+    rows = []
+    for point, label in zip(features, labels, strict=True):
+        x = [Fraction(float(value)) for value in point] + [Fraction(1)] * bias
+        for other in range(n_classes):
+            if other != label:
+                rows.append(
+                    [
+                        value * (int(c == label) - int(c == other))
+                        for c in range(n_classes)
+                        for value in x
+                    ]
+                )
+    columns = [[*row, Fraction(1)] for row in rows]  # A^T y = 0 and sum(y) = 1
+    height = len(columns[0])
+    right = [Fraction(0)] * (height - 1) + [Fraction(1)]
+    table = [
+        [column[i] for column in columns]
+        + [Fraction(int(i == k)) for k in range(height)]
+        + [right[i]]
+        for i in range(height)
+    ]
+    basis = [len(columns) + i for i in range(height)]
+    cost = [-sum(row[j] for row in table) for j in range(len(columns))]
+    value = -sum(row[-1] for row in table)
+    while True:
+        entering = next((j for j, c in enumerate(cost) if c < 0), None)
+        if entering is None:
+            return value != 0  # artificial variables stay: no y, so separable
+        ratios = [
+            (row[-1] / row[entering], basis[i], i)
+            for i, row in enumerate(table)
+            if row[entering] > 0
+        ]
+        _, _, leaving = min(ratios)
+        lead = table[leaving][entering]
+        table[leaving] = [entry / lead for entry in table[leaving]]
+        for i, row in enumerate(table):
+            if i != leaving and row[entering] != 0:
+                factor = row[entering]
+                table[i] = [a - factor * b for a, b in zip(row, table[leaving], strict=True)]
+        factor = cost[entering]
+        cost = [c - factor * a for c, a in zip(cost, table[leaving][: len(columns)], strict=True)]
+        value -= factor * table[leaving][-1]
+        basis[leaving] = entering
