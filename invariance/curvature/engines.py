@@ -87,8 +87,8 @@ class ChainEngine(Engine):
         parts = dict(zip(space.names, space.split(vectors[0] if single else vectors), strict=True))
         vw = [parts.get(layer.weight) for layer in self._chain.layers]
         vb = [parts.get(layer.bias) if layer.bias else None for layer in self._chain.layers]
-        total = torch.zeros_like(vectors)
         multiply = self._chain.hessian if self._kind is None else self._chain.gauss_newton
+        total: Tensor | None = None
         for state in self._states():
             out_w, out_b = multiply(state, vw, vb)
             found: dict[str, Tensor | None] = {}
@@ -98,8 +98,10 @@ class ChainEngine(Engine):
                     found[layer.bias] = b
             ordered = [found[name] for name in space.names]
             tensors = [tensor for tensor in ordered if tensor is not None]
-            total += space.join(tensors, 0 if single else 1)
-        return total
+            share = space.join(tensors, 0 if single else 1)
+            total = share if total is None else total.add_(share)
+        assert total is not None
+        return total.reshape(vectors.shape)
 
 
 class GraphEngine(Engine):
