@@ -12,7 +12,7 @@ from invariance.measures.registry import measure
 from invariance.weakness import extensions
 
 
-@measure(invariant_under=FIXED_FEATURE_SPAN, discrete=True, cost="solver")
+@measure(invariant_under=FIXED_FEATURE_SPAN, discrete=True, cost="sampling")
 def extension_count(
     model: nn.Module, x_train: Tensor, y_train: Tensor, x_unseen: Tensor, **options: Any
 ) -> Estimate:
