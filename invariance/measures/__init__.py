@@ -3,6 +3,7 @@
 from invariance.measures.activation_patterns import activation_patterns
 from invariance.measures.adaptive_eigenvalue import adaptive_eigenvalue
 from invariance.measures.adaptive_trace import adaptive_trace
+from invariance.measures.average_sharpness import adaptive_gaussian_sharpness, gaussian_sharpness
 from invariance.measures.diagonal_relative_flatness import diagonal_relative_flatness
 from invariance.measures.extension_count import extension_count
 from invariance.measures.fisher_rao_norm import fisher_rao_closed_form, fisher_rao_norm
@@ -29,11 +30,14 @@ from invariance.measures.repaired_weakness import (
     repaired_free_regions,
     repaired_pair_proxy,
 )
+from invariance.measures.sam_sharpness import adaptive_sharpness, sam_sharpness
 from invariance.measures.volume_weakness import volume_weakness, volume_weakness_raw
 
 __all__ = [
     "activation_patterns",
     "adaptive_eigenvalue",
+    "adaptive_gaussian_sharpness",
+    "adaptive_sharpness",
     "adaptive_trace",
     "diagonal_relative_flatness",
     "extension_count",
@@ -44,6 +48,7 @@ __all__ = [
     "frobenius_norm_product",
     "frobenius_trace",
     "function_pair_proxy",
+    "gaussian_sharpness",
     "hessian_eigenvalues",
     "hessian_norm",
     "hessian_quadratic_form",
@@ -61,6 +66,7 @@ __all__ = [
     "repaired_activation_patterns",
     "repaired_free_regions",
     "repaired_pair_proxy",
+    "sam_sharpness",
     "spectral_norm_product",
     "volume_weakness",
     "volume_weakness_raw",

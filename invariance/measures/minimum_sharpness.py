@@ -15,8 +15,10 @@ from invariance.curvature.batches import collect_batches
 from invariance.curvature.exact import require_deterministic, sweep_steps
 from invariance.curvature.exact_fold import fold_steps
 from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET, Wants, qualified
+from invariance.curvature.exact_route import hessian_diagonal
 from invariance.curvature.exact_steps import Dense, Norm, Slope, Step, parse_mlp
 from invariance.curvature.losses import Loss, resolve_loss
+from invariance.measures.folded_weights import folded_model
 from invariance.measures.registry import measure
 from invariance.symmetry.balance import ScalingDesign, ScalingLeg, minimise_over_scalings
 
@@ -75,23 +77,15 @@ def minimum_sharpness(
     resolved = resolve_loss(loss)
     require_deterministic(model)
     parsed = parse_mlp(model)
-    if parsed is None:
-        raise MeasureError(
-            "minimum_sharpness is defined here for multilayer perceptrons. "
-            f"Got {type(model).__name__}."
+    if parsed is not None and isinstance(x, Tensor) and x.ndim == 2:
+        steps = _homogeneous_steps(parsed)
+        curvature = sweep_steps(
+            steps, collect_batches(x, y), resolved, None, Wants(diagonal=True), memory_budget
         )
-    for step in parsed:
-        if isinstance(step, Slope) and not isinstance(step.module, _HOMOGENEOUS):
-            raise MeasureError(
-                f"Activation {step.name!r} ({type(step.module).__name__}) is not positively "
-                "homogeneous, so no rescaling passes through it. Minimum sharpness needs ReLU, "
-                "LeakyReLU or linear layers."
-            )
-    steps = fold_steps(parsed)
-    curvature = sweep_steps(
-        steps, collect_batches(x, y), resolved, None, Wants(diagonal=True), memory_budget
-    )
-    result = minimise_over_scalings(curvature.diagonal, scaling_design(steps, group))
+        diagonal, design = dict(curvature.diagonal), mlp_design(steps, group)
+    else:
+        diagonal, design = _general(model, x, y, resolved, group, memory_budget)
+    result = minimise_over_scalings(diagonal, design)
     return Estimate(
         result.value,
         method=f"exact diagonal, convex minimum over {group} scalings ({resolved.name})",
@@ -100,7 +94,7 @@ def minimum_sharpness(
         converged=result.converged,
         detail={
             "attained": result.attained,
-            "trace": curvature.trace,
+            "trace": sum(float(part.cpu().double().sum()) for part in diagonal.values()),
             "log_scales": result.log_scales,
         },
     )
@@ -130,7 +124,43 @@ def layer_minimum_sharpness(
     return minimum_sharpness(model, x, y, group="layer", loss=loss, memory_budget=memory_budget)
 
 
-def scaling_design(steps: Sequence[Step], group: str) -> ScalingDesign:
+def _homogeneous_steps(parsed: Sequence[Step]) -> list[Step]:
+    """Fold BatchNorm, and refuse activations that no positive factor passes through."""
+    for step in parsed:
+        if isinstance(step, Slope) and not isinstance(step.module, _HOMOGENEOUS):
+            raise MeasureError(
+                f"Activation {step.name!r} ({type(step.module).__name__}) is not positively "
+                "homogeneous, so no rescaling passes through it. Minimum sharpness needs ReLU, "
+                "LeakyReLU or linear layers."
+            )
+    return fold_steps(parsed)
+
+
+def _general(
+    model: nn.Module, x: Tensor, y: Tensor, loss: Loss, group: str, memory_budget: int
+) -> tuple[dict[str, Tensor], ScalingDesign]:
+    """Read the scalings off the network's graph: convolutions, skips, any module."""
+    from invariance.symmetry.analysis import symmetries
+    from invariance.symmetry.canonical import scaling_design
+
+    example = x[:2]
+    folded = folded_model(model, example)
+    design, _ = scaling_design(symmetries(folded, example), per_unit=group == "neuron")
+    if not design.units:
+        raise MeasureError(
+            "This network admits no positive rescaling: its activations are not positively "
+            "homogeneous, or no unit lies between two weights."
+        )
+    names = [name for name, _ in folded.named_parameters()]
+    found = hessian_diagonal(folded, x, y, loss=loss, parameters=names, memory_budget=memory_budget)
+    if not found.exact:
+        raise MeasureError(
+            f"Minimum sharpness needs an exact diagonal; here it is an estimate ({found.method})."
+        )
+    return dict(found.values), design
+
+
+def mlp_design(steps: Sequence[Step], group: str) -> ScalingDesign:
     """Describe which log-scale moves which parameter of an MLP, and in which direction.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ _LAYERWISE = (
 
 
 @measure(invariant_under=_LAYERWISE)
-def spectral_norm_product(model: nn.Module) -> Estimate:
+def spectral_norm_product(model: nn.Module, *, example_input: Tensor | None = None) -> Estimate:
     """Product over layers of the weight's largest singular value.
 
     The Lipschitz bound of Bartlett, Foster & Telgarsky (2017). A convolution's weight is
@@ -35,32 +35,40 @@ def spectral_norm_product(model: nn.Module) -> Estimate:
 
     Args:
         model: Any network whose BatchNorms, if it has some, follow weight layers.
+        example_input: A batch that the model accepts; needed to fold the BatchNorms of a
+            convolutional network.
 
     Returns:
         The product; ``parts`` has each layer's norm.
     """
-    return _product(model, "spectral", lambda weight: torch.linalg.matrix_norm(weight, 2))
+    weights = folded_weights(model, example_input)
+    return _product(weights, "spectral", lambda weight: torch.linalg.matrix_norm(weight, 2))
 
 
 @measure(invariant_under=_LAYERWISE)
-def frobenius_norm_product(model: nn.Module) -> Estimate:
+def frobenius_norm_product(model: nn.Module, *, example_input: Tensor | None = None) -> Estimate:
     """Product over layers of the weight's Frobenius norm.
 
     Neyshabur, Tomioka & Srebro (2015). Biases are left out.
 
     Args:
         model: Any network whose BatchNorms, if it has some, follow weight layers.
+        example_input: A batch that the model accepts; needed to fold the BatchNorms of a
+            convolutional network.
 
     Returns:
         The product; ``parts`` has each layer's norm.
     """
-    return _product(model, "Frobenius", torch.linalg.matrix_norm)
+    weights = folded_weights(model, example_input)
+    return _product(weights, "Frobenius", torch.linalg.matrix_norm)
 
 
-def _product(model: nn.Module, name: str, norm: Callable[[Tensor], Tensor]) -> Estimate:
-    parts = {layer: float(norm(weight)) for layer, weight in folded_weights(model).items()}
+def _product(
+    weights: Mapping[str, Tensor], name: str, norm: Callable[[Tensor], Tensor]
+) -> Estimate:
+    parts = {layer: float(norm(weight)) for layer, weight in weights.items()}
     if not parts:
-        raise MeasureError(f"{type(model).__name__} has no linear or convolutional layer.")
+        raise MeasureError("The network has no linear or convolutional layer, hence no product.")
     if not all(math.isfinite(value) for value in parts.values()):
         raise MeasureError("A weight contains NaN or infinity: training diverged.")
     return Estimate(

@@ -121,6 +121,8 @@ def test_every_block_matches_the_dense_hessian(architecture, loss_name):
         module = model.get_submodule(name)
         expected = dense_relative_flatness(module, blocks[f"{name}.weight", f"{name}.weight"])
         assert value == pytest.approx(expected, rel=RTOL, abs=1e-13)
+    plain = exact_curvature(model, x, data[kind], loss=loss)
+    assert plain.traces == pytest.approx(dict(result.traces), rel=1e-12, abs=1e-14)
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     assert list(result.relative_flatness) == linear
 
@@ -152,6 +154,15 @@ def test_trace_keeps_its_digits_in_float32_when_the_network_is_confident():
 
     root = softmax_root(confident)  # p (1 - p) = 4.248e-18 is far below float32's epsilon
     assert float((root @ root.mT)[0, 1, 1]) == pytest.approx(4.2483542e-18, rel=1e-5)
+
+
+def test_root_of_the_softmax_annihilates_constants_to_full_relative_precision():
+    # Else a common offset of the last layer's rows would leak into its relative flatness.
+    from invariance.curvature.losses import softmax_root
+
+    logits = torch.tensor([[-30.0, 16.0, 0.0, -1.0]])  # 1 - p = 1.6e-7 in float32
+    root = softmax_root(logits)
+    assert (root.sum(-2).abs() <= 1e-5 * root.abs().sum(-2)).all()
 
 
 def test_batches_are_weighted_by_mass_not_by_batch():

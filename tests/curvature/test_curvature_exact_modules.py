@@ -84,6 +84,11 @@ class Conv(nn.Module):
         (lambda: nn.Conv2d(4, 2, 3, padding=2, padding_mode="circular", bias=False), (1, 4, 4)),
         (lambda: nn.Conv2d(4, 8, 3), (1, 3, 3)),  # one position
         (lambda: nn.Conv1d(2, 4, 3, padding="same", groups=2), (2, 6)),
+        pytest.param(
+            lambda: nn.Conv1d(2, 3, 4, padding="same"),
+            (2, 5),
+            marks=pytest.mark.filterwarnings("ignore:Using padding='same'"),
+        ),
         (lambda: nn.Conv1d(2, 4, 4, padding="valid", dilation=2), (2, 9)),
         (lambda: nn.Conv3d(2, 2, (2, 1, 2), stride=(1, 2, 1), padding=(0, 1, 1)), (2, 3, 3, 2)),
         (lambda: nn.Conv3d(2, 4, 2, groups=2, padding_mode="replicate", padding=1), (2, 2, 2, 2)),
@@ -113,6 +118,18 @@ class Parallel(nn.Module):
         a = torch.relu(self.shared(left)) + 0.5 * self.shared(right)
         b = self.conv(left[:, None]).flatten(1) - self.conv(right[:, None]).flatten(1)
         return self.head(torch.cat([a, b], 1))
+
+
+class ParallelTied(nn.Module):
+    """Two layers, each called once, that hold one weight: linear in it, used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.head = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 3)
+        self.right.weight = self.left.weight
+
+    def forward(self, x):
+        return self.head(torch.relu(self.left(x[:, :3]) + 2 * self.right(x[:, 3:])))
 
 
 class Scaled(nn.Module):
@@ -159,7 +176,7 @@ class RowsFolded(nn.Module):
         return self.head(torch.relu(self.embed(x.reshape(-1, 2))).reshape(-1, 12))
 
 
-@pytest.mark.parametrize("kind", [Parallel, Scaled, Tokens, RowsFolded])
+@pytest.mark.parametrize("kind", [Parallel, ParallelTied, Scaled, Tokens, RowsFolded])
 def test_modules_of_the_users_own(kind):
     with torch.random.fork_rng():
         torch.manual_seed(4)
@@ -178,8 +195,14 @@ def test_chunks_do_not_matter():
         assert chunked.traces == pytest.approx(dict(whole.traces), rel=1e-12)
 
 
-def test_the_two_paths_agree_on_an_mlp():
+@pytest.mark.parametrize("size", ["small", "several triangular blocks"])
+def test_the_two_paths_agree_on_an_mlp(size):
     model, x, y = next(c for c in CASES if c.architecture == "relu").build()
+    if size != "small":
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(180, 150), nn.ReLU(), nn.Linear(150, 3)).double()
+            x = torch.randn(9, 180, dtype=torch.float64)
     fast = exact_curvature(model, x, y, relative_flatness=True)
 
     class Wrapped(nn.Module):

@@ -21,12 +21,15 @@ from invariance.models import mlp
 
 MEASURES = (
     "adaptive_eigenvalue",
+    "adaptive_gaussian_sharpness",
+    "adaptive_sharpness",
     "adaptive_trace",
     "diagonal_relative_flatness",
     "fisher_rao_closed_form",
     "fisher_rao_norm",
     "frobenius_norm_product",
     "frobenius_trace",
+    "gaussian_sharpness",
     "hessian_quadratic_form",
     "hessian_trace",
     "information_geometric_sharpness",
@@ -37,8 +40,15 @@ MEASURES = (
     "path_norm",
     "path_norm_margin",
     "relative_flatness",
+    "sam_sharpness",
     "spectral_norm_product",
 )
+
+#: Options that keep the sampling measures quick; their seeds are fixed.
+OPTIONS = {
+    "adaptive_gaussian_sharpness": {"samples": 4, "sigma": 0.1},
+    "gaussian_sharpness": {"samples": 4, "sigma": 0.1},
+}
 
 #: Measures that exist for positively homogeneous activations only.
 HOMOGENEOUS_ONLY = {"minimum_sharpness", "layer_minimum_sharpness"}
@@ -103,7 +113,8 @@ def trained(name):
 
 def evaluate(name, model, x, y):
     measure = get_measure(name)
-    return measure(model, **{key: {"x": x, "y": y}[key] for key in measure.fields})
+    inputs = {key: {"x": x, "y": y}[key] for key in measure.fields}
+    return measure(model, **inputs, **OPTIONS.get(name, {}))
 
 
 @cache

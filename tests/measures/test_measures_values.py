@@ -185,6 +185,43 @@ def test_minimum_sharpness_is_attained_by_the_scales_that_it_returns():
     assert float(M.hessian_trace(model, x, y)) == pytest.approx(float(found), rel=1e-8)
 
 
+def test_minimum_sharpness_of_any_module():
+    from invariance.transforms import NeuronScaling
+
+    x, y = data()
+    model = network(batch_norm=True)
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x):
+            return self.inner(x)
+
+    for group in ("layer", "neuron"):  # two ways to the same design and diagonal
+        one, two = (M.minimum_sharpness(m, x, y, group=group) for m in (model, Wrapped()))
+        assert float(one) == pytest.approx(float(two), rel=RTOL)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        conv = nn.Sequential(
+            nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(3, 4, 2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.Linear(4, 3),
+        ).double().eval()  # fmt: skip
+        images = torch.randn(12, 1, 5, 5, dtype=torch.float64)
+    moved = NeuronScaling(seed=1)(conv, images[:2])
+    value = float(M.minimum_sharpness(conv, images, y))
+    assert float(M.minimum_sharpness(moved, images, y)) == pytest.approx(value, rel=RTOL)
+    assert (
+        value < float(M.hessian_trace(conv, images, y)) < float(M.hessian_trace(moved, images, y))
+    )
+    with pytest.raises(MeasureError, match="example_input"):
+        M.spectral_norm_product(conv)
+    folded = M.spectral_norm_product(conv, example_input=images[:2])
+    assert len(folded.parts) == 3
+
+
 def test_minimum_sharpness_refuses_what_has_no_scalings():
     x, y = data()
     with pytest.raises(MeasureError, match="homogeneous"):
@@ -207,6 +244,50 @@ def test_path_norm_is_the_sum_over_paths(p):
         total += abs(w[2][k, j] * b[1][j]) ** p
     total += np.sum(np.abs(b[2]) ** p)
     assert float(M.path_norm(model, p=p)) == pytest.approx(total ** (1 / p), rel=1e-12)
+
+
+def moved(model, step):
+    """The loss at theta + step, from the definition."""
+    x, y = data()
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()]) + step
+    parts = flat.split([p.numel() for p in model.parameters()])
+    named = {
+        name: part.view_as(p)
+        for (name, p), part in zip(model.named_parameters(), parts, strict=True)
+    }
+    return float(F.cross_entropy(functional_call(model, named, (x,)), y).detach())
+
+
+def test_one_step_sharpness():
+    model = network()
+    x, y = data()
+    loss = F.cross_entropy(model(x), y)
+    g = torch.cat([t.flatten() for t in torch.autograd.grad(loss, list(model.parameters()))])
+    theta = torch.cat([p.detach().flatten() for p in model.parameters()])
+    plain = moved(model, 0.1 * g / g.norm()) - float(loss.detach())
+    assert float(M.sam_sharpness(model, x, y, rho=0.1)) == pytest.approx(plain, rel=1e-9)
+    scaled = theta.abs() * g
+    relative = moved(model, 0.1 * theta.abs() * scaled / scaled.norm()) - float(loss.detach())
+    assert float(M.adaptive_sharpness(model, x, y, rho=0.1)) == pytest.approx(relative, rel=1e-9)
+    with pytest.raises(MeasureError, match="rho"):
+        M.sam_sharpness(model, x, y, rho=0.0)
+
+
+def test_average_sharpness_approaches_half_the_traces():
+    # E L(theta + sigma e) - L = sigma^2 Tr H / 2 + O(sigma^4) for a smooth network.
+    model = network(activation="tanh")
+    x, y = data()
+    sigma = 1e-3
+    for measure, trace in (
+        (M.gaussian_sharpness, M.hessian_trace),
+        (M.adaptive_gaussian_sharpness, M.adaptive_trace),
+    ):
+        found = measure(model, x, y, sigma=sigma, samples=200)
+        expected = sigma**2 * float(trace(model, x, y)) / 2
+        assert not found.exact
+        assert abs(float(found) - expected) < 4 * found.stderr
+        assert found.stderr < 0.2 * expected
+        assert float(measure(model, x, y, samples=2)) == float(measure(model, x, y, samples=2))
 
 
 def test_norms():
