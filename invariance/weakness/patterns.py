@@ -60,7 +60,7 @@ class Patterns:
         """One bytes object a point; two points share a pattern exactly if these are equal."""
         if not self._keys and len(self):
             rows = np.ascontiguousarray(self.packed)
-            # A void view keeps trailing zero bytes, which an 'S' view would strip.
+            # A void view keeps every byte of a row; an 'S' view would drop trailing zeros.
             self._keys.extend(rows.view(f"V{rows.shape[1]}").ravel().tolist())
         return self._keys
 

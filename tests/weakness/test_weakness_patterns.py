@@ -108,6 +108,8 @@ def test_zero_is_inactive_and_near_zero_is_reported():
     x = torch.tensor([[0.0, 1.0], [-1.0, 1.0], [1e-9, 1.0]])
     got = activation_patterns(model, x)
     assert float(got) == 2  # (0, 1) twice and (1, 1)
+    bits = hidden_patterns(model, x).bits()
+    np.testing.assert_array_equal(bits, [[False, True], [False, True], [True, True]])
     assert got.detail["near_boundary"] == 1  # 1e-9 but not the exact zero
 
 
@@ -181,6 +183,26 @@ def test_layers_follow_the_order_of_execution():
         second = model.middle(first.relu())
     assert float(activation_patterns(model, x, 0)) == len(torch.unique(first > 0, dim=0))
     assert float(activation_patterns(model, x, 1)) == len(torch.unique(second > 0, dim=0))
+
+
+def test_layers_of_other_kinds_count_as_one_each():
+    kinds = [nn.LeakyReLU(0.1), nn.GELU(), nn.PReLU(), nn.ReLU()]
+    widths = [3, 4, 5, 6, 7]
+    stages = [
+        stage
+        for i, kind in enumerate(kinds)
+        for stage in (nn.Linear(widths[i], widths[i + 1]), kind)
+    ]
+    model = nn.Sequential(*stages, nn.Linear(7, 2)).eval()
+    x = points(80, 3, 1, torch.float32)
+    listed = [(entry.index, entry.kind, entry.units) for entry in activation_layers(model, x[:2])]
+    assert listed == [(0, "leaky_relu", 4), (1, "gelu", 5), (2, "prelu", 6), (3, "relu", 7)]
+    for index in (0, 2, 3):
+        with torch.no_grad():
+            z = model[: 2 * index + 1](x)
+        expected = len(torch.unique(z > 0, dim=0))
+        assert float(activation_patterns(model, x, index)) == expected
+        assert float(activation_patterns(model, x, index - 4)) == expected
 
 
 def test_a_convolution_counts_all_positions():

@@ -320,6 +320,41 @@ def test_covers_are_irredundant_unions():
     assert covers[0b1111] == min(covers.values()) == 3
 
 
+@pytest.mark.parametrize(
+    ("wanted", "forbidden"),
+    [(0b11, 0), (0b1_0000_0001, 0b10), (0b1001_0001, 0b100), (0b1000_0000_0001_0001, 0b10_0110)],
+)
+def test_covers_and_their_lengths_equal_a_search_over_all_small_rule_lists(wanted, forbidden):
+    """A cover of at most three inputs is irredundant only if it has at most three cubes."""
+    problem = Arithmetic("addition", 2, 2)
+    cubes = [(cube, size + 1) for cube, size in problem.cubes if not cube & forbidden]
+    expected = {}
+    for count in range(1, wanted.bit_count() + 1):
+        for chosen in itertools.combinations(cubes, count):
+            sets = [cube for cube, _ in chosen]
+            joined = [
+                [cube for j, cube in enumerate(sets) if j != left] for left in range(len(sets))
+            ]
+            covers = all(any(cube >> x & 1 for cube in sets) for x in bits(wanted))
+            spare = any(
+                all(any(cube >> x & 1 for cube in rest) for x in bits(wanted)) for rest in joined
+            )
+            if covers and not spare:
+                key = 0
+                for cube in sets:
+                    key |= cube
+                length = sum(cost for _, cost in chosen)
+                expected[key] = min(length, expected.get(key, length))
+    found = irredundant_covers(problem, wanted, forbidden)
+    # The search may also pass through redundant lists; irredundant ones must all be there.
+    assert expected
+    assert expected.keys() <= found.keys()
+    assert all(found[key] <= length for key, length in expected.items())
+    assert min(found.values()) == min(expected.values())
+    fewest = min(key.bit_count() for key in expected)
+    assert min(key.bit_count() for key in found) == fewest
+
+
 def test_experiment_is_exact_when_enumerated_and_seeded_otherwise():
     problem = Arithmetic("multiplication", 2, 3)
     whole = arithmetic_experiment(problem, 14, tasks=120)
