@@ -106,10 +106,11 @@ def _contract_channels(
     blocks = blocks.reshape(grid + (1,) * (a.ndim - kept))
     out = context.ledger.fresh(blocks.size, call.node, np.arange(blocks.size))
     result = np.broadcast_to(out.reshape(blocks.shape), a.shape)
+    shaped: list[int] = [int(n) for n in blocks.shape]
     for slot, value in enumerate((first, second)):
         own = tuple(
-            int(n) if value.labels.shape[d] > 1 or d >= kept else 1
-            for d, n in enumerate(list(blocks.shape))
+            n if value.labels.shape[d] > 1 or d >= kept else 1
+            for d, n in enumerate(shaped)
         )
         index = np.arange(int(np.prod(own)), dtype=np.int64).reshape(own)
         context.touch(value, call, slot, index)
