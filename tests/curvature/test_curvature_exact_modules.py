@@ -249,6 +249,46 @@ def test_a_smooth_network_is_refused_by_name_and_its_linear_part_is_not():
     )
 
 
+class SerialTied(nn.Module):
+    """One layer applied twice in a row: quadratic in its weight, though nothing is smooth."""
+
+    def __init__(self):
+        super().__init__()
+        self.again, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.again(torch.relu(self.again(x)))))
+
+
+class Gated(nn.Module):
+    """A product of two functions of one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = torch.relu(self.gate(x))
+        return self.head(h * h.flip(1))
+
+
+@pytest.mark.parametrize(("kind", "name"), [(SerialTied, "again"), (Gated, "gate")])
+def test_products_of_a_parameter_with_itself_are_seen(kind, name):
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        model = kind().double()
+        x = torch.randn(6, 4, dtype=torch.float64)
+    y = torch.arange(6) % 3
+    with pytest.raises(MeasureError, match=rf"'{name}\.weight': it occurs in both factors"):
+        exact_curvature(model, x, y)
+    blocks = dense_blocks(model, x, y, F.cross_entropy)
+    found = hessian_trace(model, x, y)
+    for parameter, _ in model.named_parameters():
+        assert found.parts[parameter] == pytest.approx(
+            blocks[parameter, parameter].trace().item(), rel=1e-9
+        )
+
+
 def test_untraceable_control_flow_is_refused():
     class Branching(nn.Module):
         def __init__(self):
