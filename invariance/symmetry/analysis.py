@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from invariance.symmetry.context import MOVE, SCALE, SIGN, Context, NotUnderstoo
 from invariance.symmetry.folding import norm_sites
 from invariance.symmetry.groups import Assembler, settle
 from invariance.symmetry.ledger import OUTSIDE
+from invariance.symmetry.logits import HeadFinder
 from invariance.symmetry.rules import find
 from invariance.symmetry.solve import couple_uses
 from invariance.symmetry.structures import Kind, Stop, Symmetries, WeightUse
@@ -79,8 +80,10 @@ def analyse(model: nn.Module, example_input: Any = None) -> Analysis:
     inputs = as_inputs(model, example_input)
     copied = clone(model)
     context = _context(copied)
+    head = HeadFinder(copied)
 
     def handle(call: Call) -> None:
+        head.note(call)
         operands = list(tensors_in((call.args, call.kwargs)))
         if not any(context.tracked(tensor) for tensor in operands):
             return
@@ -108,7 +111,14 @@ def analyse(model: nn.Module, example_input: Any = None) -> Analysis:
     _pin_output(context, output)
     _pin_partly_read(context)
     couple_uses(context.ledger)
-    return Analysis(copied, _assemble(context, model, copied), inputs)
+    found = _assemble(context, model, copied)
+    shift = head.group(output)
+    if isinstance(shift, str):
+        stop = Stop("output", "", f"allows no logit shift: {shift}", (Kind.LOGIT_SHIFT,))
+        found = replace(found, stops=(*found.stops, stop))
+    else:
+        found = replace(found, groups=(*found.groups, shift))
+    return Analysis(copied, found, inputs)
 
 
 def _context(model: nn.Module) -> Context:
