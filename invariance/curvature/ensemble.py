@@ -6,6 +6,7 @@ mostly overhead. Here every network advances by one Lanczos step in one batched 
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -122,6 +123,14 @@ class _Stack(ABC):
         self.dtype, self.device = objectives[0].dtype, objectives[0].device
         self.x, self.y = next(objectives[0].chunks())
 
+    def reduced(self) -> _Stack:
+        """Return the same matrices without directions known to be flat, or the stack itself."""
+        return self
+
+    def lift(self, vectors: Tensor) -> Tensor:
+        """Write vectors of this stack in the coordinates of the stack that it reduces."""
+        return vectors
+
     @abstractmethod
     def select(self, members: Tensor) -> None:
         """Multiply with the Hessians of these networks from now on."""
@@ -140,11 +149,44 @@ class _ChainStack(_Stack):
         self, objectives: Sequence[Objective], layers: tuple[ChainLayer, ...], loss: Loss
     ) -> None:
         super().__init__(objectives)
+        self.x = self.x.flatten(1)
         self._layers, self._loss = layers, loss
         named = [dict(objective.model.named_parameters()) for objective in objectives]
         self._all = {
             name: torch.stack([each[name].detach() for each in named]) for name in named[0]
         }
+        self._rows: Tensor | None = None
+
+    def reduced(self) -> _Stack:
+        """Rotate the first layer to the row space of x and leave out the rest of it.
+
+        A move of the first weights that is orthogonal to every row of x changes no output:
+        its curvature is exactly zero, and products never leave the row space.
+        """
+        name = self._layers[0].weight
+        if self.x.shape[0] >= self.x.shape[1] or name not in self.space.names:
+            return self
+        left, sizes, right = torch.linalg.svd(self.x.double(), full_matrices=False)
+        keep = sizes > sizes[0] * self.x.shape[1] * torch.finfo(torch.float64).eps
+        other = copy.copy(self)
+        other._rows = right[keep].to(self.dtype)
+        other.x = (left[:, keep] * sizes[keep]).to(self.dtype)
+        other._all = {**self._all, name: self._all[name] @ other._rows.mT}
+        shapes = [
+            torch.Size((shape[0], other.x.shape[1])) if own == name else shape
+            for own, shape in zip(self.space.names, self.space.shapes, strict=True)
+        ]
+        other.space = ParameterSpace(self.space.names, tuple(shapes), self.space.frozen)
+        return other
+
+    def lift(self, vectors: Tensor) -> Tensor:
+        """Rotate the first layer's part back."""
+        if self._rows is None:
+            return vectors
+        parts = dict(zip(self.space.names, self.space.split(vectors), strict=True))
+        name = self._layers[0].weight
+        parts[name] = parts[name] @ self._rows
+        return self.space.join(list(parts.values()), 1)
 
     def select(self, members: Tensor) -> None:
         picked = {name: stack[members.to(self.device)] for name, stack in self._all.items()}
@@ -157,7 +199,7 @@ class _ChainStack(_Stack):
         )
         targets = self.y.repeat(len(members), *[1] * (self.y.ndim - 1))
         with torch.no_grad():
-            self._state = self._chain.prepare(self.x.flatten(1), targets)
+            self._state = self._chain.prepare(self.x, targets)
 
     @torch.no_grad()
     def products(self, vectors: Tensor) -> Tensor:
@@ -268,14 +310,15 @@ def _solve_group(
     seed: int,
 ) -> None:
     """Run the stacked Lanczos processes of ``members`` and fill in what converged."""
-    dim = stack.space.dim
+    fast = stack.reduced()
+    dim = fast.space.dim
     starts = [
         torch.randn(dim, generator=generator(seed, "curvature", "ensemble", int(i)))
         for i in members
     ]
-    stack.select(members)
+    fast.select(members)
     process = LanczosStack(
-        stack.products,
+        fast.products,
         torch.stack(starts).to(stack.device, stack.dtype),
         min(_STEPS, dim),
     )
@@ -292,13 +335,14 @@ def _solve_group(
         # Dropping converged networks costs a copy of the rest: wait until half are ready.
         if bool(ready.all()) or int(ready.sum()) * 2 >= len(active):
             rows = torch.nonzero(ready)[:, 0]
-            vectors = process.vectors(index)[rows.to(stack.device)]
+            vectors = fast.lift(process.vectors(index)[rows.to(stack.device)])
             done.append((active[rows], vectors, gap[rows], scale[rows], process.steps))
             keep = torch.nonzero(~ready)[:, 0]
             active = active[keep]
             if len(active):
                 process.select(keep)
-                stack.select(active)
+                fast.select(active)
+    flat = stack.space.dim > dim
     for who, vectors, gap, scale, steps in done:
         stack.select(who)
         images = stack.products(vectors)
@@ -307,7 +351,9 @@ def _solve_group(
         bounds = _bound(residuals, gap, criterion)
         errors = _bound(residuals, gap, "value")
         for row, member in enumerate(who.tolist()):
-            if bool(bounds[row] <= tolerance * scale[row]):
+            # With flat directions left out, an eigenvalue beyond zero is the extreme one.
+            beyond = not flat or (values[row] >= 0 if which == "largest" else values[row] <= 0)
+            if beyond and bool(bounds[row] <= tolerance * scale[row]):
                 found[member] = Estimate(
                     float(values[row]),
                     stderr=float(errors[row]),

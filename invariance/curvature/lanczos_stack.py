@@ -54,19 +54,19 @@ class LanczosStack:
         self._live[:, j] = True if j == 0 else self._beta > 0
         image = self._rows(self._next)
         before = image.norm(dim=1)
-        alpha = (self._next * image).sum(1)
-        image = image - alpha[:, None] * self._next
+        # In place from here on: for many networks these passes over memory are the cost.
+        alpha = torch.linalg.vecdot(self._next, image)
+        image.addcmul_(self._next, -alpha[:, None])
         if j:
-            beta = self._beta.to(image)
-            image = image - beta[:, None] * self.basis[:, j - 1]
+            image.addcmul_(self.basis[:, j - 1], -self._beta.to(image)[:, None])
         known = self.basis[:, : j + 1]
         extra = torch.bmm(known, image[:, :, None])
-        image = torch.baddbmm(image[:, :, None], known.mT, extra, alpha=-1)[:, :, 0]
+        image -= torch.bmm(extra.mT, known)[:, 0]
         self._small[:, j, j] = (alpha + extra[:, j, 0]).double().cpu()
         norm = image.norm(dim=1)
         alive = norm > 8 * torch.finfo(image.dtype).eps * before
         self._beta = torch.where(alive, norm, 0.0).double().cpu()
-        self._next = torch.where(alive[:, None], image / norm[:, None], 0.0)
+        self._next = image.mul_(torch.where(alive, 1 / norm, 0.0)[:, None])
         if j + 1 < self.capacity:
             self._small[:, j, j + 1] = self._small[:, j + 1, j] = self._beta
         self.steps = j + 1

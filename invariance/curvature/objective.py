@@ -85,6 +85,17 @@ class Objective:
         point = tuple(named[name].detach() for name in self.space.names)
         return dataclasses.replace(self, model=copy, point=point, dtype=dtype)
 
+    def thinned(self, stride: int) -> Objective:
+        """Return the same objective on every ``stride``-th row of data held in memory.
+
+        The denominator stays, so the value is a share of the whole and only directions mean
+        anything.
+        """
+        assert self.batches.held is not None
+        held = tuple((x[::stride], y[::stride]) for x, y in self.batches.held)
+        rows = sum(x.shape[0] for x, _ in held)
+        return dataclasses.replace(self, batches=Batches(held, None, rows, len(held)))
+
     def notes(self) -> dict[str, object]:
         """Facts for ``Estimate.detail``: what was left out or has no influence."""
         notes: dict[str, object] = {"dim": self.space.dim, "rows": self.batches.rows}

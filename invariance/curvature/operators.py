@@ -133,8 +133,18 @@ class CurvatureOperator:
         """Return the same matrix in another precision, for a certificate say."""
         if dtype == self.dtype:
             return self
+        return self._on(self.objective.in_dtype(dtype))
+
+    def thinned(self, stride: int) -> CurvatureOperator | None:
+        """Return the matrix of every ``stride``-th row, or ``None`` for streamed data."""
+        if self.objective.batches.held is None:
+            return None
+        return self._on(self.objective.thinned(stride))
+
+    def _on(self, objective: Objective) -> CurvatureOperator:
+        """Return an operator of the same kind for another objective."""
         other = copy.copy(self)
-        other.objective = self.objective.in_dtype(dtype)
+        other.objective = objective
         other.products = 0
         mode: Mode = "chain" if isinstance(self._engine, ChainEngine) else "graph"
         other._engine = other._choose(mode, self._budget)

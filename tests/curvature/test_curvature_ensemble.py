@@ -41,6 +41,10 @@ BUILDERS = {
         lambda: nn.Sequential(nn.Linear(5, 8, bias=False), nn.Tanh(), nn.Linear(8, 3)),
         (5,),
     ),
+    "wide-input": (  # more inputs than rows: most of the first layer is flat
+        lambda: nn.Sequential(nn.Linear(30, 5), nn.ReLU(), nn.Linear(5, 3)),
+        (30,),
+    ),
     "linear": (lambda: nn.Linear(5, 3), (5,)),
     "conv": (ConvSkip, (1, 6, 6)),
 }
