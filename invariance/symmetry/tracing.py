@@ -164,8 +164,18 @@ def _user_line() -> str:
 
 
 @contextmanager
-def _module_stack(model: nn.Module) -> Iterator[list[tuple[str, type[nn.Module] | None]]]:
-    """Follow which submodule is running, through global hooks that leave with the block."""
+def _module_stack(
+    model: nn.Module, last: list[str]
+) -> Iterator[list[tuple[str, type[nn.Module] | None]]]:
+    """Follow which submodule is running, through global hooks that leave with the block.
+
+    Args:
+        model: The module that will run.
+        last: Kept up to date with the name of the submodule that was entered last.
+
+    Yields:
+        The stack of running submodules: name, and class if it is one of ``torch.nn``.
+    """
     names = {id(module): name for name, module in model.named_modules()}
     stack: list[tuple[str, type[nn.Module] | None]] = []
     thread = threading.get_ident()
@@ -176,6 +186,7 @@ def _module_stack(model: nn.Module) -> Iterator[list[tuple[str, type[nn.Module] 
             whole = kind is nn.MultiheadAttention or not module._modules
             leaf = kind.__module__.startswith("torch.nn") and kind is not nn.Module and whole
             stack.append((names[id(module)], kind if leaf else None))
+            last[:] = [names[id(module)] or type(model).__name__]
 
     def leave(module: nn.Module, _: Any, __: Any) -> None:
         if threading.get_ident() == thread and id(module) in names and stack:
@@ -213,7 +224,8 @@ def watch(
         TracingError: If the forward pass fails, or decides on the data; names the line.
     """
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    with _module_stack(model) as stack, torch.no_grad():
+    last: list[str] = []
+    with _module_stack(model, last) as stack, torch.no_grad():
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             with _Watcher(handle, tracked, stack):
@@ -225,9 +237,9 @@ def watch(
 
             if isinstance(error, InvarianceError):
                 raise
-            where = _failing_line(error)
+            where = "".join(f"`{name}`" for name in last) + _failing_line(error)
             raise TracingError(
-                f"The module failed on the example input at {where}: {error}. Pass an "
+                f"The module failed on the example input in {where}: {error}. Pass an "
                 "example_input that model(example_input) accepts."
             ) from error
         finally:
@@ -236,10 +248,10 @@ def watch(
 
 def _failing_line(error: BaseException) -> str:
     trace = error.__traceback__
-    line = "<unknown line>"
+    line = ""
     while trace is not None:
         filename = trace.tb_frame.f_code.co_filename
         if not filename.startswith((_TORCH, _HERE)):
-            line = f"{os.path.basename(filename)}:{trace.tb_lineno}"
+            line = f" at {os.path.basename(filename)}:{trace.tb_lineno}"
         trace = trace.tb_next
     return line

@@ -109,8 +109,7 @@ def _contract_channels(
     shaped: list[int] = [int(n) for n in blocks.shape]
     for slot, value in enumerate((first, second)):
         own = tuple(
-            n if value.labels.shape[d] > 1 or d >= kept else 1
-            for d, n in enumerate(shaped)
+            n if value.labels.shape[d] > 1 or d >= kept else 1 for d, n in enumerate(shaped)
         )
         index = np.arange(int(np.prod(own)), dtype=np.int64).reshape(own)
         context.touch(value, call, slot, index)

@@ -133,8 +133,10 @@ def _tie_or_pin(
     broadcast = [vary[0] - extent[1], vary[1] - extent[0]]
     if not broadcast[0] and not broadcast[1]:
         keys: list[int | IntArray] = []
-        for value in (first, second):
-            keys.append(0 if value.addresses is None else value.addresses)
+        for one, value in enumerate((first, second)):
+            # Implicit addresses tell the other operand's threads apart where those are finer.
+            alike = value.addresses is None and not vary[1 - one] - vary[one]
+            keys.append(0 if alike else value.explicit_addresses())
         context.ledger.touch(first.labels, call.node, 1, *keys)
         context.ledger.touch(second.labels, call.node, 2, *keys)
         if product:
