@@ -200,7 +200,10 @@ def test_fewer_directions_leave_fewer_pairs():
 def test_a_logit_shift_does_not_hide_a_dormant_unit(networks, task, before):
     model = networks["plain 1"]
     x = task.x_train.double()
-    shifted = LogitShift(seed=3)(DormantUnits(2, seed=2)(model, x), x)
+    wider = DormantUnits(3, seed=5)(model, x)
+    unseen = task.x_unseen.double()
+    assert float(activation_patterns(wider, unseen)) > float(activation_patterns(model, unseen))
+    shifted = LogitShift(seed=3)(wider, x)
     last = [module for module in shifted.modules() if isinstance(module, nn.Linear)][-1]
     assert last.weight.abs().sum(0).min() > 0  # no column is zero any more
     assert repaired(shifted, task) == before["plain 1"][1]
@@ -238,9 +241,11 @@ def test_used_features_by_hand():
     rows = np.stack([a, b, 3 * a, c, np.zeros(20), -b], axis=1)
     weight = np.zeros((3, 6))
     weight[:, 0], weight[:, 2] = [3, 0, 0], [-1, 0, 0]  # cancel: a is not used
-    weight[:, 1], weight[:, 5] = [1, 2, 3], [1, 2, 4]  # leave (0, 0, -1) on b
+    weight[:, 1], weight[:, 5] = [1, 2, 3], [1, 2, 3]  # b and -b: cancel, not used
     weight[:, 3] = 5.0  # the same for all classes: a logit shift
     weight[:, 4] = [1, 0, 0]  # never active
+    assert used_features(rows, weight, tolerance=1e-11).size == 0
+    weight[2, 5] += 1.0  # leave (0, 0, -1) on b
     np.testing.assert_array_equal(used_features(rows, weight, tolerance=1e-11), [1])
     weight[0, 3] += 1e-6  # small, but far above round-off: used
     np.testing.assert_array_equal(used_features(rows, weight, tolerance=1e-11), [1, 3])

@@ -322,7 +322,7 @@ def test_covers_are_irredundant_unions():
 
 @pytest.mark.parametrize(
     ("wanted", "forbidden"),
-    [(0b11, 0), (0b1_0000_0001, 0b10), (0b1001_0001, 0b100), (0b1000_0000_0001_0001, 0b10_0110)],
+    [(0b11, 0), (0b1001_0001, 0b100), (0x2011, 0x1C0), (0x1012, 0x8300)],
 )
 def test_covers_and_their_lengths_equal_a_search_over_all_small_rule_lists(wanted, forbidden):
     """A cover of at most three inputs is irredundant only if it has at most three cubes."""
