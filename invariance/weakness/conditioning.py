@@ -2,22 +2,24 @@
 
 Feasibility of a system of strict, homogeneous inequalities in ``(W, b)`` does not change
 under an invertible affine map of the features, nor when a point is scaled by a positive
-number. Three maps of that kind, in order:
+number. Four steps:
 
 1. **Equilibrate**: columns that are zero on every training point are set aside (they
    decide which probes are free); every other column is multiplied by a power of two that
    brings its largest entry into [1, 2), and a column of ones is appended for the bias.
    Powers of two are exact, so certificates checked here are statements about the given
    floating-point features themselves.
-2. **Whiten** by a singular value decomposition of the training rows, cut to their rank:
-   singular values above ``rank_tolerance`` times the largest count. The tolerance
+2. **Select** independent columns by a QR factorisation of the training rows with column
+   pivoting: diagonal entries above ``rank_tolerance`` times the first count. The tolerance
    follows the precision of the network's parameters, because a unit split in two (say)
-   duplicates a feature only up to that precision.
-3. **Normalise** every point to unit length.
+   duplicates a feature only up to that precision. Usually every column is selected.
+3. **Whiten** the selected columns by a singular value decomposition.
+4. **Normalise** every point to unit length.
 
 A probe is *free* when it leaves the span of the training points: it activates a column
-that is zero on all of them, or has a component outside the retained singular subspace.
-A classifier can then be changed at the probe alone, so all K classes are feasible.
+that is zero on all of them, or a column that was not selected differs, relatively by
+more than the tolerance, from what the selected ones give on the training points. A
+classifier can then be changed at the probe alone, so all K classes are feasible.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import qr, solve_triangular
 
 Array = npt.NDArray[np.float64]
 
-#: Relative cut of singular values, by the precision of the network's parameters. Genuine
+#: Relative cut of the rank rule, by the precision of the network's parameters. Genuine
 #: directions of trained networks lie above 1e-4, duplicated ones below a few epsilons.
 RANK_TOLERANCE_SINGLE = 2e-6
 RANK_TOLERANCE_DOUBLE = 1e-11
@@ -50,6 +53,8 @@ class Conditioned:
         lengths: ``(n + u,)`` lengths of the whitened rows before normalisation.
         equilibrated: ``(n + u, p)`` the features with columns scaled by powers of two,
             the bias column of ones last (if there is a bias). An exact image of the input.
+        retained: ``(n + u, r)`` the coordinates that the rank rule retains: the selected
+            columns of ``equilibrated``, or all of it where none was cut.
         basis: ``(p, r)`` with ``equilibrated @ basis`` whitened, before normalisation.
         free: ``(u,)`` whether a probe leaves the training span.
         escape: ``(u, p + z)`` for a free probe, a direction in which the classifier can be
@@ -58,8 +63,9 @@ class Conditioned:
         dead: ``(u, z)`` the probes' entries in the columns that are zero on all training
             points, scaled by powers of two.
         rank: Rank r of the training rows.
-        full_rank: True if no singular value was cut, so that whitening is invertible.
-        spectrum: ``(min(n, p),)`` singular values of the equilibrated training rows.
+        full_rank: True if every column was selected, so that whitening is invertible.
+        relation: ``(p, q)`` for each of the q columns that were not selected, the column
+            minus its combination of selected ones: zero on training points to tolerance.
         rank_tolerance: The relative cut that was used.
     """
 
@@ -67,13 +73,14 @@ class Conditioned:
     points: Array
     lengths: Array
     equilibrated: Array
+    retained: Array
     basis: Array
     free: npt.NDArray[np.bool_]
     escape: Array
     dead: Array
     rank: int
     full_rank: bool
-    spectrum: Array
+    relation: Array
     rank_tolerance: float
 
 
@@ -86,8 +93,8 @@ def condition(
         train: ``(n, d)`` finite features of the training points.
         unseen: ``(u, d)`` finite features of the probes.
         bias: Whether classifiers have a bias.
-        rank_tolerance: Relative cut of singular values; also the relative size above
-            which a probe's component outside the training span makes it free.
+        rank_tolerance: Relative cut of the rank rule; also the relative size above which
+            a probe's deviation from the training span makes it free.
 
     Returns:
         The :class:`Conditioned` points.
@@ -95,35 +102,61 @@ def condition(
     alive = (train != 0.0).any(axis=0)
     equilibrated, dead = _equilibrate(train, unseen, alive, bias)
     n_train = train.shape[0]
-    rows = equilibrated[:n_train]
-    if rows.shape[1]:
-        _, spectrum, right = np.linalg.svd(rows, full_matrices=False)
-    else:  # every feature is zero on every training point, and there is no bias
-        spectrum, right = np.zeros(0), np.zeros((0, 0))
-    rank = int((spectrum > rank_tolerance * spectrum[:1]).sum())
-    full_rank = rank == equilibrated.shape[1]
-    retained = right[:rank]
-    basis = (retained / spectrum[:rank, None]).T
-    whitened = equilibrated @ basis
-    lengths = np.linalg.norm(whitened, axis=1, keepdims=True)
-    points = np.ascontiguousarray(
-        np.divide(whitened, lengths, out=np.zeros_like(whitened), where=lengths > 0.0)
-    )
-    free, escape = _escapes(equilibrated[n_train:], dead, retained, full_rank, rank_tolerance)
+    selected, relation = _select(equilibrated[:n_train], rank_tolerance)
+    full_rank = len(selected) == equilibrated.shape[1]
+    retained = equilibrated if full_rank else np.ascontiguousarray(equilibrated[:, selected])
+    basis = np.zeros((equilibrated.shape[1], len(selected)))
+    if len(selected):
+        _, spectrum, right = np.linalg.svd(retained[:n_train], full_matrices=False)
+        basis[np.arange(len(basis)) if full_rank else selected] = (right / spectrum[:, None]).T
+    points, lengths = _normalise(equilibrated @ basis)
+    deviation = _deviation(equilibrated[n_train:], relation, rank_tolerance)
+    # In the direction ``relation @ deviation`` no training point moves, and the probe does.
+    escape, sizes = _normalise(np.hstack([deviation @ relation.T, dead]))
     return Conditioned(
         n_train=n_train,
         points=points,
-        lengths=lengths[:, 0],
+        lengths=lengths,
         equilibrated=equilibrated,
+        retained=retained,
         basis=basis,
-        free=free,
+        free=sizes > 0.0,
         escape=escape,
         dead=dead,
-        rank=rank,
+        rank=len(selected),
         full_rank=full_rank,
-        spectrum=spectrum,
+        relation=relation,
         rank_tolerance=rank_tolerance,
     )
+
+
+def _select(rows: Array, tolerance: float) -> tuple[npt.NDArray[np.int64], Array]:
+    """Select independent columns; relate the others to them."""
+    width = rows.shape[1]
+    if not width:  # every feature is zero on every training point, and there is no bias
+        return np.zeros(0, dtype=np.int64), np.zeros((0, 0))
+    upper, pivots = qr(rows, mode="r", pivoting=True)
+    diagonal = np.abs(np.diag(upper))
+    rank = int((diagonal > tolerance * diagonal[0]).sum())
+    selected, others = pivots[:rank], pivots[rank:]
+    relation = np.zeros((width, width - rank))
+    relation[others, np.arange(width - rank)] = 1.0
+    relation[selected] = -solve_triangular(upper[:rank, :rank], upper[:rank, rank:])
+    return np.sort(selected).astype(np.int64), relation
+
+
+def _normalise(rows: Array) -> tuple[Array, Array]:
+    """Rows of unit length (zero rows stay), and the lengths."""
+    lengths = np.linalg.norm(rows, axis=1)
+    safe = np.where(lengths > 0.0, lengths, 1.0)
+    return np.ascontiguousarray(rows / safe[:, None]), lengths
+
+
+def _deviation(rows: Array, relation: Array, tolerance: float) -> Array:
+    """How far each row is from the relations, where that is more than round-off."""
+    deviation = rows @ relation
+    scale = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.where(np.abs(deviation) > tolerance * scale, deviation, 0.0)
 
 
 def with_escapes(conditioned: Conditioned, probes: npt.NDArray[np.int64]) -> Conditioned:
@@ -143,31 +176,35 @@ def with_escapes(conditioned: Conditioned, probes: npt.NDArray[np.int64]) -> Con
     rows = np.append(np.arange(n_train), n_train + probes)
     dead = data.dead[probes]
     dead = dead[:, dead.any(axis=0)]
+    n_dead, width = dead.shape[1], data.equilibrated.shape[1]
     live = data.equilibrated[rows]
-    features = np.hstack([live, np.vstack([np.zeros((n_train, dead.shape[1])), dead])])
-    whiten = np.vstack([data.basis, np.zeros((dead.shape[1], data.rank))])
-    escapes = np.hstack([_outside(data, live[n_train:]), dead])
-    rank, directions = independent_directions(escapes)
-    whitened = np.hstack(
-        [
-            features @ whiten,
-            np.vstack([np.zeros((n_train, rank)), features[n_train:] @ directions.T]),
-        ]
-    )
-    lengths = np.linalg.norm(whitened, axis=1)
-    safe = np.where(lengths > 0.0, lengths, 1.0)
+    features = np.hstack([live, np.vstack([np.zeros((n_train, n_dead)), dead])])
+    deviation = _deviation(live[n_train:], data.relation, data.rank_tolerance)
+    rank, directions = independent_directions(np.hstack([deviation, dead]))
+    if rank == n_dead and not deviation.any():
+        directions = np.eye(n_dead, data.relation.shape[1] + n_dead, data.relation.shape[1])
+    escapes = np.vstack([np.zeros((n_train, rank)), np.hstack([deviation, dead]) @ directions.T])
+    outward = np.zeros((width + n_dead, data.relation.shape[1] + n_dead))
+    outward[:width, : data.relation.shape[1]] = data.relation
+    outward[width:, data.relation.shape[1] :] = np.eye(n_dead)
+    whiten = np.vstack([data.basis, np.zeros((n_dead, data.rank))])
+    points, lengths = _normalise(np.hstack([features @ whiten, escapes]))
+    full_rank = data.full_rank and rank == n_dead
     return Conditioned(
         n_train=n_train,
-        points=np.ascontiguousarray(whitened / safe[:, None]),
+        points=points,
         lengths=lengths,
         equilibrated=np.ascontiguousarray(features),
-        basis=np.hstack([whiten, directions.T]),
+        retained=np.ascontiguousarray(
+            features if full_rank else np.hstack([data.retained[rows], escapes])
+        ),
+        basis=np.hstack([whiten, outward @ directions.T]),
         free=np.zeros(len(probes), dtype=bool),
         escape=np.zeros_like(features[n_train:]),
         dead=np.zeros((len(probes), 0)),
         rank=data.rank + rank,
-        full_rank=data.rank + rank == features.shape[1],
-        spectrum=data.spectrum,
+        full_rank=full_rank,
+        relation=np.zeros((width + n_dead, 0)),
         rank_tolerance=data.rank_tolerance,
     )
 
@@ -181,6 +218,7 @@ def reordered(conditioned: Conditioned, order: npt.NDArray[np.int64]) -> Conditi
         points=data.points[rows],
         lengths=data.lengths[rows],
         equilibrated=data.equilibrated[rows],
+        retained=data.retained[rows],
         free=data.free[order],
         escape=data.escape[order],
         dead=data.dead[order],
@@ -217,18 +255,6 @@ def jointly_free(conditioned: Conditioned) -> npt.NDArray[np.bool_]:
     return result
 
 
-def _outside(data: Conditioned, rows: Array) -> Array:
-    """The components of rows outside the retained span; zero where they are round-off."""
-    if data.full_rank:
-        return np.zeros_like(rows)
-    frame: Array = data.basis / np.linalg.norm(data.basis, axis=0)
-    outside: Array = rows - (rows @ frame) @ frame.T
-    outside -= (outside @ frame) @ frame.T
-    sizes = np.linalg.norm(outside, axis=1)
-    outside[sizes <= data.rank_tolerance * np.linalg.norm(rows, axis=1)] = 0.0
-    return outside
-
-
 def _equilibrate(
     train: Array, unseen: Array, alive: npt.NDArray[np.bool_], bias: bool
 ) -> tuple[Array, Array]:
@@ -242,19 +268,3 @@ def _equilibrate(
     if bias:
         live = np.hstack([live, np.ones((both.shape[0], 1))])
     return np.ascontiguousarray(live), scaled[train.shape[0] :, ~alive]
-
-
-def _escapes(
-    probes: Array, dead: Array, retained: Array, full_rank: bool, tolerance: float
-) -> tuple[npt.NDArray[np.bool_], Array]:
-    """Find the free probes and, for each, a direction that no training point sees."""
-    outside = np.zeros_like(probes)
-    if not full_rank:
-        outside = probes - (probes @ retained.T) @ retained
-        outside -= (outside @ retained.T) @ retained  # once more: orthogonal to round-off
-        sizes = np.linalg.norm(outside, axis=1)
-        outside[sizes <= tolerance * np.linalg.norm(probes, axis=1)] = 0.0
-    escape = np.hstack([outside, dead])
-    lengths = np.linalg.norm(escape, axis=1, keepdims=True)
-    escape = np.divide(escape, lengths, out=np.zeros_like(escape), where=lengths > 0.0)
-    return lengths[:, 0] > 0.0, escape

@@ -28,19 +28,22 @@ Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
 _EPSILON = float(np.finfo(np.float64).eps)
-#: Multipliers below this fraction of the largest are round-off, and left out.
-_NEGLIGIBLE = 1e-10
+#: Multipliers below this fraction of the largest may be round-off: try without them.
+_NEGLIGIBLE = (1e-10, 1e-6, 1e-3)
 #: Most rows that rational elimination takes on without python-flint.
 _RATIONAL_ROWS = 40
 
 
-def is_exactly_infeasible(combination: Combination, labels: Indices, points: Array) -> bool:
+def is_exactly_infeasible(
+    combination: Combination, labels: Indices, points: Array, *, rational_limit: int | None = None
+) -> bool:
     """Prove that no classifier gives the combination's points their labels strictly.
 
     Args:
         combination: Rows and multipliers, as a solver found them.
         labels: ``(k,)`` labels of the combination's points.
         points: ``(m, p)`` all points, as exact floating-point numbers, of sizes near 1.
+        rational_limit: Most rows to take on in rational arithmetic; ``None`` for the default.
 
     Returns:
         True if proved; False if neither check succeeds.
@@ -49,12 +52,28 @@ def is_exactly_infeasible(combination: Combination, labels: Indices, points: Arr
     if not len(weights) or not np.isfinite(weights).all():
         return False
     scaled = weights * np.linalg.norm(points[combination.points], axis=1)
-    keep = np.flatnonzero(scaled >= _NEGLIGIBLE * scaled.max(initial=0.0))
-    rows, named = points[combination.points[keep]], (labels[keep], combination.others[keep])
-    for by_column in (False, True):  # count carefully only where that can matter
-        matrix = _equations(rows, *named, by_column=by_column)
-        if matrix.shape[0] < matrix.shape[1] and _survives_perturbation(matrix, weights[keep]):
+    tried = set()
+    for negligible in _NEGLIGIBLE:
+        keep = np.flatnonzero(scaled >= negligible * scaled.max(initial=0.0))
+        if len(keep) in tried:
+            continue
+        tried.add(len(keep))
+        entry = Combination(combination.points[keep], combination.others[keep], weights[keep])
+        if _is_proof(entry, labels[keep], points, rational_limit):
             return True
+    return False
+
+
+def _is_proof(
+    entry: Combination, labels: Indices, points: Array, rational_limit: int | None
+) -> bool:
+    rows = points[entry.points]
+    for by_column in (False, True):  # count carefully only where that can matter
+        matrix = _equations(rows, labels, entry.others, by_column=by_column)
+        if matrix.shape[0] < matrix.shape[1] and _survives_perturbation(matrix, entry.weights):
+            return True
+    if rational_limit is not None and matrix.shape[1] > rational_limit:
+        return False
     return _has_positive_null_vector(matrix)
 
 
@@ -102,10 +121,14 @@ def _survives_perturbation(matrix: Array, weights: Array) -> bool:
     exponent = np.frexp(lengths)[1]
     scaled = np.ldexp(matrix, -exponent)
     weights = np.ldexp(weights, exponent)
-    values = np.linalg.svd(scaled, compute_uv=False)
+    left, values, right = np.linalg.svd(scaled, full_matrices=False)
     size = sum(matrix.shape)
     smallest = float(values[-1] - 8.0 * size * _EPSILON * values[0])
     if smallest <= 0.0:
+        return False
+    weights = weights / np.linalg.norm(weights)
+    weights = weights - right.T @ ((left.T @ (scaled @ weights)) / values)  # closer to M y = 0
+    if weights.min() <= 0.0:
         return False
     rounding = 2.0 * size * _EPSILON * (np.abs(scaled) @ weights)
     residual = float(np.linalg.norm(np.abs(scaled @ weights) + rounding))

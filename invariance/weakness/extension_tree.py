@@ -19,7 +19,7 @@ from invariance.weakness.active_set import Combination
 from invariance.weakness.certificates import check_witnesses
 from invariance.weakness.conditioning import Conditioned
 from invariance.weakness.fallback import candidates
-from invariance.weakness.ledger import proved_bounds
+from invariance.weakness.ledger import Proof, prove
 from invariance.weakness.sweep import REACH, separate_from
 
 Array = npt.NDArray[np.float64]
@@ -210,8 +210,8 @@ class ExtensionTree:
         for j, label in named:
             labels[data.n_train + j] = label
         entry_labels = labels[combination.points]
-        bounds = proved_bounds(data, [combination], [entry_labels], self.n_classes, self.tolerance)
-        if bounds[0] == 0.0:
+        proofs, _ = prove(data, [combination], [entry_labels], self.n_classes, self.tolerance)
+        if proofs[0] == Proof.NOTHING:
             return False
         used = combination.points[combination.weights > 0.0] - data.n_train
         clash = sorted({(int(j), int(labels[data.n_train + j])) for j in used if j >= 0})

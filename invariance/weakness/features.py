@@ -155,6 +155,8 @@ def _last_linear_input(model: nn.Module, rows: Tensor, precision: Precision) -> 
         )
     last, read, written = calls[-1]
     name = names[last]
+    if not torch.isfinite(read).all():
+        return name, read  # the caller names the entry
     if not isinstance(output, Tensor) or not _same_decision(output, written):
         raise MeasureError(
             f"The network's output is not that of its last linear layer {name!r} (nor its "
@@ -172,6 +174,7 @@ def _same_decision(output: Tensor, logits: Tensor) -> bool:
     """Whether ``output`` is ``logits`` or a softmax of it."""
     if output.shape != logits.shape or not output.is_floating_point():
         return False
+    output, logits = output.nan_to_num(), logits.nan_to_num()
     candidates = (logits, logits.log_softmax(-1), logits.softmax(-1))
     return any(torch.equal(output, candidate) for candidate in candidates) or any(
         torch.allclose(output, candidate, rtol=1e-5, atol=1e-7) for candidate in candidates[1:]

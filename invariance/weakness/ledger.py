@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -20,6 +20,8 @@ Pair = tuple[int, int]
 
 #: The key of the training set itself among pairs (probe, class).
 POLICY: Pair = (-1, -1)
+#: Rows up to which rational arithmetic costs less than a millisecond or two.
+_SMALL = 10
 
 
 class Status(IntEnum):
@@ -47,6 +49,8 @@ class Verdicts:
         combinations: Infeasible pair to its Farkas combination (points are numbered training
             points first, then probes); an inseparable training set has the key (-1, -1).
         norm_bound_of: Key as above, to the norm that a separator would have to exceed.
+        retained_only: Keys whose infeasibility is proved for the coordinates that the rank
+            rule retains, and not for the given features as exact numbers.
         solves: How many pairs needed the solver.
         steps: How many active-set changes they took.
     """
@@ -59,17 +63,26 @@ class Verdicts:
     margin_of: Array
     combinations: Mapping[Pair, Combination]
     norm_bound_of: Mapping[Pair, float]
+    retained_only: Set[Pair] = frozenset()
     solves: int = 0
     steps: int = 0
 
 
-def proved_bounds(
+class Proof(IntEnum):
+    """What a combination proves infeasible."""
+
+    NOTHING = 0
+    RETAINED = 1  # the problem in the coordinates that the rank rule retains
+    GIVEN = 2  # the problem for the given features, as exact numbers
+
+
+def prove(
     data: Conditioned,
     entries: Sequence[Combination],
     labels: Sequence[Indices],
     n_classes: int,
     tolerance: float,
-) -> Array:
+) -> tuple[list[Proof], Array]:
     """Check Farkas combinations; see :mod:`invariance.weakness.certificates`.
 
     Args:
@@ -80,23 +93,30 @@ def proved_bounds(
         tolerance: Largest relative residual.
 
     Returns:
-        ``(len(entries),)`` the norm that a separator would have to exceed; 0 if unproved.
+        What each proves, and ``(len(entries),)`` the norm that a separator would exceed.
     """
     bounds = norm_bounds(entries, labels, data.points, n_classes)
-    for index, (entry, label) in enumerate(zip(entries, labels, strict=True)):
-        if bounds[index] * tolerance < 1.0 or not _is_proof(data, entry, label):
-            bounds[index] = 0.0
-    return bounds
+    proofs = [
+        Proof.NOTHING if bound * tolerance < 1.0 else _strongest_proof(data, entry, label)
+        for entry, label, bound in zip(entries, labels, bounds, strict=True)
+    ]
+    return proofs, bounds
 
 
-def _is_proof(data: Conditioned, entry: Combination, labels: Indices) -> bool:
-    # Where the rank was cut, the retained coordinates are the problem's definition; what
-    # is infeasible before the cut is infeasible after it.
-    if not data.full_rank and is_exactly_infeasible(entry, labels, data.points):
-        return True
+def _strongest_proof(data: Conditioned, entry: Combination, labels: Indices) -> Proof:
     weights = entry.weights / data.lengths[entry.points]
     given = Combination(entry.points, entry.others, weights)
-    return is_exactly_infeasible(given, labels, data.equilibrated)
+    if data.full_rank:
+        proved = is_exactly_infeasible(given, labels, data.equilibrated)
+        return Proof.GIVEN if proved else Proof.NOTHING
+    # Some direction was cut, perhaps an exact dependence, perhaps two features that agree
+    # up to round-off. Rational arithmetic can tell, but is worth it for small ones only.
+    if is_exactly_infeasible(given, labels, data.equilibrated, rational_limit=_SMALL):
+        return Proof.GIVEN
+    if is_exactly_infeasible(given, labels, data.retained):
+        return Proof.RETAINED
+    proved = is_exactly_infeasible(given, labels, data.equilibrated)
+    return Proof.GIVEN if proved else Proof.NOTHING
 
 
 @dataclass(eq=False)
@@ -117,6 +137,7 @@ class Ledger:
     policy: Status = Status.UNDECIDED
     combinations: dict[Pair, Combination] = field(default_factory=dict)
     norm_bound_of: dict[Pair, float] = field(default_factory=dict)
+    retained_only: set[Pair] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         n_probes = self.data.points.shape[0] - self.data.n_train
@@ -180,10 +201,12 @@ class Ledger:
         keys = list(combinations)
         entries = [combinations[key] for key in keys]
         labels = [self._labels_of(key)[entry.points] for key, entry in combinations.items()]
-        bounds = proved_bounds(self.data, entries, labels, self.n_classes, self.tolerance)
-        for key, entry, bound in zip(keys, entries, bounds, strict=True):
-            if bound == 0.0:
+        proofs, bounds = prove(self.data, entries, labels, self.n_classes, self.tolerance)
+        for key, entry, proof, bound in zip(keys, entries, proofs, bounds, strict=True):
+            if proof == Proof.NOTHING:
                 continue
+            if proof == Proof.RETAINED:
+                self.retained_only.add(key)
             if key == POLICY:
                 self.policy = Status.INFEASIBLE
                 self.status[:] = Status.INFEASIBLE
@@ -205,6 +228,7 @@ class Ledger:
             margin_of=self.margin_of,
             combinations=self.combinations,
             norm_bound_of=self.norm_bound_of,
+            retained_only=frozenset(self.retained_only),
             solves=solves,
             steps=steps,
         )

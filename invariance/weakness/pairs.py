@@ -57,9 +57,10 @@ def pair_proxy(
     Returns:
         The count, in ``0 .. u K``. ``detail`` holds ``pairs``, ``feasible``,
         ``infeasible``, ``undecided``, ``policy_feasible`` (``None`` if undecided),
-        ``free_probes``, ``rank``, ``status`` (``(u, K)`` int8: 1, -1, 0), and with
-        ``keep_certificates`` also ``certificates``. ``exact`` is False when a pair stayed
-        undecided; those are not counted.
+        ``free_probes``, ``rank``, ``infeasible_by_rank_rule`` (pairs whose infeasibility
+        is proved for the coordinates that the rank rule retains only), ``status``
+        (``(u, K)`` int8: 1, -1, 0) and, with ``keep_certificates``, ``certificates``.
+        ``exact`` is False when a pair stayed undecided; those are not counted.
 
     Raises:
         MeasureError: If the network or the data cannot be measured; says why.
@@ -184,6 +185,7 @@ def _estimate(verdicts: Verdicts, rank: int, keep_certificates: bool) -> Estimat
         "policy_feasible": {1: True, -1: False, 0: None}[int(verdicts.policy)],
         "free_probes": int(verdicts.free.sum()),
         "rank": rank,
+        "infeasible_by_rank_rule": len(verdicts.retained_only),
         "smallest_margin": _smallest(verdicts.margin_of[np.isfinite(verdicts.margin_of)]),
         "smallest_norm_bound": _smallest(np.array(list(verdicts.norm_bound_of.values()))),
         "status": status,
