@@ -166,9 +166,18 @@ def _sweep_chunk(
         scalars |= tap.scalars
     if plan.rows:
         scalars |= sweep_rows(model, state, plan.rows, x, factor, wants, sums)
-    for name in plan.silent:
-        scalars["trace", name] = mass.new_zeros(())
-        if wants.diagonal:
+    # No influence, or a loss without curvature (a softmax over one class): zeros.
+    names = [
+        qualified(layer, leaf)
+        for layer, module in plan.tapped.items()
+        for leaf, _ in module.named_parameters(recurse=False)
+    ]
+    for name in (*names, *plan.rows, *plan.silent):
+        scalars.setdefault(("trace", name), mass.new_zeros(()))
+        layer, _, leaf = name.rpartition(".")
+        if wants.relative_flatness and leaf == "weight" and state[name].ndim > 1:
+            scalars.setdefault(("kappa", layer), mass.new_zeros(()))
+        if wants.diagonal and name not in sums.diagonals:
             sums.add_diagonal(name, torch.zeros_like(state[name]))
     sums.add_chunk(x.shape[0], mass, scalars)
 

@@ -322,6 +322,17 @@ def test_parameters_without_influence_are_zero_and_named():
     assert "spare.weight" in estimate.method
 
 
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Linear])
+def test_a_softmax_over_one_class_has_no_curvature(kind):
+    first = nn.Conv1d(1, 2, 2) if kind is nn.Conv1d else nn.Linear(3, 4)
+    model = nn.Sequential(first, nn.Flatten(), nn.Linear(4, 1))
+    x = torch.randn(5, 1, 3) if kind is nn.Conv1d else torch.randn(5, 3)
+    y = torch.zeros(5, dtype=torch.long)
+    found = exact_curvature(model, x, y, diagonal=True, relative_flatness=True)
+    assert set(found.traces.values()) == {0.0} == set(found.relative_flatness.values())
+    assert not any(part.any() for part in found.diagonal.values())
+
+
 def test_hooks_are_removed_even_on_errors():
     model, x, _ = next(c for c in CASES if c.architecture == "conv-max-pool").build()
     with pytest.raises(Exception, match="out of range"):
