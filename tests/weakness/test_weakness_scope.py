@@ -18,7 +18,7 @@ from torch import nn
 from invariance.core.errors import MeasureError, UsageError
 from invariance.core.groups import Group
 from invariance.data import load_task
-from invariance.measures.registry import get_measure
+from invariance.measures.registry import Setting, get_measure
 from invariance.models import mlp
 from invariance.transforms import FoldBatchNorm, LayerScaling, NeuronScaling, Permutation
 from invariance.transforms.dormant_units import DormantUnits
@@ -262,6 +262,10 @@ def test_free_parameters_follow_their_law_under_splitting(networks, task):
     expected += one.detail["free_regions"] * (units * 10 + 10)
     assert two.detail["units"] == units
     assert float(two) == expected > float(one)
+    applied = SplitUnits(2, seed=1).apply(model, x)
+    law = get_measure("free_parameters").laws[Group.UNIT_SPLIT]
+    setting = Setting(model, applied, {"x_train": x, "x_unseen": u}, one)
+    assert law(setting) == expected
 
 
 def test_declarations_say_what_was_shown():
