@@ -280,6 +280,20 @@ class TestSameOrbit:
             with pytest.raises(TransformError, match="no element"):
                 result.apply(a)
 
+    def test_a_small_unit_cannot_hide_behind_a_large_one(self) -> None:
+        model, x, _ = build("mlp")
+        factors = torch.full((7,), 1.0, dtype=torch.float64)
+        factors[0], factors[1] = 1e-5, 1e5
+        with torch.no_grad():
+            model[0].weight.mul_(factors[:, None])
+            model[0].bias.mul_(factors)
+            model[2].weight.div_(factors)
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other[0].weight[0, 0] *= 1.001
+        assert same_orbit(model, copy.deepcopy(model), x)
+        assert not same_orbit(model, other, x)
+
     def test_other_architectures(self) -> None:
         a, x, _ = build("mlp")
         wide = DormantUnits(1)(a, x)

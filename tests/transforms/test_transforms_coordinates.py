@@ -14,7 +14,13 @@ from invariance.core.errors import MeasureError, TransformError, UsageError
 from invariance.core.rng import generator
 from invariance.transforms.reparametrize import Reparametrize, Unparametrize, parametrized
 from invariance.transforms.reparametrize_law import coordinate_law, covariant_trace
-from invariance.transforms.reparametrize_maps import Diffeomorphism, Dinh, ExpLog, WeightNorm
+from invariance.transforms.reparametrize_maps import (
+    Coordinates,
+    Diffeomorphism,
+    Dinh,
+    ExpLog,
+    WeightNorm,
+)
 
 
 def sinh_of(eta: Tensor) -> Tensor:
@@ -194,6 +200,22 @@ def test_nested_convolutions_and_repr() -> None:
         new = transform(model, x)
         torch.testing.assert_close(new(x), model(x), rtol=1e-5, atol=1e-5)
     assert repr(Reparametrize("exp")) == "Reparametrize(ExpLog())"
+
+
+@pytest.mark.parametrize("chart", [c for c in CHARTS if not isinstance(c, WeightNorm)], ids=repr)
+def test_charts_are_inverse_to_second_order(chart: Coordinates) -> None:
+    """encode(decode(eta)) = eta, so its Jacobian is the identity and its Hessian zero."""
+    weight = tiny().get_submodule("0").weight.detach()[:2, :2].contiguous()
+    module = chart.chart("w", weight)
+    eta = module.right_inverse(weight).reshape(-1) * 1.1 + 0.05
+
+    def there_and_back(flat: Tensor) -> Tensor:
+        return module.right_inverse(module(flat.reshape(2, 2))).reshape(-1)
+
+    jacobian = torch.func.jacrev(there_and_back)(eta)
+    torch.testing.assert_close(jacobian, torch.eye(4, dtype=torch.float64), rtol=0, atol=1e-12)
+    second = torch.func.jacrev(torch.func.jacrev(there_and_back))(eta)
+    assert float(second.abs().max()) < 1e-11
 
 
 def test_derivatives_survive_at_the_centre_and_for_optimisers() -> None:

@@ -276,6 +276,14 @@ class TestReduceWidth:
         assert applied.detail["removed"] == {}
         assert "padding" in applied.detail["left_alone"]["0.weight (constant)"]
 
+    def test_some_zero_weights_certify_nothing(self) -> None:
+        model, x, _ = build("mlp")
+        with torch.no_grad():
+            model[2].weight[0, 3] = 0.0
+            model[0].weight[1, 2] = 0.0
+        applied = reduce_width(model, x)
+        assert applied.detail["removed"] == applied.detail["left_alone"] == {}
+
     def test_near_twins_stay(self) -> None:
         model, x, _ = build("mlp")
         wide = SplitUnits(1, seed=1, groups=["0.weight"])(model, x)
