@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -118,7 +120,8 @@ def torchmetrics_metric(
     """
 
     def measure(model: nn.Module, x: Tensor, y: Tensor) -> Any:
-        metric: Any = factory() if not hasattr(factory, "update") else copy.deepcopy(factory)
+        made = isinstance(factory, type) or not hasattr(factory, "update")
+        metric: Any = factory() if made else copy.deepcopy(factory)
         if hasattr(metric, "reset"):
             metric.reset()
         with torch.no_grad():
@@ -159,9 +162,11 @@ def pyhessian_trace_noisy(*, loss: Loss | None = None, probes: int = 10) -> Nois
     def pyhessian_trace(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> float:
         hessian = _import("pyhessian", "PyHessian").hessian
         network = _with_used_parameters(clone(model), x)
-        with ambient_seed(seed), torch.enable_grad():
+        with _as_a_guest(seed):
             found = hessian(network, objective, data=(x, y), cuda=x.is_cuda)
-            values = [float(v) for v in found.trace(maxIter=probes, tol=0.0)]
+            # Its stopping rule divides by the running mean without taking the absolute value,
+            # so any tolerance but this one ends at the first negative mean.
+            values = [float(v) for v in found.trace(maxIter=probes, tol=float("-inf"))]
         return sum(values) / len(values)
 
     return pyhessian_trace
@@ -186,7 +191,7 @@ def pyhessian_eigenvalue(
     def pyhessian_eigenvalue(model: nn.Module, x: Tensor, y: Tensor) -> float:
         hessian = _import("pyhessian", "PyHessian").hessian
         network = _with_used_parameters(clone(model), x)
-        with ambient_seed(seed), torch.enable_grad():
+        with _as_a_guest(seed):
             found = hessian(network, objective, data=(x, y), cuda=x.is_cuda)
             values, _ = found.eigenvalues(maxIter=iterations, tol=tol, top_n=1)
         return float(values[0])
@@ -232,7 +237,7 @@ def curvlinops_measure(
         network = clone(model)
         parameters = [p for p in network.parameters() if p.requires_grad]
         # curvlinops probes the data's determinism with global random numbers.
-        with ambient_seed(0):
+        with _as_a_guest(0):
             made = kind(network, loss or nn.CrossEntropyLoss(), parameters, [(x, y)], **options)
             return reduction(made)
 
@@ -271,7 +276,7 @@ def devinterp_estimate(
         rows = int(x.shape[0])
         dataset = torch.utils.data.TensorDataset(x, y)
         loader: Any = torch.utils.data.DataLoader(dataset, batch_size=batch_size or rows)
-        with ambient_seed(seed), torch.enable_grad():
+        with _as_a_guest(seed):
             result = made(
                 model=clone(model),
                 loader=loader,
@@ -360,11 +365,25 @@ _REDUCTIONS: Mapping[str, Callable[[Any], float]] = {
 }
 
 
+@contextmanager
+def _as_a_guest(seed: int) -> Iterator[None]:
+    """Run another library: its random draws seeded, its warnings its own business.
+
+    Those warn of leaked graphs (the copy is thrown away) or of deprecated calls of theirs,
+    and would fail a test run that treats warnings as errors.
+    """
+    with ambient_seed(seed), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _import(module: str, distribution: str) -> Any:
     import importlib
 
     try:
-        return importlib.import_module(module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(module)
     except ImportError as error:
         raise MeasureError(
             f"This adapter needs {module}. Install it with: pip install {distribution}"
