@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from invariance.core.errors import TransformError
 from invariance.core.modules import evaluation_mode, weight_layers
@@ -42,6 +44,8 @@ def verify(
     rounding error up or down, and a difference within 64 times that effect is round-off too
     (cancellation in the network amplifies rounding). Anything larger is a wrong result.
 
+    The epsilon is that of the output, or of the coarsest format inside the network.
+
     Args:
         before: The original.
         after: Its transformed copy.
@@ -72,7 +76,10 @@ def verify(
     eps = max((torch.finfo(a.dtype).eps for a, _ in pairs), default=0.0)
     allowed = ROUNDINGS_PER_LAYER * eps * (len(weight_layers(before)) + 1) * scale
     if not difference <= allowed:
-        allowed = max(allowed, NOISE_FACTOR * noise_floor(before, inputs, old))
+        # Rare: look for the coarsest number format inside, and for cancellation.
+        eps = max(eps, coarsest_eps(before, inputs))
+        layered = ROUNDINGS_PER_LAYER * eps * (len(weight_layers(before)) + 1) * scale
+        allowed = max(layered, NOISE_FACTOR * noise_floor(before, inputs, old))
     if not difference <= allowed:
         raise TransformError(
             f"{what} changed the function: outputs differ by {difference:.3g} where float error "
@@ -91,6 +98,34 @@ def verify(
         rows=rows,
         compared="softmax" if softmax else "logits",
     )
+
+
+class _Formats(TorchFunctionMode):
+    """Notes the machine epsilon of every floating-point result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eps = 0.0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tensors_in(result):
+            if tensor.is_floating_point():
+                self.eps = max(self.eps, torch.finfo(tensor.dtype).eps)
+        return result
+
+
+def coarsest_eps(model: nn.Module, inputs: tuple[Any, ...]) -> float:
+    """Return the epsilon of the coarsest format in a forward pass (norms cast to float32)."""
+    with _Formats() as formats:
+        outputs(model, inputs)
+    return formats.eps
 
 
 def noise_floor(model: nn.Module, inputs: tuple[Any, ...], old: list[Tensor]) -> float:

@@ -248,3 +248,34 @@ def test_nothing_of_the_user_is_touched():
     assert all(torch.equal(g, p.grad) for g, p in zip(grads, model.parameters(), strict=True))
     assert not torch.nn.modules.module._global_forward_hooks
     assert not torch.nn.modules.module._global_forward_pre_hooks
+
+
+def test_classes_without_a_canonical_order_stay():
+    """Out_i = h_i + h_p(i): nothing tells the three members of a cycle apart."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            h = self.a(x)
+            return self.b(torch.relu(h + h[:, [1, 2, 0, 5, 3, 4]]))
+
+    model = randomize(Model(), 0)
+    found = assert_groups_hold(model, batches((4, 3))(0), [batches((4, 3))(1)])
+    assert found.count(Kind.PERMUTATION) == 0
+    assert found.dof(Kind.SCALING) == 2
+
+
+def test_functional_dropout_in_train_mode_is_refused():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(3, 4)
+
+        def forward(self, x):
+            return F.dropout(self.a(x), 0.5, self.training)
+
+    with pytest.raises(TransformError, match="train mode"):
+        symmetries(Model(), torch.randn(2, 3))

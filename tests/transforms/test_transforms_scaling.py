@@ -288,3 +288,23 @@ def test_frozen_parameters_keep_their_flag():
     assert not moved[0].weight.requires_grad
     assert moved[0].bias.requires_grad
     assert not torch.equal(moved[0].weight, model[0].weight)
+
+
+class CastingNorm(nn.Module):
+    """Normalises in float32 whatever the model's format, as language models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 64), nn.Linear(64, 3)
+        self.double()
+
+    def forward(self, x):
+        h = self.a(x).float()
+        h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return self.b(h.double())
+
+
+def test_verification_knows_the_coarsest_format_inside():
+    model, (x, _) = CastingNorm(), data()
+    applied = Permutation(0).apply(model, x)
+    assert applied.verification.max_abs_logit_diff <= 1e-5
