@@ -86,8 +86,8 @@ def traces(model, x, y, probes: int) -> dict[str, Callable[[], Callable[[], list
     """Samples of the trace by ``probes`` Hutchinson probes (BackPACK: the exact diagonal)."""
 
     def pyhessian():
-        # A negative tolerance: its own rule may stop after two probes.
-        return lambda: _pyhessian(model, x, y).trace(maxIter=probes, tol=-1.0)
+        # No tolerance at all: its own rule may stop after two probes.
+        return lambda: _pyhessian(model, x, y).trace(maxIter=probes, tol=float("-inf"))
 
     def eigenthings():
         from hessian_eigenthings import hutchinson
