@@ -123,7 +123,8 @@ class _Formats(TorchFunctionMode):
 
 def coarsest_eps(model: nn.Module, inputs: tuple[Any, ...]) -> float:
     """Return the epsilon of the coarsest format in a forward pass (norms cast to float32)."""
-    with _Formats() as formats:
+    formats = _Formats()
+    with formats:
         outputs(model, inputs)
     return formats.eps
 

@@ -106,7 +106,7 @@ def _contract_channels(
     blocks = blocks.reshape(grid + (1,) * (a.ndim - kept))
     out = context.ledger.fresh(blocks.size, call.node, np.arange(blocks.size))
     result = np.broadcast_to(out.reshape(blocks.shape), a.shape)
-    shaped: list[int] = [int(n) for n in blocks.shape]
+    shaped = [*map(int, a.shape[:kept]), *(1,) * (a.ndim - kept)]
     for slot, value in enumerate((first, second)):
         own = tuple(
             n if value.labels.shape[d] > 1 or d >= kept else 1 for d, n in enumerate(shaped)
