@@ -161,6 +161,8 @@ def _hint(trend: Trend) -> str:
     if trend.exponent is not None:
         return _power_hint(trend.exponent)
     powers = set(trend.terms)
+    if powers == {-1, 0, 1}:
+        return "are layers' norms added where they should be multiplied?"
     odd = {power for power in powers if power % 2}
     if odd and 0 in powers:
         return (

@@ -66,6 +66,7 @@ def test_zero_values_are_no_power():
         (lambda a: 1 / a**2 + 3 + a**2, "Tr H = A / alpha^2 + C + B alpha^2"),
         (lambda a: 1 / a**2 + 2 / a + 3, "epsilon, or eta"),
         (lambda a: 1 / a**2 + 3, "compensated"),
+        (lambda a: 1 / a + 2 + 3 * a, "multiplied"),
     ],
 )
 def test_hints_name_the_known_mistake(function, words):
