@@ -152,3 +152,11 @@ def test_a_ledger_does_not_take_a_false_combination():
     assert ledger.status[0, 1] == Status.UNDECIDED
     proofs, _ = prove(data, [false], [np.array([0, 1])], 2, 1e-10)
     assert proofs == [Proof.NOTHING]
+
+
+def test_a_margin_that_rounding_made_up_is_no_proof():
+    # Summed in order, 1e16 + 1 + 1 is 1e16: class 1 seems to lead by 2 and trails by 0.5.
+    witness = np.array([[1e16, 1.0, 1.0], [1e16, 1.5, 0.0]])
+    point = np.ones((1, 3))
+    check = check_witnesses(witness[None], point, np.array([1]), point)
+    assert not check.separates[0] and check.proved[0, 0] == -1

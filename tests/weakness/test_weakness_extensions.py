@@ -163,3 +163,11 @@ def test_exact_refuses_beyond_its_budget():
         extension_count(head(3, 3), *inputs, method="exact", budget=5)
     with pytest.raises(UsageError, match="Unknown method 'guess'"):
         extension_count(head(3, 3), *inputs, method="guess")
+
+
+def test_a_truncated_pool_is_unbiased_too():
+    inputs = tensors(*instance(6, 2, 3, 4, 7))
+    exact = float(extension_count(head(2, 3), *inputs, method="exact"))
+    pooled = extension_count(head(2, 3), *inputs, method="estimate", pool=4, repeats=150, seed=5)
+    assert not pooled.exact
+    assert abs(float(pooled) - exact) < 4.0 * pooled.stderr < 0.5 * exact

@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from separability_reference import separable_exactly
 
+from invariance.weakness.active_set import ActiveSet
 from invariance.weakness.conditioning import condition
 from invariance.weakness.ledger import POLICY
 from invariance.weakness.separability import Status, settle_pairs
+from invariance.weakness.sweep import separate_training
 
 
 def settle(train, labels, unseen, n_classes, **options):
@@ -196,3 +198,22 @@ def test_threads_do_not_change_the_verdicts():
     data = condition(train, unseen)
     one, two = (settle_pairs(data, labels, 4, workers=workers) for workers in (1, 2))
     np.testing.assert_array_equal(one.status, two.status)
+
+
+def test_the_separator_meets_the_optimality_conditions_in_both_forms(monkeypatch):
+    rng = np.random.default_rng(8)
+    train = np.hstack([rng.normal(size=(60, 4)), np.ones((60, 1))])
+    train /= np.linalg.norm(train, axis=1, keepdims=True)
+    labels = (train @ rng.normal(size=(5, 4))).argmax(1)
+    state = ActiveSet(train, 4)
+    state.separate(np.arange(60), labels, stop=1.0 - 1e-9)
+    total = np.zeros((4, 5))
+    for point, other, weight in zip(state._points, state._others, state._multipliers, strict=True):
+        total[labels[point]] += weight * train[point]
+        total[other] -= weight * train[point]
+    assert (state._multipliers > -1e-9 * state._multipliers.max()).all()
+    np.testing.assert_allclose(total, state.separator, rtol=1e-7, atol=1e-7 * abs(total).max())
+    for disabled in ("", "1"):
+        monkeypatch.setenv("INVARIANCE_DISABLE_NUMBA", disabled)
+        _, separator, _ = separate_training(train, labels, 4)
+        np.testing.assert_allclose(separator, state.separator, rtol=1e-6, atol=1e-6)
