@@ -86,7 +86,7 @@ def test_native_precision_is_the_networks_own():
 @pytest.mark.parametrize(
     ("model", "x", "message"),
     [
-        (nn.Sequential(nn.Linear(2, 2), nn.Softmin(-1)), torch.ones(3, 2), "something acts after it"),
+        (nn.Sequential(nn.Linear(2, 2), nn.Softmin(-1)), torch.ones(3, 2), "something acts after"),
         (nn.Sequential(nn.Conv1d(1, 2, 1)), torch.ones(3, 1, 4), "No nn.Linear layer ran"),
         (nn.Linear(2, 1), torch.ones(3, 2), "K >= 2"),
         (nn.Linear(2, 3), torch.ones(0, 2), "at least one row"),
