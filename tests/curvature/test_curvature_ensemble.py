@@ -57,11 +57,13 @@ def test_each_network_gets_its_own_eigenvalue(name, which):
     models, x, y = networks(build, 7, shape)
     found = hessian_eigenvalues_ensemble(models, x, y, which=which)
     assert len(found) == 7
-    words = "vmap" if name == "conv" else "R-operator"
+    words = "vmap" if name == "conv" else "batched R-operator"
     for model, estimate in zip(models, found, strict=True):
         spectrum = torch.linalg.eigvalsh(HessianOperator(model, x, y).to_dense())
         truth = float(spectrum[-1] if which == "largest" else spectrum[0])
         assert estimate.converged
+        # A wrong stack would fail its certificates and be solved one by one instead.
+        assert "stacked" in estimate.method
         assert words in estimate.method
         assert estimate.residual <= 1e-6 * float(spectrum.abs().max())
         assert float(estimate) == pytest.approx(truth, abs=estimate.residual + 1e-12)
