@@ -279,3 +279,19 @@ def test_functional_dropout_in_train_mode_is_refused():
 
     with pytest.raises(TransformError, match="train mode"):
         symmetries(Model(), torch.randn(2, 3))
+
+
+def test_pixels_in_any_order_keep_their_addresses():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(1, 4, 3), nn.Linear(36, 2)
+            self.order = torch.randperm(36, generator=torch.Generator().manual_seed(0))
+
+        def forward(self, x):
+            return self.b(torch.relu(self.a(x)).flatten(1)[:, self.order])
+
+    model = randomize(Model(), 0)
+    make = batches((3, 1, 5, 5))
+    found = assert_groups_hold(model, make(0), [make(1)])
+    assert found.of(Kind.PERMUTATION)[0].size == 4

@@ -46,7 +46,7 @@ def test_every_group_keeps_the_function():
     """At least 2,000 drawn group elements, on inputs that the analysis has not seen."""
     elements = 0
 
-    @settings(max_examples=350, **QUIET)
+    @settings(max_examples=460, **QUIET)
     @given(network=networks(), seed=st.integers(0, 2**20))
     def check(network, seed):
         nonlocal elements
