@@ -19,19 +19,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from hypothesis import reject
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from invariance import transforms as T
-from invariance.core.errors import UsageError, unknown_name
+from invariance.core.errors import TransformError, unknown_name
 from invariance.core.groups import Group
 from invariance.core.modules import weight_layers
 from invariance.core.rng import generator
 from invariance.models import mlp
+from invariance.testing.architectures import Network
+from invariance.testing.architectures import networks as build_networks
 from invariance.testing.at_site import AtSite, analyse
 from invariance.testing.binding import AnyMeasure
 from invariance.testing.claims import assert_invariant
 from invariance.testing.findings import Certificate
+from invariance.testing.narrowing import KINDS_OF
 from invariance.transforms.base import Transform
 
 #: Seeds shrink towards 0 and stay readable.
@@ -51,13 +55,13 @@ class DrawnNetwork:
     Attributes:
         model: The network, float64, in eval mode.
         recipe: What it was built from, as it is printed.
-        features: Input features.
+        shape: Shape of one input, ``(features,)`` or ``(channels, height, width)``.
         classes: Outputs.
     """
 
     model: nn.Module = field(repr=False)
     recipe: str
-    features: int
+    shape: tuple[int, ...]
     classes: int
 
     def __repr__(self) -> str:
@@ -162,7 +166,23 @@ def mlps(
         f"mlp({list(sizes)}, activation={activation!r}, batch_norm={norm}, bias={with_bias}, "
         f"seed={seed}, steps={steps})"
     )
-    return DrawnNetwork(model.eval(), recipe, features, classes)
+    return DrawnNetwork(model.eval(), recipe, (features,), classes)
+
+
+def architectures(**options: Any) -> st.SearchStrategy[DrawnNetwork]:
+    """Draw networks of many kinds: convolutions, residual streams, norms, pooling, sharing.
+
+    Args:
+        options: Passed to :func:`invariance.testing.architectures.networks`.
+
+    Returns:
+        A strategy for :func:`cases`; what a drawn network does not admit is not drawn.
+    """
+
+    def wrap(network: Network) -> DrawnNetwork:
+        return DrawnNetwork(network, repr(network), network.shape, network.outputs)
+
+    return build_networks(**options).map(wrap)
 
 
 def randomize(model: nn.Module, seed: int) -> None:
@@ -196,23 +216,26 @@ def train_briefly(model: nn.Module, features: int, classes: int, seed: int, step
                 parameter.sub_(RATE * grad)
 
 
-def random_data(rows: int, features: int, classes: int, seed: int) -> tuple[Tensor, Tensor]:
+def random_data(
+    rows: int, features: int | tuple[int, ...], classes: int, seed: int
+) -> tuple[Tensor, Tensor]:
     """Draw normal inputs and uniform labels from a seed, in float64."""
     source = generator(seed, "data")
-    x = torch.randn(rows, features, generator=source, dtype=torch.float64)
+    shape = (features,) if isinstance(features, int) else features
+    x = torch.randn((rows, *shape), generator=source, dtype=torch.float64)
     y = torch.randint(0, classes, (rows,), generator=source)
     return x, y
 
 
 @st.composite
 def data(
-    draw: st.DrawFn, features: int, classes: int, *, max_rows: int = 12
+    draw: st.DrawFn, features: int | tuple[int, ...], classes: int, *, max_rows: int = 12
 ) -> tuple[Tensor, Tensor, int]:
     """Draw inputs, labels and the seed that they come from.
 
     Args:
         draw: Given by Hypothesis.
-        features: Columns of the inputs.
+        features: Columns of the inputs, or the shape of one input.
         classes: Number of labels.
         max_rows: Rows at most; at least two.
 
@@ -233,16 +256,6 @@ DRAWABLE = (
     Group.LOGIT_SHIFT,
     Group.BATCHNORM_FOLD,
     Group.BATCHNORM_SCALING,
-    Group.UNIT_SPLIT,
-    Group.DORMANT_UNITS,
-)
-
-#: Those that a network without BatchNorm, with a ReLU, admits.
-ALWAYS = (
-    Group.LAYER_SCALING,
-    Group.NEURON_SCALING,
-    Group.PERMUTATION,
-    Group.LOGIT_SHIFT,
     Group.UNIT_SPLIT,
     Group.DORMANT_UNITS,
 )
@@ -273,12 +286,18 @@ def transforms(
         The map.
     """
     wanted = checked_groups(groups)
-    norm = any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in model.modules())
-    possible = [g for g in wanted if norm or g not in _NEEDS_NORM]
+    found = analyse(model, example)
+    possible = [g for g in wanted if g not in KINDS_OF or found.of(*KINDS_OF[g])]
+    if Group.BATCHNORM_FOLD in possible and not found.norms:
+        possible.remove(Group.BATCHNORM_FOLD)
     if not possible:
-        raise UsageError(f"This network admits none of {', '.join(wanted)}.")
+        reject()
     group = draw(st.sampled_from(possible))
     drawn: Transform = _DRAWERS[group](draw, model, example)
+    try:
+        drawn.apply(model, example)
+    except TransformError:
+        reject()  # a residual stream that ties layers, a norm that cannot be folded, ...
     return drawn
 
 
@@ -399,6 +418,6 @@ def cases(
         needs = all(group in _NEEDS_NORM for group in wanted)
         networks = mlps(batch_norm=True) if needs else mlps()
     network = draw(networks)
-    x, y, seed = draw(data(network.features, network.classes, max_rows=max_rows))
+    x, y, seed = draw(data(network.shape, network.classes, max_rows=max_rows))
     transform = draw(transforms(network.model, x, groups=wanted))
     return Case(network, x, y, transform, seed)

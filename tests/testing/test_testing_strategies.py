@@ -137,6 +137,12 @@ def test_recipe_rebuilds_the_network():
     same()
 
 
+@given(strategies.cases(networks=strategies.architectures(max_steps=3)))
+@QUICK
+def test_other_architectures_are_drawn_with_maps_that_they_admit(case):
+    case.assert_invariant(planted.loss)
+
+
 def test_unknown_group_is_refused():
     with pytest.raises(inv.UsageError, match="neuron_scaling"):
         find(strategies.cases(groups=["neuron_scalin"]), lambda case: True)
