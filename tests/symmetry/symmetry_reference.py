@@ -75,7 +75,9 @@ def move(analysis, number, seed, *, powers_of_two=False):
     elif group.kind is Kind.SIGN_FLIP:
         actor.flip(group, rng.choice([-1.0, 1.0], group.size))
     elif group.kind is Kind.PERMUTATION:
-        actor.permute(group, rng.permutation(group.size))
+        order = rng.permutation(group.size)
+        identity = (order == np.arange(group.size)).all()
+        actor.permute(group, np.roll(order, 1) if identity else order)
     elif group.kind is Kind.LINEAR_MIXING:
         mix_by_hand(actor.model, group, rng)
     return actor.model
