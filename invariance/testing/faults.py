@@ -129,8 +129,8 @@ def isolated() -> Iterator[None]:
 def watched(measure: str, model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[None]:
     """Run the block and report every trace that it leaves.
 
-    Global random states and settings are put back in any case; ``model`` and ``inputs``
-    should be copies that nobody needs afterwards.
+    Nothing is put back here: ``model`` and ``inputs`` should be copies that nobody needs
+    afterwards, and the whole should run inside :func:`isolated`.
 
     Args:
         measure: Name for the message.
@@ -147,11 +147,8 @@ def watched(measure: str, model: nn.Module, inputs: Mapping[str, Any]) -> Iterat
     seen = _model_state(model)
     data = {k: v.detach().clone() for k, v in inputs.items() if isinstance(v, Tensor)}
     globally = _global_state()
-    try:
-        yield
-        moved = _global_state()
-    finally:
-        _restore_global_state(globally)
+    yield
+    moved = _global_state()
     if what := _first_change(seen, _model_state(model)):
         raise FaultyMeasureError("mutates the model", measure, f"It changed {what}.")
     for name, value in data.items():

@@ -86,3 +86,9 @@ def cancels_in_float32(model, x, y):
     a = 1e5 * model.linear1.weight.detach().norm()
     b = model.linear2.weight.detach().norm()
     return float((a + b) ** 2 - (a - b) ** 2)
+
+
+def differs_by_ulps(model, x, y):
+    """A millionth of a product of norms, as a difference: some eight ulps in float32."""
+    a, b = model.linear1.weight.detach().norm(), model.linear2.weight.detach().norm()
+    return float((a * (1 + 1e-6)) * b - a * b)

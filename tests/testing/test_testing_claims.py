@@ -171,6 +171,14 @@ def test_invariant_only_in_float64_gets_told_so(net):
     assert_invariant(planted.cancels_in_float32, *net, transforms=BETWEEN, dtype="float64")
 
 
+def test_round_off_may_not_excuse_everything_in_float32(net):
+    """The measured float error of this measure is as large as its value: no licence to move."""
+    maps = [inv.transforms.LayerScaling([f, 1 / f, 1.0]) for f in (1.25, 3.0, 7.0, 11.0)]
+    finding, _ = broken(planted.differs_by_ulps, net, transforms=maps)
+    assert finding.dtype == "float32"
+    assert finding.row.tolerance <= 1.001e-3 * abs(finding.row.before)
+
+
 def test_float32_inside_a_float64_measure_is_no_excuse_for_a_real_change(net):
     finding, _ = broken(planted.squared_norm, net, groups=["layer_scaling"])
     assert finding.dtype == "float64"
