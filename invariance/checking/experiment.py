@@ -18,6 +18,26 @@ from invariance.models import mlp
 from invariance.stats.rank import MINIMUM_POINTS
 from invariance.training import Fit, ProgressCallback, fit, fit_ensemble
 
+#: What the report shows, in the order in which it is read: first what moves, then what
+#: stays. ``invariance.check`` takes every registered measure.
+REPORTED = (
+    "hessian_trace",
+    "hessian_eigenvalues",
+    "parameter_norm",
+    "frobenius_norm_product",
+    "sam_sharpness",
+    "relative_flatness",
+    "frobenius_trace",
+    "adaptive_trace",
+    "fisher_rao_norm",
+    "layer_minimum_sharpness",
+    "minimum_sharpness",
+    "path_norm",
+    "activation_patterns",
+    "free_regions",
+    "pair_proxy",
+)
+
 #: Hidden widths of the network whose measures are checked one by one.
 HIDDEN = (256, 128)
 
@@ -61,7 +81,7 @@ class ReportConfig:
 
     task: str = "auto"
     n_train: int | None = None
-    n_unseen: int = 100
+    n_unseen: int = 50
     networks: int = 40
     batch_norm: bool = False
     device: str = "auto"
@@ -109,7 +129,7 @@ def run_report(config: ReportConfig, progress: Progress | None = None) -> Report
             progress=_epochs(tell, f"training {title}"),
         )
     models = {title: found.model.cpu() for title, found in fits.items()}
-    report = check(models, task, seed=config.seed, progress=tell)
+    report = check(models, task, measures=REPORTED, seed=config.seed, progress=tell)
     tell(0, 1, "Hessian trace along one scaling")
     sweep = alpha_sweep(models["mlp"], task)
     notes = [_fit_note(title, found) for title, found in fits.items()]
@@ -117,7 +137,7 @@ def run_report(config: ReportConfig, progress: Progress | None = None) -> Report
         sweep=sweep, model={title: _fit_facts(found) for title, found in fits.items()}
     )
     if config.networks:
-        study, remarks = run_correlation(config, task=task, progress=tell)
+        study, remarks = run_correlation(config, task=task, measures=REPORTED, progress=tell)
         notes += remarks
         report = report.extended(correlations=study)
     notes.append(

@@ -54,8 +54,9 @@ def float_error(
     epsilon = torch.finfo(model_dtype(model)).eps
     base = float(value)
     floor = FLOOR * epsilon * abs(base) + (value.residual or 0.0)
-    if measure.discrete or measure.cost == "sampling":
-        # A count does not drift, and a jittered chain of samples is another chain.
+    if measure.discrete or measure.cost == "sampling" or value.residual is not None:
+        # A count does not drift, a jittered chain of samples is another chain, and the
+        # certified residual of an iterative solver dwarfs its round-off.
         return floor
     moved = [0.0]
     probes = [(jitter(model, seed), dict(inputs))]
