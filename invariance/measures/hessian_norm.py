@@ -16,9 +16,7 @@ from invariance.measures.registry import measure
 
 # As for the eigenvalues: the norm is a function of the spectrum, which only orthogonal maps
 # (permutation, sign flip) and translations along flat directions (logit shift) keep.
-@measure(
-    invariant_under=[Group.PERMUTATION, Group.SIGN_FLIP, Group.LOGIT_SHIFT], cost="sampling"
-)
+@measure(invariant_under=[Group.PERMUTATION, Group.SIGN_FLIP, Group.LOGIT_SHIFT], cost="sampling")
 def hessian_norm(
     model: nn.Module,
     x: Data,

@@ -28,7 +28,7 @@ SAME_FEATURES_UP_TO_ROTATION = frozenset(
 )
 
 
-@measure(invariant_under=FIXED_FEATURE_SPAN, cost="solver")
+@measure(invariant_under=FIXED_FEATURE_SPAN, cost="sampling")
 def volume_weakness(
     model: nn.Module, x_train: Tensor, y_train: Tensor, x_unseen: Tensor, **options: Any
 ) -> Estimate:
@@ -40,7 +40,7 @@ def volume_weakness(
     return version_space(model, x_train, y_train, x_unseen, **options).weakness()
 
 
-@measure(invariant_under=SAME_FEATURES_UP_TO_ROTATION, cost="solver")
+@measure(invariant_under=SAME_FEATURES_UP_TO_ROTATION, cost="sampling")
 def volume_weakness_raw(
     model: nn.Module, x_train: Tensor, y_train: Tensor, x_unseen: Tensor, **options: Any
 ) -> Estimate:
