@@ -193,7 +193,7 @@ def _values(measure: Measure, models: Sequence[nn.Module], data: Task) -> list[f
     inputs = measure.inputs(data)
     if empty := [name for name, value in inputs.items() if value.shape[0] == 0]:
         raise DataError(f"The task has no rows for {', '.join(empty)}; load it with n_unseen > 0.")
-    return [float(measure(model, **inputs)) for model in models]
+    return [float(estimate) for estimate in measure.of_many(models, **inputs)]
 
 
 def _rho(values: Sequence[float], target: Sequence[float], seed: int) -> RankCorrelation:

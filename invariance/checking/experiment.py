@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 
 import torch
 
@@ -98,12 +101,16 @@ class ReportConfig:
             raise UsageError(f"Expected at least 2 training points. Got {self.n_train}.")
 
 
-def run_report(config: ReportConfig, progress: Progress | None = None) -> Report:
+def run_report(
+    config: ReportConfig, progress: Progress | None = None, *, parallel: bool = False
+) -> Report:
     """Run the whole experiment.
 
     Args:
         config: What to run.
         progress: Called as ``progress(done, total, what)``, once a stage or more often.
+        parallel: Run the correlation part in a second process meanwhile. Needs a main
+            module that can be imported, as every program with worker processes does.
 
     Returns:
         The report with its sweep and correlations.
@@ -115,12 +122,22 @@ def run_report(config: ReportConfig, progress: Progress | None = None) -> Report
     started = time.perf_counter()
     tell = progress or _silent
     task = _load(config)
+    with _ensemble_part(config, task, tell, parallel=parallel) as finish:
+        report = _single_networks(config, task, tell)
+        if config.networks:
+            study, remarks = finish()
+            report = report.extended(correlations=study, notes=tuple(remarks))
+    took = f"Took {time.perf_counter() - started:.0f} s on {torch.get_num_threads()} thread(s)"
+    return report.extended(notes=(f"{took}{' in each of 2 processes' if parallel else ''}.",))
+
+
+def _single_networks(config: ReportConfig, task: Task, tell: Progress) -> Report:
+    """Train the network and its BatchNorm twin, check both, and sweep the first."""
     sizes = [task.x_train.shape[1], *HIDDEN, task.n_classes]
     fits: dict[str, Fit] = {}
     for title, batch_norm in (("mlp", False), ("mlp_batch_norm", True)):
-        network = mlp(sizes, batch_norm=batch_norm, seed=config.seed)
         fits[title] = fit(
-            network,
+            mlp(sizes, batch_norm=batch_norm, seed=config.seed),
             task,
             seed=config.seed,
             lr=0.05,
@@ -131,19 +148,39 @@ def run_report(config: ReportConfig, progress: Progress | None = None) -> Report
     models = {title: found.model.cpu() for title, found in fits.items()}
     report = check(models, task, measures=REPORTED, seed=config.seed, progress=tell)
     tell(0, 1, "Hessian trace along one scaling")
-    sweep = alpha_sweep(models["mlp"], task)
-    notes = [_fit_note(title, found) for title, found in fits.items()]
-    report = report.extended(
-        sweep=sweep, model={title: _fit_facts(found) for title, found in fits.items()}
+    return report.extended(
+        sweep=alpha_sweep(models["mlp"], task),
+        model={title: _fit_facts(found) for title, found in fits.items()},
+        notes=tuple(_fit_note(title, found) for title, found in fits.items()),
     )
-    if config.networks:
-        study, remarks = run_correlation(config, task=task, measures=REPORTED, progress=tell)
-        notes += remarks
-        report = report.extended(correlations=study)
-    notes.append(
-        f"Took {time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads."
-    )
-    return report.extended(notes=tuple(notes))
+
+
+Correlated = tuple[CorrelationStudy, list[str]]
+
+
+@contextmanager
+def _ensemble_part(
+    config: ReportConfig, task: Task, tell: Progress, *, parallel: bool
+) -> Iterator[Callable[[], Correlated]]:
+    """Start the correlation part; yields a function that waits for its result."""
+    if not (parallel and config.networks):
+        yield lambda: run_correlation(config, task=task, measures=REPORTED, progress=tell)
+        return
+    # A fresh interpreter: a forked one would inherit locked thread pools. Leaving the
+    # block, also by Ctrl-C, ends the process.
+    with get_context("spawn").Pool(1, initializer=_ignore_interrupt) as pool:
+        pending = pool.apply_async(run_correlation, (config,), {"measures": REPORTED})
+
+        def finish() -> Correlated:
+            tell(0, 1, f"waiting for {config.networks} networks and their correlations")
+            return pending.get()
+
+        yield finish
+
+
+def _ignore_interrupt() -> None:
+    # Ctrl-C reaches every process of the terminal; the main one decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def run_correlation(

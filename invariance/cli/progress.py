@@ -49,3 +49,13 @@ class Bar:
     def __call__(self, done: int, total: int, what: str) -> None:
         """Show that ``done`` of ``total`` steps of ``what`` are finished."""
         self._progress.update(self._task, completed=done, total=total, description=what)
+
+
+#: Width of a report that goes to a file or a pipe, where nobody has said how wide it is.
+PIPE_WIDTH = 120
+
+
+def report_console() -> Console:
+    """Return a console for standard output: as wide as the terminal, if it is one."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPE_WIDTH)

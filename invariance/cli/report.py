@@ -26,9 +26,7 @@ def add_parser(subparsers: Any) -> None:
         help="mnist, fashion-mnist, digits, or auto (MNIST if at hand, else digits)",
     )
     parser.add_argument("--n-train", type=int, metavar="N", help="training points (500)")
-    parser.add_argument(
-        "--n-unseen", type=int, default=50, metavar="N", help="unseen points (50)"
-    )
+    parser.add_argument("--n-unseen", type=int, default=50, metavar="N", help="unseen points (50)")
     parser.add_argument(
         "--networks",
         type=int,
@@ -59,10 +57,8 @@ def run(options: argparse.Namespace) -> int:
     # that wait for each other cost ten times what they save. Must precede torch's import.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-    from rich.console import Console
-
     from invariance.checking.experiment import ReportConfig, run_report
-    from invariance.cli.progress import Bar
+    from invariance.cli.progress import Bar, report_console
     from invariance.core.files import write_atomically
     from invariance.reporting.terminal import render
 
@@ -76,8 +72,9 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     with Bar() as bar:
-        report = run_report(config, bar)
-    Console().print(render(report))
+        report = run_report(config, bar, parallel=True)
+    console = report_console()
+    console.print(render(report, console.width))
     if options.json:
         write_atomically(options.json, report.to_json())
     if options.html:

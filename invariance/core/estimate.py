@@ -45,6 +45,8 @@ class Estimate:
 
     def __post_init__(self) -> None:
         value = self.value
+        if hasattr(value, "detach"):  # a tensor: its graph is not part of the result
+            value = value.detach().cpu().numpy()
         if isinstance(value, (np.ndarray, list, tuple)):
             array = np.array(value, dtype=np.float64)
             if array.ndim == 0:

@@ -11,6 +11,7 @@ from invariance.core.groups import Group
 from invariance.curvature import eigen
 from invariance.curvature.batches import Data
 from invariance.curvature.eigen import Which
+from invariance.curvature.ensemble import hessian_eigenvalues_ensemble
 from invariance.curvature.losses import LossLike
 from invariance.measures.registry import measure
 
@@ -19,7 +20,10 @@ from invariance.measures.registry import measure
 # point along a direction in which the loss is constant everywhere, so H does not change at
 # all. A scaling gives D^-1 H D^-1, other eigenvalues; so do folding, mixing, splitting and a
 # change of coordinates. A unit without outgoing weights adds rows to H that are not zero.
-@measure(invariant_under=[Group.PERMUTATION, Group.SIGN_FLIP, Group.LOGIT_SHIFT])
+@measure(
+    invariant_under=[Group.PERMUTATION, Group.SIGN_FLIP, Group.LOGIT_SHIFT],
+    ensemble=hessian_eigenvalues_ensemble,
+)
 def hessian_eigenvalues(
     model: nn.Module,
     x: Data,

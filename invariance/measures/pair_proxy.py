@@ -18,7 +18,12 @@ from invariance.weakness import pairs
 FIXED_FEATURE_SPAN = frozenset(set(Group) - {Group.DORMANT_UNITS})
 
 
-@measure(invariant_under=FIXED_FEATURE_SPAN, discrete=True, cost="solver")
+@measure(
+    invariant_under=FIXED_FEATURE_SPAN,
+    discrete=True,
+    cost="solver",
+    ensemble=pairs.pair_proxy_ensemble,
+)
 def pair_proxy(
     model: nn.Module, x_train: Tensor, y_train: Tensor, x_unseen: Tensor, **options: Any
 ) -> Estimate:

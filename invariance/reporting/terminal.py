@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
@@ -32,40 +33,41 @@ _STYLES = {
 }
 
 
-def render(report: Report) -> RenderableType:
+def render(report: Report, width: int = 120) -> RenderableType:
     """Arrange the report for a rich console.
 
     Args:
         report: The report.
+        width: Columns of the terminal; wide matrices are split to fit.
 
     Returns:
         Something that ``rich.console.Console.print`` accepts.
     """
-    return Group(*_parts(report))
+    return Group(*_parts(report, width))
 
 
 def render_text(report: Report, width: int = 120) -> str:
     """Return the terminal rendering as plain text of at most ``width`` columns."""
     console = Console(file=io.StringIO(), width=width, no_color=True, legacy_windows=False)
-    console.print(render(report))
+    console.print(render(report, width))
     output = console.file
     assert isinstance(output, io.StringIO)
     return output.getvalue()
 
 
-def _parts(report: Report) -> Iterator[RenderableType]:
+def _parts(report: Report, width: int) -> Iterator[RenderableType]:
     task, env = report.task, report.environment
     title = (
         f"{task['name']}: {task['n_train']:,} training, {task['n_unseen']:,} unseen, "
         f"{task['n_test']:,} test points ({task['source'] or 'given'}) | {env['dtype']} | "
         f"torch {env['torch']}"
     )
-    yield Panel(Text("\n".join(headline(report))), title="invariance report", subtitle=title)
+    yield Panel(Text("\n".join((title, *headline(report)))), title="invariance report")
     for note in report.notes:
         yield Text(note, style="dim")
     for model in models_of(report):
         yield _function_table(report, model)
-        yield _matrix_table(report, model)
+        yield from _matrix_tables(report, model, width)
     if report.rows:
         yield Text(LEGEND, style="dim")
     if report.sweep:
@@ -79,7 +81,11 @@ def _parts(report: Report) -> Iterator[RenderableType]:
 
 
 def _function_table(report: Report, model: str) -> Table:
-    table = Table(title=f"{model}: is it still the same function?", title_justify="left")
+    table = Table(
+        title=f"{model}: is it still the same function?",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
     table.add_column("#", justify="right")
     table.add_column("map", overflow="fold")
     for heading in ("max |difference|", "labels changed", "bitwise"):
@@ -99,23 +105,34 @@ def _function_table(report: Report, model: str) -> Table:
     return table
 
 
-def _matrix_table(report: Report, model: str) -> Table:
+#: Columns that the measures' names and values take, and one map's cells.
+_NAME_WIDTH, _CELL_WIDTH = 36, 13
+
+
+def _matrix_tables(report: Report, model: str, width: int) -> Iterator[Table]:
     maps, rows = matrix(report, model)
-    table = Table(
-        title=f"{model}: what each measure does under map #", title_justify="left", padding=(0, 1)
-    )
-    table.add_column("measure", no_wrap=True)
-    table.add_column("value", justify="right", no_wrap=True)
-    for index in range(1, len(maps) + 1):
-        table.add_column(f"{index}", justify="right", no_wrap=True)
-    for name, cells in rows:
-        known = next((row for row in cells if row), None)
-        table.add_row(
-            name,
-            number(known.before if known else None),
-            *(Text(cell(row), style=_STYLES[row.verdict] if row else "dim") for row in cells),
+    fit = max(1, (width - _NAME_WIDTH) // _CELL_WIDTH)
+    for start in range(0, len(maps), fit):
+        chosen = range(start, min(start + fit, len(maps)))
+        more = "" if start == 0 else " (continued)"
+        table = Table(
+            title=f"{model}: what each measure does under map #{more}",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
         )
-    return table
+        table.add_column("measure", no_wrap=True)
+        table.add_column("value", justify="right", no_wrap=True)
+        for index in chosen:
+            table.add_column(f"{index + 1}", justify="right", no_wrap=True)
+        for name, cells in rows:
+            known = next((row for row in cells if row), None)
+            shown = [cells[index] for index in chosen]
+            table.add_row(
+                name,
+                number(known.before if known else None),
+                *(Text(cell(row), style=_STYLES[row.verdict] if row else "dim") for row in shown),
+            )
+        yield table
 
 
 def _sweep_table(sweep: Sweep) -> Table:
@@ -127,13 +144,14 @@ def _sweep_table(sweep: Sweep) -> Table:
             f"{'bitwise equal' if sweep.bitwise else 'equal to round-off'})"
         ),
         title_justify="left",
+        box=box.SIMPLE_HEAD,
     )
-    table.add_column("alpha", justify="right")
-    for alpha in sweep.alphas:
-        table.add_column(f"{alpha:g}", justify="right", no_wrap=True)
-    table.add_row("measured", *(number(value) for value in sweep.measured))
-    table.add_row("law", *(number(value) for value in sweep.predicted))
-    table.add_row("rel. flatness", *(number(value) for value in sweep.relative_flatness))
+    for heading in ("alpha", "measured trace", "law", "relative flatness, last layer"):
+        table.add_column(heading, justify="right")
+    for alpha, *values in zip(
+        sweep.alphas, sweep.measured, sweep.predicted, sweep.relative_flatness, strict=True
+    ):
+        table.add_row(f"{alpha:g}", *(number(value, 10) for value in values))
     return table
 
 
@@ -142,32 +160,32 @@ def correlation_table(study: CorrelationStudy) -> Table:
     n = len(study.target_values)
     table = Table(
         title=(
-            f"Spearman correlation with {study.target} over {n} networks, as trained and after "
-            "each network's own random function-preserving rescaling"
+            f"Spearman correlation with the {study.target.replace('_', ' ')} over {n} networks "
+            "(95 % bootstrap interval), as trained and after each network's own random "
+            "function-preserving rescaling"
         ),
         title_justify="left",
+        box=box.SIMPLE_HEAD,
     )
     table.add_column("measure", no_wrap=True)
-    for heading in (
-        "rho",
-        "95 % interval",
-        "p (Holm)",
-        "rho, layers rescaled",
-        "95 % interval",
-        "rho, neurons rescaled",
-        "largest change",
-    ):
+    headings = ("as trained", "p (Holm)", "layers rescaled", "neurons too", "largest change")
+    for heading in headings:
         table.add_column(heading, justify="right")
     for row in study.rows:
         same = row.rho == row.rho_after_rescaling
         table.add_row(
             row.measure,
-            signed(row.rho),
-            f"[{signed(row.ci_low)}, {signed(row.ci_high)}]".replace("[", r"\["),
+            Text(_with_interval(row.rho, row.ci_low, row.ci_high)),
             number(row.p_holm, 2),
-            Text(signed(row.rho_after_rescaling), style="green" if same else "yellow"),
-            f"[{signed(row.ci_low_after)}, {signed(row.ci_high_after)}]".replace("[", r"\["),
+            Text(
+                _with_interval(row.rho_after_rescaling, row.ci_low_after, row.ci_high_after),
+                style="green" if same else "yellow",
+            ),
             signed(row.rho_after_neuron_rescaling),
-            f"{row.max_relative_change:.1e}",
+            f"{row.max_relative_change:.0e}",
         )
     return table
+
+
+def _with_interval(rho: float | None, low: float | None, high: float | None) -> str:
+    return "-" if rho is None else f"{signed(rho)} [{signed(low)}, {signed(high)}]"

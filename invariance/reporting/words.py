@@ -9,10 +9,13 @@ from invariance.checking.rows import FunctionRow, Row
 
 #: How a cell of the matrix reads.
 LEGEND = (
-    "=  unchanged, as declared   |   law xR  moved by the factor R exactly as its law says   |   "
-    "xR  moved by the factor R, as declared   |   (=)  declared to vary, did not move here   |   "
-    "!! contradicts its declaration   |   -  not applicable"
+    "=  unchanged, as declared    xR law  moved by the factor R exactly as its law says    "
+    "xR  moved by the factor R, as declared    (=)  declared to vary, did not move here    "
+    "!!  CONTRADICTS its declaration    -  not applicable"
 )
+
+#: Ratios closer to one than this are shown by their difference from one.
+NEAR_ONE = 0.005
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -29,14 +32,28 @@ def cell(row: Row | None) -> str:
     """Say in a few characters what happened to one measure under one map."""
     if row is None:
         return "-"
-    moved = f"x{row.ratio:.3g}" if row.ratio is not None else f"->{row.after:.3g}"
     if row.verdict == "contradicts":
-        return f"!! {moved}"
+        return f"!! {_moved(row)}"
     if row.verdict == "law":
-        return f"law {moved}"
+        return f"{_moved(row)} law"
     if row.verdict == "varies":
-        return moved
+        return _moved(row)
     return "=" if row.declared == "invariant" else "(=)"
+
+
+def _moved(row: Row) -> str:
+    ratio = row.ratio
+    if ratio is None:
+        return f"->{row.after:.2g}"
+    if 0 < abs(ratio - 1) < NEAR_ONE:
+        return f"x1{_short(ratio - 1, '+.0e')}"
+    return f"x{_short(ratio, '.3g' if 0.01 <= abs(ratio) < 1e3 else '.1e')}"
+
+
+def _short(value: float, pattern: str) -> str:
+    """Format a number, with exponents as ``1e4`` rather than ``1e+04``."""
+    mantissa, _, exponent = f"{value:{pattern}}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
 
 def models_of(report: Report) -> list[str]:

@@ -47,3 +47,9 @@ def test_pickles():
         {"a": 1.0},
         1e-9,
     )
+
+
+def test_a_tensor_loses_its_graph():
+    import torch
+
+    assert float(Estimate(torch.tensor(2.0, requires_grad=True) * 3)) == 6.0
