@@ -104,7 +104,9 @@ def prove(
 
 
 def _strongest_proof(data: Conditioned, entry: Combination, labels: Indices) -> Proof:
-    weights = entry.weights / data.lengths[entry.points]
+    # A zero row (silent features, no bias) was not normalised; any weight serves it.
+    lengths = data.lengths[entry.points]
+    weights = entry.weights / np.where(lengths > 0.0, lengths, 1.0)
     given = Combination(entry.points, entry.others, weights)
     if data.full_rank:
         proved = is_exactly_infeasible(given, labels, data.equilibrated)

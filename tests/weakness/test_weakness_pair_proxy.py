@@ -70,6 +70,13 @@ def test_an_inseparable_training_set_says_so():
     assert "policy itself is infeasible" in estimate.method
 
 
+def test_silent_features_without_a_bias_are_infeasible_and_no_division_by_zero():
+    train = np.array([[0.0], [1.0], [2.0]])
+    estimate = pair_proxy(head(1, 2, bias=False), *tensors(train, [1, 0, 0], [[1.5]]))
+    assert float(estimate) == 0
+    assert estimate.detail["policy_feasible"] is False
+
+
 def test_a_probe_that_activates_a_dead_feature_is_free():
     train = np.array([[0.0, 1.0], [0.0, 2.0], [0.0, 3.0]])
     unseen = np.array([[0.0, 2.0], [1e-6, 2.0]])
