@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -105,16 +105,16 @@ def _function_table(report: Report, model: str) -> Table:
     return table
 
 
-#: Columns that the measures' names and values take, and one map's cells.
-_NAME_WIDTH, _CELL_WIDTH = 36, 13
+#: Columns that the measures' names and values take, and the space around a cell.
+_NAME_WIDTH, _PADDING = 38, 3
 
 
 def _matrix_tables(report: Report, model: str, width: int) -> Iterator[Table]:
     maps, rows = matrix(report, model)
-    fit = max(1, (width - _NAME_WIDTH) // _CELL_WIDTH)
-    for start in range(0, len(maps), fit):
-        chosen = range(start, min(start + fit, len(maps)))
-        more = "" if start == 0 else " (continued)"
+    texts = [[cell(row) for row in cells] for _, cells in rows]
+    widths = [max(len(line[i]) for line in texts) + _PADDING for i in range(len(maps))]
+    for position, chosen in enumerate(_packed(widths, width - _NAME_WIDTH)):
+        more = " (continued)" if position else ""
         table = Table(
             title=f"{model}: what each measure does under map #{more}",
             title_justify="left",
@@ -124,15 +124,28 @@ def _matrix_tables(report: Report, model: str, width: int) -> Iterator[Table]:
         table.add_column("value", justify="right", no_wrap=True)
         for index in chosen:
             table.add_column(f"{index + 1}", justify="right", no_wrap=True)
-        for name, cells in rows:
+        for (name, cells), line in zip(rows, texts, strict=True):
             known = next((row for row in cells if row), None)
-            shown = [cells[index] for index in chosen]
+            shown = [(line[index], cells[index]) for index in chosen]
             table.add_row(
                 name,
                 number(known.before if known else None),
-                *(Text(cell(row), style=_STYLES[row.verdict] if row else "dim") for row in shown),
+                *(Text(text, style=_STYLES[row.verdict] if row else "dim") for text, row in shown),
             )
         yield table
+
+
+def _packed(widths: Sequence[int], room: int) -> list[list[int]]:
+    """Split columns, in order, into groups that fit the room; each holds at least one."""
+    groups: list[list[int]] = []
+    used = room + 1
+    for index, width in enumerate(widths):
+        if used + width > room:
+            groups.append([])
+            used = 0
+        groups[-1].append(index)
+        used += width
+    return groups
 
 
 def _sweep_table(sweep: Sweep) -> Table:
