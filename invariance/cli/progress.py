@@ -52,7 +52,7 @@ class Bar:
 
 
 #: Width of a report that goes to a file or a pipe, where nobody has said how wide it is.
-PIPE_WIDTH = 120
+PIPE_WIDTH = 132
 
 
 def report_console() -> Console:

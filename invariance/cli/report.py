@@ -26,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
         help="mnist, fashion-mnist, digits, or auto (MNIST if at hand, else digits)",
     )
     parser.add_argument("--n-train", type=int, metavar="N", help="training points (500)")
-    parser.add_argument("--n-unseen", type=int, default=50, metavar="N", help="unseen points (50)")
+    parser.add_argument("--n-unseen", type=int, default=30, metavar="N", help="unseen points (30)")
     parser.add_argument(
         "--networks",
         type=int,

@@ -105,15 +105,16 @@ def _function_table(report: Report, model: str) -> Table:
     return table
 
 
-#: Columns that the measures' names and values take, and the space around a cell.
-_NAME_WIDTH, _PADDING = 38, 3
+#: Columns that a value takes, and the space around a cell.
+_VALUE_WIDTH, _PADDING = 10, 3
 
 
 def _matrix_tables(report: Report, model: str, width: int) -> Iterator[Table]:
     maps, rows = matrix(report, model)
     texts = [[cell(row) for row in cells] for _, cells in rows]
+    names = max((len(name) for name, _ in rows), default=0) + _VALUE_WIDTH + 2 * _PADDING
     widths = [max(len(line[i]) for line in texts) + _PADDING for i in range(len(maps))]
-    for position, chosen in enumerate(_packed(widths, width - _NAME_WIDTH)):
+    for position, chosen in enumerate(_packed(widths, width - names)):
         more = " (continued)" if position else ""
         table = Table(
             title=f"{model}: what each measure does under map #{more}",
