@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -11,7 +12,8 @@ def one_thread():
     """Tests run side by side in processes; more threads than cores only slow them down."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with threadpool_limits(1):
+        yield
     torch.set_num_threads(before)
 
 
