@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from invariance.core.errors import DataError, MeasureError
 from invariance.core.estimate import Estimate
+from invariance.core.forward import reading
 from invariance.core.groups import Group
 from invariance.core.modules import weight_layers
 from invariance.curvature.batches import collect_batches
 from invariance.curvature.exact import check_budget, require_deterministic
 from invariance.curvature.exact_directional import directional_chunks, frozen_state
 from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET
-from invariance.curvature.losses import CustomLoss, Loss, resolve_loss
+from invariance.curvature.losses import CustomLoss, LossLike, resolve_loss
 from invariance.curvature.space import select_parameters
 from invariance.measures.registry import measure
 
@@ -43,7 +43,7 @@ def fisher_rao_norm(
     x: Tensor,
     y: Tensor,
     *,
-    loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Loss = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
 ) -> Estimate:
     """Fisher-Rao norm ``theta^T F theta``, by its definition.
@@ -94,7 +94,7 @@ def fisher_rao_closed_form(
     x: Tensor,
     y: Tensor,
     *,
-    loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Loss = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     kind: str = "model",
 ) -> Estimate:
     """Closed form ``L^2 E <dl/df, f>^2`` of Liang et al. (2019).
@@ -129,7 +129,8 @@ def fisher_rao_closed_form(
     total, mass = 0.0, 0.0
     with torch.no_grad():
         for bx, by in collect_batches(x, y):
-            f = model(bx.to(like) if bx.is_floating_point() else bx.to(like.device))
+            with reading(model, bx):
+                f = model(bx.to(like) if bx.is_floating_point() else bx.to(like.device))
             labels = by.to(f.device)
             resolved.check(f, labels)
             if kind == "model":

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
 from invariance.core.estimate import Estimate
 from invariance.core.groups import Group
 from invariance.curvature import exact_route
 from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET
-from invariance.curvature.losses import Loss
+from invariance.curvature.losses import LossLike
 from invariance.measures.laws import DIAGONAL_GROUPS, trace_law
 from invariance.measures.registry import measure
 
@@ -27,7 +25,7 @@ def hessian_trace(
     x: Tensor,
     y: Tensor,
     *,
-    loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Loss = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
 ) -> Estimate:
     """Trace of the Hessian of the mean loss.

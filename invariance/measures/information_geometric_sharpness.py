@@ -8,6 +8,7 @@ from torch.func import functional_call, jacrev, vmap
 
 from invariance.core.errors import MeasureError
 from invariance.core.estimate import Estimate
+from invariance.core.forward import reading
 from invariance.core.groups import Group
 from invariance.curvature.exact import check_budget, require_deterministic
 from invariance.curvature.exact_directional import frozen_state, move_like
@@ -62,7 +63,7 @@ def information_geometric_sharpness(
     state = frozen_state(model)
     theta = {name: state[name] for name in space.names}
     rows = move_like(x, next(iter(model.parameters())))
-    with torch.no_grad():
+    with torch.no_grad(), reading(model, x):
         outputs = model(rows)
     labels = y.to(outputs.device)
     loss = CrossEntropy()

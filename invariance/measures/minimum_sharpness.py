@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -17,7 +17,7 @@ from invariance.curvature.exact_fold import fold_steps
 from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET, Wants, qualified
 from invariance.curvature.exact_route import hessian_diagonal
 from invariance.curvature.exact_steps import Dense, Norm, Slope, Step, parse_mlp
-from invariance.curvature.losses import Loss, resolve_loss
+from invariance.curvature.losses import Loss, LossLike, resolve_loss
 from invariance.measures.folded_weights import folded_model
 from invariance.measures.registry import measure
 from invariance.symmetry.balance import ScalingDesign, ScalingLeg, minimise_over_scalings
@@ -46,7 +46,7 @@ def minimum_sharpness(
     y: Tensor,
     *,
     group: Literal["layer", "neuron"] = "neuron",
-    loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Loss = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
 ) -> Estimate:
     """Least Hessian trace over all positive rescalings that keep the function.
@@ -106,7 +106,7 @@ def layer_minimum_sharpness(
     x: Tensor,
     y: Tensor,
     *,
-    loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Loss = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
 ) -> Estimate:
     """Least Hessian trace over layer scalings: ``minimum_sharpness(group="layer")``.

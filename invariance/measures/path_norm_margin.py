@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from invariance.core.errors import DataError, MeasureError
 from invariance.core.estimate import Estimate
+from invariance.core.forward import reading
 from invariance.core.groups import Group
 from invariance.curvature.exact_directional import move_like
 from invariance.curvature.losses import check_batch, resolve_loss
@@ -53,7 +54,7 @@ def path_norm_margin(
     if norm == 0:
         raise MeasureError("The path norm is zero: every path is cut, and margins have no unit.")
     check_batch(x, y)
-    with torch.no_grad():
+    with torch.no_grad(), reading(model, x):
         outputs = model(move_like(x, next(iter(model.parameters()))))
     resolve_loss("cross_entropy").check(outputs, y.to(outputs.device))
     if y.is_floating_point() or bool((y < 0).any()) or outputs.shape[1] < 2:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from invariance.core.errors import DataError
+from invariance.core.forward import reading
 from invariance.curvature.batches import Batches, collect_batches
 from invariance.curvature.exact import require_deterministic
 from invariance.curvature.exact_directional import move_like
@@ -57,7 +58,8 @@ class PerturbedLoss:
         like = next(iter(self.theta.values()))
         total, mass = like.new_zeros(()), like.new_zeros(())
         for bx, by in self.batches:
-            outputs = functional_call(self.model, dict(theta), (move_like(bx, like),))
+            with reading(self.model, bx):
+                outputs = functional_call(self.model, dict(theta), (move_like(bx, like),))
             labels = by.to(outputs.device)
             self.loss.check(outputs.detach(), labels)
             rows = self.loss.masses(outputs, labels).sum()

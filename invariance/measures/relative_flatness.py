@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from invariance.core.groups import Group
 from invariance.core.modules import weight_layers
 from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET
 from invariance.curvature.exact_route import layer_relative_flatness
-from invariance.curvature.losses import Loss
+from invariance.curvature.losses import LossLike
 from invariance.measures.registry import measure
 
 
@@ -36,7 +35,7 @@ def relative_flatness(
     y: Tensor,
     *,
     layer: int | str | None = -1,
-    loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Loss = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
 ) -> Estimate:
     """Relative flatness of a weight layer: ``sum_{s,s'} <w_s, w_s'> Tr H_{s,s'}``.
