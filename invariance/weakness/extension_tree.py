@@ -4,12 +4,13 @@ A node is a labeling of the first few points, some perhaps left out; its childre
 the next point with each class that stays jointly feasible. Three things save solves:
 every separator found is a witness for all prefixes of the labeling that it gives the
 points; every Farkas combination names the few labels that clash, and no node that
-holds those is solved again; and a solve starts from its parent's separator.
+holds those is solved again; and a solve continues its parent's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,10 @@ from invariance.weakness.certificates import check_witnesses
 from invariance.weakness.conditioning import Conditioned
 from invariance.weakness.fallback import candidates
 from invariance.weakness.ledger import Proof, prove
-from invariance.weakness.sweep import REACH, separate_from
+from invariance.weakness.sweep import REACH, numba_is_used, separate_from
+
+if TYPE_CHECKING:
+    from invariance.weakness.extension_kernels import Points, State
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -43,11 +47,13 @@ class Node:
         prefix: Labels of the first ``len(prefix)`` points, :data:`UNLABELLED` for none.
         witness: Index of a separator that gives those labels.
         matching: ``(k,)`` indices of known separators that give those labels.
+        state: Where the solver stood at the nearest ancestor that was solved, if compiled.
     """
 
     prefix: tuple[int, ...]
     witness: int
     matching: Indices
+    state: State | None = None
 
 
 @dataclass(eq=False)
@@ -74,6 +80,7 @@ class ExtensionTree:
     solves: int = 0
     undecided: int = 0
     _separators: list[Array] = field(default_factory=list)
+    _points: Points | None = None
     _given: Indices = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
     _clashes: dict[tuple[int, int], list[list[tuple[int, int]]]] = field(default_factory=dict)
 
@@ -93,7 +100,13 @@ class ExtensionTree:
 
     def root(self) -> Node:
         """The empty labeling."""
-        return Node((), 0, np.arange(len(self._separators)))
+        if not numba_is_used():
+            return Node((), 0, np.arange(len(self._separators)))
+        from invariance.weakness.extension_kernels import first_state, points_of
+
+        self._points = points_of(self.data, self.labels)
+        state = first_state(REACH * self.separator)
+        return Node((), 0, np.arange(len(self._separators)), state)
 
     def children(self, node: Node, *, skip: bool) -> list[Node]:
         """List a node's children: every feasible class of the next point.
@@ -107,7 +120,7 @@ class ExtensionTree:
         """
         found = []
         if skip:
-            found.append(Node((*node.prefix, UNLABELLED), node.witness, node.matching))
+            found.append(replace(node, prefix=(*node.prefix, UNLABELLED)))
         depth = len(node.prefix)
         given = self._given[node.matching, depth]
         matching = [node.matching[given == target] for target in range(self.n_classes)]
@@ -116,38 +129,65 @@ class ExtensionTree:
             for target in range(self.n_classes)
             if not len(matching[target]) and not self._clashes_known(node.prefix, (depth, target))
         ]
-        for target, witness in zip(missing, self._solve(node, missing), strict=True):
+        state = node.state
+        if missing:
+            witnesses, state = self._solve(node, missing)
+        else:
+            witnesses = []
+        for target, witness in zip(missing, witnesses, strict=True):
             if witness is not None:
                 matching[target] = np.array([witness])
         for target, known in enumerate(matching):
             if len(known):
                 prefix = (*node.prefix, target)
-                found.append(Node(prefix, int(known[0]), known[:_REMEMBERED]))
+                found.append(Node(prefix, int(known[0]), known[:_REMEMBERED], state))
         return found
 
-    def _solve(self, node: Node, targets: list[int]) -> list[int | None]:
+    def _solve(self, node: Node, targets: list[int]) -> tuple[list[int | None], State | None]:
         """For each child, return the index of a separator, or None if it is infeasible."""
         if self.budget is not None and self.solves + len(targets) > self.budget:
             raise BudgetError(f"Counting exactly needs more than {self.budget} solves.")
         self.solves += len(targets)
-        start = self._separators[node.witness]
-        names, answers = [], []
-        for target in targets:
-            named = [(j, label) for j, label in enumerate(node.prefix) if label != UNLABELLED]
-            named.append((len(node.prefix), target))
-            labelled, labels = self._labelled(named)
-            _, separator, combination = separate_from(self.data.points, labelled, labels, start)
-            names.append(named)
-            answers.append(separator if combination is None else combination)
-        entered = iter(self._enter([entry for entry in answers if isinstance(entry, np.ndarray)]))
+        named = [(j, label) for j, label in enumerate(node.prefix) if label != UNLABELLED]
+        depth, state = len(node.prefix), node.state
+        indices: list[int | None]
+        combinations: list[Combination | None]
+        if state is None or self._points is None:
+            indices, combinations = self._solve_plainly(node, named, targets)
+        else:
+            from invariance.weakness.extension_kernels import expand
+
+            answer = expand(self.data, self._points, named, depth, targets, state)
+            state, combinations = answer.state, answer.combinations
+            indices = [
+                self._keep(separator, given) if checked else None
+                for separator, given, checked in zip(
+                    answer.separators, answer.given, answer.checked, strict=True
+                )
+            ]
         witnesses: list[int | None] = []
-        for named, answer in zip(names, answers, strict=True):
-            if isinstance(answer, Combination):
-                settled, witness = self._refute(answer, named), None
+        for target, index, combination in zip(targets, indices, combinations, strict=True):
+            labelling = [*named, (depth, target)]
+            if combination is not None:
+                settled, witness = self._refute(combination, labelling), None
             else:
-                settled, witness = self._fits(next(entered), named)
-            witnesses.append(witness if settled else self._insist(named))
-        return witnesses
+                settled, witness = self._fits(index, labelling)
+            witnesses.append(witness if settled else self._insist(labelling))
+        return witnesses, state
+
+    def _solve_plainly(
+        self, node: Node, named: list[tuple[int, int]], targets: list[int]
+    ) -> tuple[list[int | None], list[Combination | None]]:
+        """Solve each child from the node's separator, without compiled code."""
+        start = self._separators[node.witness]
+        indices: list[int | None] = []
+        combinations: list[Combination | None] = []
+        for target in targets:
+            labelled, labels = self._labelled([*named, (len(node.prefix), target)])
+            _, separator, combination = separate_from(self.data.points, labelled, labels, start)
+            indices += self._enter([separator]) if combination is None else [None]
+            combinations.append(combination)
+        return indices, combinations
 
     def _insist(self, named: list[tuple[int, int]]) -> int | None:
         """Try the fallback methods until one of their answers can be proved."""
@@ -195,13 +235,17 @@ class ExtensionTree:
             if not separates:
                 indices.append(None)
                 continue
-            index = len(self._separators)
-            if index == len(self._given):
-                self._given = np.concatenate([self._given, np.zeros_like(self._given)])
-            self._given[index] = proved
-            self._separators.append(separator)
-            indices.append(index)
+            indices.append(self._keep(separator, proved))
         return indices
+
+    def _keep(self, separator: Array, given: Indices) -> int:
+        """Store a checked separator and the labels that it provably gives."""
+        index = len(self._separators)
+        if index == len(self._given):
+            self._given = np.concatenate([self._given, np.zeros_like(self._given)])
+        self._given[index] = given
+        self._separators.append(separator)
+        return index
 
     def _refute(self, combination: Combination, named: list[tuple[int, int]]) -> bool:
         """Check a combination; remember which labels clash."""

@@ -221,15 +221,23 @@ def drop_row(factors: Factors, size: int, which: int) -> None:
 
 
 @compiled
-def separate(
-    problem: Problem, factors: Factors, separator: Array, stop: float, dependent: float, limit: int
+def resume(
+    problem: Problem,
+    factors: Factors,
+    size: int,
+    separator: Array,
+    stop: float,
+    dependent: float,
+    limit: int,
 ) -> tuple[int, int, int, int, int]:
-    """Run Goldfarb and Idnani's method from no active rows; ``separator`` is the start.
+    """Run Goldfarb and Idnani's method on from ``size`` active rows.
 
     Args:
         problem: The labelled points.
-        factors: Scratch; holds the active rows and the last combination afterwards.
-        separator: ``(K, r)`` the start, overwritten with the result.
+        factors: The active rows so far; holds those of the end, and the last combination.
+        size: How many rows are active, their multipliers being non-negative.
+        separator: ``(K, r)`` the projection onto the active rows, overwritten; with no
+            active rows the point to project.
         stop: Margin to reach.
         dependent: Relative square below which a row depends on the active ones.
         limit: Most changes of the active set.
@@ -241,7 +249,7 @@ def separate(
     """
     width = separator.shape[1]
     flat = separator.reshape(separator.size)
-    size = steps = 0
+    steps = 0
     while True:
         margin, point, other = worst_margin(problem, separator)
         if margin >= stop:
@@ -280,3 +288,11 @@ def separate(
             return 0, size, steps, point, other
         append_row(factors, size, point, other, multiplier, rest)
         size += 1
+
+
+@compiled
+def separate(
+    problem: Problem, factors: Factors, separator: Array, stop: float, dependent: float, limit: int
+) -> tuple[int, int, int, int, int]:
+    """Run :func:`resume` from no active rows; ``separator`` is the point to project."""
+    return resume(problem, factors, 0, separator, stop, dependent, limit)

@@ -130,7 +130,7 @@ def separate_from(
     points: Array, labelled: Indices, labels: Indices, start: Array, stop: float
 ) -> tuple[Outcome, Array, Combination | None]:
     """Compiled form of :func:`invariance.weakness.sweep.separate_from`."""
-    problem, factors = _workspace(points[labelled], labels, start.shape[0])
+    problem, factors = workspace(points[labelled], labels, start.shape[0])
     separator = np.array(start, order="C")
     outcome, size, _, point, other = separate(
         problem, factors, separator, stop, DEPENDENT**2, MAX_STEPS
@@ -148,7 +148,7 @@ def separate_from(
 def sweep_pairs(points: Array, labels: Indices, separator: Array, probes: Indices) -> Sweep:
     """Compiled form of :func:`invariance.weakness.sweep.sweep_pairs`."""
     n_train, (n_classes, width) = len(labels), separator.shape
-    problem, factors = _workspace(
+    problem, factors = workspace(
         np.vstack([points[:n_train], np.zeros((1, width))]), np.append(labels, 0), n_classes
     )
     unseen = np.ascontiguousarray(points[probes].T)
@@ -186,7 +186,8 @@ def sweep_pairs(points: Array, labels: Indices, separator: Array, probes: Indice
     return Sweep(np.concatenate(separators), combinations, solves, steps)
 
 
-def _workspace(rows: Array, labels: Indices, n_classes: int) -> tuple[Problem, Factors]:
+def workspace(rows: Array, labels: Indices, n_classes: int) -> tuple[Problem, Factors]:
+    """Lay out labelled rows for the kernels, with room for their active rows."""
     count, width = rows.shape
     total = n_classes * width
     room = min(total, _MOST_ACTIVE)  # untouched pages of an empty array cost nothing

@@ -12,8 +12,14 @@ from separability_reference import separable_by_linprog
 from torch import nn
 
 from invariance.core.errors import MeasureError, UsageError
+from invariance.weakness.active_set import EARLY_STOP
+from invariance.weakness.certificates import check_witnesses
+from invariance.weakness.conditioning import condition
 from invariance.weakness.extension_closure import count_restrictions
 from invariance.weakness.extensions import extension_count
+from invariance.weakness.sweep import DISABLE_NUMBA, REACH, numba_is_used, separate_training
+
+needs_numba = pytest.mark.skipif(not numba_is_used(), reason="needs the compiled kernels")
 
 
 def head(d, n_classes, *, bias=True):
@@ -171,3 +177,81 @@ def test_a_truncated_pool_is_unbiased_too():
     pooled = extension_count(head(2, 3), *inputs, method="estimate", pool=4, repeats=150, seed=5)
     assert not pooled.exact
     assert abs(float(pooled) - exact) < 4.0 * pooled.stderr < 0.5 * exact
+
+
+@needs_numba
+@pytest.mark.parametrize("method", ["exact", "estimate"])
+def test_compiled_and_plain_solvers_see_one_tree(method, monkeypatch):
+    inputs = tensors(*instance(14, 3, 4, 4, 11))
+    compiled = extension_count(head(3, 4), *inputs, method=method, pool=20)
+    monkeypatch.setenv(DISABLE_NUMBA, "1")
+    plain = extension_count(head(3, 4), *inputs, method=method, pool=20)
+    assert float(compiled) == float(plain) > 1.0
+    assert compiled.detail["undecided"] == plain.detail["undecided"] == 0
+
+
+@needs_numba
+def test_the_compiled_check_is_the_plain_one():
+    from invariance.weakness.extension_kernels import check_separator, points_of
+
+    train, labels, unseen = instance(30, 4, 3, 12, 12)
+    data = condition(train, unseen, bias=True, rank_tolerance=1e-10)
+    _, separator, _ = separate_training(data.points, labels, 3)
+    points = points_of(data, labels)
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(60, *separator.shape)) * np.geomspace(1e-3, 10.0, 60)[:, None, None]
+    # Ties, which no rounding bound can settle, and what is not a number.
+    tied = separator.copy()
+    tied[1] = tied[0]
+    stack = np.concatenate([separator + noise, tied[None], np.full((1, *tied.shape), np.nan)])
+    stack = np.concatenate([stack, np.zeros((1, *tied.shape))])
+    with np.errstate(invalid="ignore"):
+        expected = check_witnesses(
+            stack @ data.basis.T, data.equilibrated[:30], labels, data.equilibrated[30:]
+        )
+    assert 5 < expected.separates.sum() < 60
+    scores, given = np.empty((3, 42)), np.empty(12, dtype=np.int64)
+    for entry, separates, proved in zip(stack, expected.separates, expected.proved, strict=True):
+        assert check_separator(points, entry, scores, given) == separates
+        if separates:
+            np.testing.assert_array_equal(given, proved)
+
+
+@needs_numba
+def test_a_continued_solve_ends_at_the_projection():
+    """Warm states must be the projections that a solve from nothing finds."""
+    from invariance.weakness.extension_kernels import expand, first_state, points_of
+
+    train, labels, unseen = instance(15, 4, 3, 4, 13)
+    data = condition(train, unseen, bias=True, rank_tolerance=1e-10)
+    _, separator, _ = separate_training(data.points, labels, 3)
+    points, root = points_of(data, labels), first_state(REACH * separator)
+    seen = 0
+    stack = [([], root)]
+    while stack:
+        named, state = stack.pop()
+        depth = len(named)
+        answer = expand(data, points, named, depth, [0, 1, 2], state)
+        cold = expand(data, points, named, depth, [0, 1, 2], root)
+        np.testing.assert_array_equal(answer.checked, cold.checked)
+        np.testing.assert_array_equal(
+            [entry is None for entry in answer.combinations], answer.checked
+        )
+        state = answer.state
+        assert (state.multipliers >= -1e-9 * REACH).all()
+        # Stationarity: the separator is the start plus multipliers times active rows.
+        order = np.append(np.arange(15), 15 + np.arange(depth)).astype(int)
+        all_labels = np.append(labels, [label for _, label in named]).astype(int)
+        moved = REACH * separator.copy()
+        for (point, other), weight in zip(state.active, state.multipliers, strict=True):
+            moved[all_labels[point]] += weight * data.points[order[point]]
+            moved[other] -= weight * data.points[order[point]]
+        np.testing.assert_allclose(state.separator, moved, rtol=1e-6, atol=1e-6)
+        scores = data.points[order] @ state.separator.T
+        own = scores[np.arange(len(order)), all_labels].copy()
+        scores[np.arange(len(order)), all_labels] = -np.inf
+        assert (own - scores.max(axis=1)).min() >= 0.99 * EARLY_STOP
+        seen += len(state.multipliers)
+        if depth < 3:
+            stack += [([*named, (depth, t)], state) for t in np.flatnonzero(answer.checked)]
+    assert seen > 20
