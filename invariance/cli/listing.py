@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from string import ascii_uppercase
 from typing import Any
 
 
@@ -25,16 +26,20 @@ def list_measures(options: argparse.Namespace) -> int:
     from invariance.core.groups import Group
     from invariance.measures.registry import all_measures, get_measure
 
-    symbols = {"invariant": "=", "law": "law", "varies": "~"}
-    table = Table(title="= invariant   law: follows a stated law   ~ varies")
+    # Letters for headings: a dozen names side by side fit no terminal of 80 columns.
+    letters = dict(zip(ascii_uppercase, Group, strict=False))
+    symbols = {"invariant": "=", "law": "L", "varies": "~"}
+    table = Table(title="= invariant   L follows a stated law   ~ varies")
     table.add_column("measure", no_wrap=True)
-    for group in Group:
-        table.add_column(group.value.replace("_", "\n"), justify="center")
+    for letter in letters:
+        table.add_column(letter, justify="center", no_wrap=True)
     for name in all_measures():
         entry = get_measure(name)
         table.add_row(name, *(symbols[entry.declared([group])] for group in Group))
     console = Console()
     console.print(table)
+    legend = (f"{letter}={group.value}" for letter, group in letters.items())
+    console.print("under  " + "   ".join(legend), highlight=False)
     for name in all_measures():
         console.print(f"[bold]{name}[/bold]  {get_measure(name).summary}", highlight=False)
     return 0
@@ -56,8 +61,12 @@ def list_transforms(options: argparse.Namespace) -> int:
     for name in transforms.__all__:
         found = getattr(transforms, name)
         if inspect.isclass(found) and issubclass(found, Transform) and found is not Transform:
-            signature = str(inspect.signature(found)).split(" ->", 1)[0]
+            # A composition's groups are those of its parts.
+            group = "any" if "groups" in vars(found) else str(getattr(found, "group", "any"))
+            full = inspect.signature(found)
+            bare = [p.replace(annotation=p.empty) for p in full.parameters.values()]
+            signature = inspect.Signature(bare)
             summary = (inspect.getdoc(found) or "").split("\n", 1)[0]
-            table.add_row(f"{name}{signature}", str(getattr(found, "group", "any")), summary)
+            table.add_row(f"{name}{signature}", group, summary)
     Console().print(table)
     return 0

@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
 
     from invariance.checking.experiment import ReportConfig, run_report
     from invariance.cli.progress import Bar, report_console
-    from invariance.core.files import write_atomically
+    from invariance.core.files import require_writable, write_atomically
     from invariance.reporting.terminal import render
 
     config = ReportConfig(
@@ -71,6 +71,8 @@ def run(options: argparse.Namespace) -> int:
         device=options.device,
         seed=options.seed,
     )
+    for path in filter(None, (options.json, options.html)):
+        require_writable(path)
     with Bar() as bar:
         report = run_report(config, bar, parallel=True)
     console = report_console()

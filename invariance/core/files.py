@@ -9,6 +9,24 @@ from pathlib import Path
 from invariance.core.errors import UsageError
 
 
+def require_writable(path: Path) -> None:
+    """Refuse a place that cannot be written to, before the work whose result goes there.
+
+    Args:
+        path: A file to be written later; missing folders are made.
+
+    Raises:
+        UsageError: If it is a folder, or nothing can be written beside it.
+    """
+    if path.is_dir():
+        raise UsageError(f"Cannot write {path}: it is a folder. Give the name of a file in it.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UsageError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
 def write_atomically(path: Path, text: str) -> Path:
     """Write ``text`` to ``path`` through a temporary file beside it.
 

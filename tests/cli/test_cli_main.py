@@ -47,6 +47,29 @@ def test_usage_errors_are_sentences(words, expected, capsys):
     assert re.search(expected, err)
 
 
+@pytest.mark.parametrize("option", ["--json", "--html"])
+@pytest.mark.parametrize("place", ["file/report", "."])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    option, place, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "file").write_text("in the way")
+    work = "invariance.checking.experiment.run_report"
+    monkeypatch.setattr(work, lambda *a, **k: pytest.fail("the work was started"))
+    assert main([*SMALL, option, str(tmp_path / place)]) == 2
+    assert "Cannot write" in capsys.readouterr().err
+
+
+def test_lists_are_readable_in_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["measures"]) == 0
+    assert main(["transforms"]) == 0
+    out = capsys.readouterr().out
+    assert "\N{HORIZONTAL ELLIPSIS}" not in out
+    assert "A=layer_scaling   B=neuron_scaling" in out
+    assert "float" not in out.split("NeuronScaling(")[1].split(")")[0]
+    assert max(len(line) for line in out.splitlines()) <= 80
+
+
 def test_unknown_command_is_a_usage_error(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["reprot"])
