@@ -16,8 +16,9 @@ from invariance.checking.report import Report
 from invariance.checking.roundoff import float_error
 from invariance.checking.rows import FunctionRow, Refusal, Row
 from invariance.checking.verdict import judge
-from invariance.core.errors import InvarianceError, MeasureError
+from invariance.core.errors import InvarianceError, MeasureError, UsageError
 from invariance.core.estimate import Estimate
+from invariance.core.forward import reading
 from invariance.core.modules import clone, evaluation_mode, model_device
 from invariance.data import Task
 from invariance.measures.registry import (
@@ -75,6 +76,7 @@ def check(
     """
     models = dict(model) if isinstance(model, Mapping) else {"model": model}
     chosen = resolve(measures)
+    _require_types(models, task, transforms)
     function: list[FunctionRow] = []
     rows: list[Row] = []
     refused: list[Refusal] = []
@@ -82,6 +84,7 @@ def check(
         _require_evaluation_mode(original)
         base = clone(original).to(dtype)
         data = cast_task(task, dtype, model_device(base))
+        _require_fit(base, data)
         maps = (
             default_transforms(base, data.x_train[:8], seed=seed)
             if transforms is None
@@ -296,6 +299,31 @@ def cast_task(task: Task, dtype: torch.dtype, device: torch.device) -> Task:
         if isinstance(value, Tensor):
             changes[entry.name] = value.to(device, dtype if value.is_floating_point() else None)
     return replace(task, **changes)
+
+
+def _require_types(
+    models: Mapping[str, nn.Module], task: Task, transforms: Sequence[Transform] | None
+) -> None:
+    for title, entry in models.items():
+        if not isinstance(entry, nn.Module):
+            raise UsageError(f"check needs an nn.Module as {title}. Got {type(entry).__name__}.")
+    if not isinstance(task, Task):
+        raise UsageError(
+            f"check needs a Task, such as load_task('digits'). Got {type(task).__name__}."
+        )
+    for number, item in enumerate(transforms or ()):
+        if not isinstance(item, Transform):
+            raise UsageError(
+                f"transforms[{number}] is {item!r}, not a transform. Give instances, such as "
+                "invariance.transforms.NeuronScaling()."
+            )
+
+
+def _require_fit(model: nn.Module, task: Task) -> None:
+    """Raise if the model cannot read the task's points: every cell would be refused."""
+    rows = task.x_train[:2]
+    with torch.no_grad(), reading(model, rows, "the task's x_train"):
+        model(rows)
 
 
 def _require_evaluation_mode(model: nn.Module) -> None:

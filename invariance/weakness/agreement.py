@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from invariance.core.errors import DataError, MeasureError
 from invariance.core.estimate import Estimate
+from invariance.core.forward import reading
 from invariance.core.modules import model_device
 from invariance.weakness.activations import require_eval
 from invariance.weakness.patterns import as_rows
@@ -33,7 +34,8 @@ def predictions(model: nn.Module, x: Tensor, *, batch_size: int = _BATCH) -> Ten
     labels = []
     with torch.no_grad():
         for batch in torch.split(rows, batch_size):
-            out = model(batch.to(device))
+            with reading(model, batch, "x_unseen"):
+                out = model(batch.to(device))
             if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != batch.shape[0]:
                 got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
                 raise MeasureError(f"The model must return (n, K) logits. Got {got}.")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core.errors import MeasureError
+from invariance.core.forward import reading
 from invariance.core.modules import clone, model_device, model_dtype
 from invariance.weakness.activations import require_eval
 
@@ -49,7 +50,10 @@ class FrozenFeatures:
 
 
 def frozen_features(
-    model: nn.Module, *inputs: Tensor, precision: Precision = "float64"
+    model: nn.Module,
+    *inputs: Tensor,
+    precision: Precision = "float64",
+    names: Sequence[str] = ("x_train", "x_unseen"),
 ) -> FrozenFeatures:
     """Read the features that the last executed linear layer of ``model`` receives.
 
@@ -59,6 +63,7 @@ def frozen_features(
         inputs: Batches of inputs, each ``(rows, ...)``, finite.
         precision: ``"float64"`` evaluates a double copy; ``"native"`` keeps the
             parameters' own dtype (for modules that hard-code one).
+        names: What the caller calls the inputs, for messages.
 
     Returns:
         The features of each batch, in float64.
@@ -69,8 +74,9 @@ def frozen_features(
     """
     if precision not in ("float64", "native"):
         raise MeasureError(f"precision must be 'float64' or 'native'. Got {precision!r}.")
-    for index, batch in enumerate(inputs):
-        _refuse_bad_input(batch, index)
+    called = [*names, *(f"input {i}" for i in range(len(names), len(inputs)))][: len(inputs)]
+    for name, batch in zip(called, inputs, strict=True):
+        _refuse_bad_input(batch, name)
     require_eval(model)
     native = model_dtype(model)
     device = model_device(model)
@@ -81,8 +87,9 @@ def frozen_features(
         device = torch.device("cpu") if device.type == "mps" else device  # no float64 there
         private = private.to(device=device, dtype=dtype)
     values, layer = [], None
-    for batch in inputs:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    for name, batch in zip(called, inputs, strict=True):
+        guard = reading(model, batch, name)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), guard:
             chunks = [
                 _last_linear_input(private, rows.to(device=device, dtype=dtype), precision)
                 for rows in torch.split(batch, _CHUNK)
@@ -107,23 +114,19 @@ def frozen_features(
     )
 
 
-def _refuse_bad_input(batch: Tensor, index: int) -> None:
+def _refuse_bad_input(batch: Tensor, name: str) -> None:
     if not isinstance(batch, Tensor):
-        raise MeasureError(f"Input {index} must be a tensor. Got {type(batch).__name__}.")
+        raise MeasureError(f"{name} must be a tensor. Got {type(batch).__name__}.")
     if batch.ndim < 1 or batch.shape[0] == 0:
-        raise MeasureError(
-            f"Input {index} has shape {tuple(batch.shape)}; at least one row is needed."
-        )
+        raise MeasureError(f"{name} has shape {tuple(batch.shape)}; at least one row is needed.")
     if batch.is_complex() or not batch.is_floating_point():
         raise MeasureError(
-            f"Input {index} has dtype {batch.dtype}; floating-point rows are needed. "
+            f"{name} has dtype {batch.dtype}; floating-point rows are needed. "
             "Convert it with .float()."
         )
     if not bool(torch.isfinite(batch).all()):
         row = int((~torch.isfinite(batch)).flatten(1).any(1).nonzero()[0]) if batch.ndim > 1 else 0
-        raise MeasureError(
-            f"Input {index} holds NaN or infinity (first in row {row}). Remove such rows."
-        )
+        raise MeasureError(f"{name} holds NaN or infinity (first in row {row}). Remove such rows.")
 
 
 def _last_linear_input(model: nn.Module, rows: Tensor, precision: Precision) -> tuple[str, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from invariance.core.errors import DataError, MeasureError
 from invariance.core.estimate import Estimate
+from invariance.core.forward import reading
 from invariance.core.modules import model_device, model_dtype
 from invariance.weakness.activations import (
     ActivationLayer,
@@ -114,10 +115,10 @@ def _pack_on_device(bits: Tensor) -> Tensor:
     return (octets * weights).sum(dim=2, dtype=torch.uint8)
 
 
-def _batch_rows(model: nn.Module, x: Tensor, budget: int) -> int:
+def _batch_rows(model: nn.Module, x: Tensor, budget: int, name: str) -> int:
     """How many rows fit the budget, from the largest tensor of a forward pass on a few."""
     few = x[:_PROBE_ROWS].to(model_device(model))
-    with watching(lambda *_: None) as watch:
+    with watching(lambda *_: None) as watch, reading(model, few, name):
         model(few)
     per_row = max(watch.largest // few.shape[0], few[0].numel() * few.element_size(), 1)
     return max(1, min(x.shape[0], budget // per_row))
@@ -154,9 +155,11 @@ def hidden_patterns(
     rows = as_rows(model, x, name)
     device = model_device(model)
     require_eval(model)
-    chosen = pick_layer(activation_layers(model, rows[:_PROBE_ROWS].to(device)), layer)
+    with reading(model, rows, name):
+        seen = activation_layers(model, rows[:_PROBE_ROWS].to(device))
+    chosen = pick_layer(seen, layer)
     if batch_size is None:
-        batch_size = _batch_rows(model, rows, memory_budget)
+        batch_size = _batch_rows(model, rows, memory_budget, name)
     elif batch_size < 1:
         raise MeasureError(f"batch_size must be at least 1. Got {batch_size}.")
 
@@ -173,7 +176,7 @@ def hidden_patterns(
         batch = rows[start : start + batch_size].to(device)
         captured.clear()
         try:
-            with watching(capture):
+            with watching(capture), reading(model, batch, name):
                 model(batch)
         except _Enough:
             pass

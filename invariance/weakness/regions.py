@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from invariance.core.errors import MeasureError
 from invariance.core.estimate import Estimate
+from invariance.core.forward import reading
 from invariance.core.modules import model_device
 from invariance.weakness.patterns import as_rows, hidden_patterns
 
@@ -121,7 +122,7 @@ def output_classes(model: nn.Module, x: Tensor) -> int:
     Raises:
         MeasureError: If the output is not a matrix with at least two columns.
     """
-    with torch.no_grad():
+    with torch.no_grad(), reading(model, x):
         out = model(as_rows(model, x[:1], "x").to(model_device(model)))
     if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[1] < 2:
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__

@@ -197,6 +197,14 @@ def test_same_seed_same_report(task, network):
 def test_bad_input(task, network, normalised):
     with pytest.raises(inv.UsageError, match=r"hessian_trac.*Did you mean 'hessian_trace'"):
         inv.check(network, task, measures=["hessian_trac"])
+    with pytest.raises(inv.UsageError, match=r"transforms\[0\] is 'Permutation', not a transform"):
+        inv.check(network, task, transforms=["Permutation"])
+    with pytest.raises(inv.UsageError, match=r"needs an nn.Module as model. Got Task"):
+        inv.check(task, network)
+    with pytest.raises(inv.UsageError, match=r"needs a Task.*Got Tensor"):
+        inv.check(network, task.x_train)
+    with pytest.raises(inv.DataError, match=r"the task's x_train of shape \(rows, 64\)"):
+        inv.check(inv.models.mlp([60, 5, 10]), task, measures=["path_norm"])
     normalised.train()
     try:
         with pytest.raises(inv.MeasureError, match="train mode"):
