@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -222,7 +223,9 @@ def _aliases(model: nn.Module) -> Mapping[str, str]:
 
 
 def refuse_train_mode(model: nn.Module) -> None:
-    """Raise unless BatchNorm and dropout are in eval mode."""
+    """Raise unless this is a module with BatchNorm and dropout in eval mode."""
+    if not isinstance(model, nn.Module):
+        raise TransformError(f"Expected an nn.Module. Got {type(model).__name__}: {model!r:.60}.")
     random = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
     for name, module in model.named_modules():
         if not module.training or not isinstance(module, random):
@@ -233,6 +236,20 @@ def refuse_train_mode(model: nn.Module) -> None:
             f"{type(module).__name__} `{name}` is in train mode, where it is a different "
             "function (batch statistics, random masks). Call model.eval() first."
         )
+
+
+#: These read a batch of vectors as one sequence, which is another function of the rows.
+_SEQUENCE_READERS = (nn.MultiheadAttention, nn.RNNBase)
+
+
+def _unmistakable_rows(model: nn.Module) -> int:
+    """Return a number of rows that is no parameter's dimension.
+
+    A forward pass that contracts the rows by mistake (it wants another shape than a made-up
+    matrix) then fails, where eight rows into eight inputs would pass for a network.
+    """
+    taken = {size for parameter in model.parameters() for size in parameter.shape}
+    return next(rows for rows in itertools.count(8) if rows not in taken)
 
 
 def as_inputs(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
@@ -250,9 +267,18 @@ def as_inputs(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
 
 def _made_up_input(model: nn.Module) -> Tensor:
     for name, module in model.named_modules():
+        if isinstance(module, _SEQUENCE_READERS):
+            raise TransformError(
+                f"`{name}` ({type(module).__name__}) reads sequences, so the shape of the input "
+                "is not told by the weights. Pass example_input: a batch that the model accepts."
+            )
+    for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            width = module.in_features
-            drawn = torch.randn(8, width, generator=generator(0, "example input"))
+            drawn = torch.randn(
+                _unmistakable_rows(model),
+                module.in_features,
+                generator=generator(0, "example input"),
+            )
             return drawn.to(device=model_device(model), dtype=model_dtype(model))
         if isinstance(module, (*WEIGHT_LAYERS, nn.Embedding, nn.modules.conv._ConvNd)):
             raise TransformError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from invariance.core.errors import TransformError
 from invariance.symmetry.analysis import Analysis, analyse
-from invariance.symmetry.structures import IntArray, Leg, SymmetryGroup
+from invariance.symmetry.structures import IntArray, Leg, Symmetries, SymmetryGroup
 from invariance.transforms.base import Action, Applied, ParameterAction
 from invariance.transforms.verify import verify
 
@@ -180,17 +180,26 @@ def prepare(model: nn.Module, example_input: Tensor | None) -> Actor:
 
 def none_found(what: str, needs: str, actor: Actor) -> TransformError:
     """Build the error for a model that has no group of the wanted kind, with the reasons."""
-    stops = actor.analysis.symmetries.stops
-    reasons = "; ".join(dict.fromkeys(str(stop) for stop in stops))
-    why = f" What stops it: {reasons}." if reasons else ""
+    found = actor.analysis.symmetries
     return TransformError(
-        f"{what} does not apply to {actor.analysis.symmetries.model}: it has no {needs}.{why}"
+        f"{what} does not apply to {found.model}: it has no {needs}.{what_stops(found)}"
     )
+
+
+def what_stops(found: Symmetries) -> str:
+    """Return a sentence (after a space) that names every operation where a symmetry stops."""
+    reasons = "; ".join(dict.fromkeys(str(stop) for stop in found.stops))
+    return f" What stops it: {reasons}." if reasons else ""
 
 
 def check_factors(what: str, factors: Iterable[float]) -> FloatArray:
     """Return factors as an array after checking that they are positive and finite."""
-    values = np.asarray(list(factors), dtype=np.float64)
+    try:
+        values = np.asarray(list(factors), dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TransformError(
+            f"{what} needs a list of numbers as factors, got {factors!r}."
+        ) from error
     if values.ndim != 1 or values.size == 0:
         raise TransformError(f"{what} needs a non-empty list of factors, got {values.tolist()!r}.")
     bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))

@@ -127,7 +127,7 @@ def _replace(model: nn.Module, old: nn.Module) -> None:
     names = [n for n, m in model.named_modules(remove_duplicate=False) if m is old]
     for name in names:
         parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, nn.Identity())
+        setattr(model.get_submodule(parent), last, nn.Identity().train(old.training))
 
 
 def _action(model: nn.Module, relations: dict[str, ParameterAction | None]) -> Action | None:

@@ -16,7 +16,7 @@ from invariance.symmetry.structures import Role
 from invariance.symmetry.width import Surgery
 from invariance.transforms.base import Applied, Transform
 from invariance.transforms.evidence import example_or_default, refuse_train_mode
-from invariance.transforms.width import begin_surgery, chosen_places, operate
+from invariance.transforms.width import begin_surgery, check_count, chosen_places, operate
 
 
 class DormantUnits(Transform):
@@ -46,8 +46,7 @@ class DormantUnits(Transform):
         move: bool = False,
         groups: Sequence[str] | None = None,
     ) -> None:
-        if count < 1:
-            raise TransformError(f"DormantUnits: count must be at least 1. Got {count}.")
+        check_count("DormantUnits", count)
         self.count, self.seed, self.move = int(count), int(seed), bool(move)
         self.sites = None if groups is None else tuple(groups)
 

@@ -18,7 +18,7 @@ from invariance.symmetry.structures import (
     Symmetries,
     SymmetryGroup,
 )
-from invariance.transforms.acting import FloatArray, check_factors, prepare
+from invariance.transforms.acting import FloatArray, check_factors, prepare, what_stops
 from invariance.transforms.base import Applied, Transform
 
 #: How far the product of factors that has to be one may be from one.
@@ -90,13 +90,13 @@ class LayerScaling(Transform):
                 right = [Fraction(int(i == number)) for i in range(len(layers))]
                 leftover = system.add(row, right)
                 if leftover is not None:
-                    self._require_one(leftover, layers)
+                    self._require_one(leftover, layers, found)
         for row in _norm_rows(found, groups):
             system.add(row, [Fraction(0)] * len(layers))
         factors = np.array(self.factors)
         return np.array([_product(factors, powers) for powers in system.solution()])
 
-    def _require_one(self, powers: list[Fraction], layers: list[str]) -> None:
+    def _require_one(self, powers: list[Fraction], layers: list[str], found: Symmetries) -> None:
         logs = np.log(self.factors)
         total = sum(float(p) * log for p, log in zip(powers, logs, strict=True))
         if abs(total) <= PRODUCT_TOLERANCE * max(1.0, *(abs(float(p)) for p in powers)):
@@ -110,6 +110,7 @@ class LayerScaling(Transform):
             f"LayerScaling cannot give these layers independent factors: {terms} has to be 1 "
             f"(they share a stream, or a symmetry stops between them), but it is "
             f"{np.exp(total):.6g}. inv.symmetries(model, example_input) shows the streams."
+            f"{what_stops(found)}"
         )
 
 

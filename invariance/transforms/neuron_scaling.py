@@ -45,9 +45,9 @@ class NeuronScaling(Transform):
         factors: Sequence[float | Sequence[float]] | None = None,
         inverted: bool = False,
     ) -> None:
-        if not (math.isfinite(spread) and spread >= 1):
+        if not (isinstance(spread, (int, float)) and math.isfinite(spread) and spread >= 1):
             raise TransformError(
-                f"NeuronScaling needs a finite spread of at least 1, got {spread}."
+                f"NeuronScaling needs a finite spread of at least 1, got {spread!r}."
             )
         self.spread = float(spread)
         self.seed = int(seed)

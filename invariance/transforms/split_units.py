@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from invariance.core.errors import TransformError
 from invariance.core.groups import Group
 from invariance.core.rng import generator
 from invariance.symmetry.structures import Role
@@ -18,6 +17,7 @@ from invariance.transforms.base import Applied, Transform
 from invariance.transforms.evidence import example_or_default, refuse_train_mode
 from invariance.transforms.width import (
     begin_surgery,
+    check_count,
     chosen_places,
     operate,
     per_entry_action,
@@ -54,8 +54,7 @@ class SplitUnits(Transform):
         groups: Sequence[str] | None = None,
         power_of_two: bool = False,
     ) -> None:
-        if count < 1:
-            raise TransformError(f"SplitUnits: count must be at least 1. Got {count}.")
+        check_count("SplitUnits", count)
         self.count, self.seed = int(count), int(seed)
         self.sites = None if groups is None else tuple(groups)
         self.power_of_two = bool(power_of_two)

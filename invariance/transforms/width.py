@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,12 @@ def begin_surgery(
     from invariance.symmetry.analysis import symmetries as analyse
 
     return Surgery(model, analyse(model, x), who, track=track)
+
+
+def check_count(who: str, count: object) -> None:
+    """Raise unless ``count`` is a whole number of at least 1."""
+    if isinstance(count, bool) or not (isinstance(count, numbers.Integral) and int(count) >= 1):
+        raise TransformError(f"{who}: count must be an integer, at least 1. Got {count!r}.")
 
 
 def chosen_places(

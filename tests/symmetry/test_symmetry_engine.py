@@ -20,6 +20,7 @@ from symmetry_reference import (
 )
 from torch import nn
 
+import invariance as inv
 import invariance.symmetry.analysis as engine
 from invariance.core.errors import TracingError, TransformError
 from invariance.symmetry import SCALING_KINDS, Kind, symmetries
@@ -295,3 +296,43 @@ def test_pixels_in_any_order_keep_their_addresses():
     make = batches((3, 1, 5, 5))
     found = assert_groups_hold(model, make(0), [make(1)])
     assert found.of(Kind.PERMUTATION)[0].size == 4
+
+
+class _Sequence(nn.Module):
+    """Eight rows of a made-up matrix would pass for a sequence of eight tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(6, 8)
+        self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.embed(x)
+        return self.head((x + self.attend(x, x, x, need_weights=False)[0]).mean(1))
+
+
+class _MeanOfTokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(6, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.embed(x).relu().mean(1))
+
+
+def test_no_input_is_made_up_for_a_module_that_reads_sequences():
+    with pytest.raises(inv.TransformError, match=r"`attend` \(Multihead.*Pass example_input"):
+        inv.transforms.Permutation()(_Sequence().eval())
+    # The mean would run over channels, and eight rows would pass for eight channels.
+    with pytest.raises(inv.TracingError, match="Pass an example_input"):
+        inv.transforms.Permutation()(_MeanOfTokens().eval())
+
+
+@pytest.mark.parametrize("thing", ["a model", None, 3])
+def test_what_is_no_module_is_refused(thing):
+    with pytest.raises(inv.TransformError, match=r"Expected an nn.Module\. Got"):
+        inv.transforms.NeuronScaling()(thing, torch.randn(2, 3))
+    with pytest.raises(inv.TransformError, match=r"Expected an nn.Module\. Got"):
+        inv.symmetries(thing, torch.randn(2, 3))

@@ -316,3 +316,10 @@ def test_an_unseen_module_goes_through_everything(dtype):
     folded = FoldBatchNorm().apply(model, x)
     assert len(folded.detail["folded"]) == 4
     assert folded.detail["kept"] == {}
+
+
+def test_folding_leaves_no_module_in_train_mode():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    folded = FoldBatchNorm()(model, torch.randn(5, 3))
+    assert [type(module) for module in folded][1] is nn.Identity
+    assert not any(module.training for module in folded.modules())

@@ -308,3 +308,39 @@ def test_verification_knows_the_coarsest_format_inside():
     model, (x, _) = CastingNorm(), data()
     applied = Permutation(0).apply(model, x)
     assert applied.verification.max_abs_logit_diff <= 1e-5
+
+
+class _Unknown(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(self.first(x).relu().sort(-1).values)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (nn.Sequential(nn.Linear(5, 6), nn.GELU(), nn.Linear(6, 3)), "GELU is not positively"),
+        (nn.Sequential(nn.Linear(5, 6), nn.Softplus(), nn.Linear(6, 3)), "Softplus is not pos"),
+        (_Unknown(), "sort is not an operation"),
+    ],
+)
+@pytest.mark.parametrize("transform", [LayerScaling([2.0, 0.5]), NeuronScaling()])
+def test_what_stops_a_scaling_is_named(model, name, transform):
+    with pytest.raises(TransformError, match=name):
+        transform(model, torch.randn(4, 5))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: LayerScaling([2, "x"]), "list of numbers as factors, got"),
+        (lambda: LayerScaling(3), "list of numbers as factors, got 3"),
+        (lambda: NeuronScaling(spread="wide"), "finite spread of at least 1, got 'wide'"),
+    ],
+)
+def test_what_is_no_number_is_refused(build, message):
+    with pytest.raises(TransformError, match=message):
+        build()

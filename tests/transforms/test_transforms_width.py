@@ -298,3 +298,10 @@ class TestReduceWidth:
         applied = reduce_width(model, x)
         assert applied.model[2].out_features == 1
         torch.testing.assert_close(applied.model(x), model(x))
+
+
+@pytest.mark.parametrize("transform", [SplitUnits, DormantUnits])
+@pytest.mark.parametrize("count", [0, -1, 1.5, "2", True])
+def test_a_count_is_a_whole_number(transform, count):
+    with pytest.raises(TransformError, match=r"count must be an integer, at least 1\. Got"):
+        transform(count)
