@@ -39,7 +39,16 @@ def test_raw_sharpness_moves(study):
     assert row.rho_after_rescaling != row.rho
 
 
-def test_every_network_gets_its_own_rescaling(members):
+def test_every_network_gets_its_own_rescaling(task, members):
+    def first_layer(model):
+        return float(next(model.parameters()).detach().norm())
+
+    study = correlate([m.model for m in members], range(12), task, measures=[first_layer])
+    found = study.values["first_layer"]
+    factors = {
+        round(new / old, 9) for new, old in zip(found["layer"], found["as trained"], strict=True)
+    }
+    assert len(factors) == len(members)
     drawn = {tuple(random_layer_scaling(m.model, seed).factors) for seed, m in enumerate(members)}
     assert len(drawn) == len(members)
 

@@ -61,3 +61,10 @@ def test_save_by_ending(report, tmp_path):
         assert report.save(tmp_path / f"r.{ending}").stat().st_size > 500
     with pytest.raises(UsageError, match=r"ending in \.json, \.md, \.html"):
         report.save(tmp_path / "r.pdf")
+
+
+def test_html_escapes_what_it_was_given(report):
+    import dataclasses
+
+    odd = dataclasses.replace(report, task={**report.task, "name": "<b>odd</b>"})
+    assert "<b>odd" not in odd.to_html()

@@ -29,6 +29,10 @@ def test_p_value_equals_full_enumeration():
     assert spearman(x, y, resamples=40_000).p_value == pytest.approx(np.mean(draws), abs=0.01)
 
 
+def test_p_value_is_never_zero():
+    assert spearman(range(30), range(30), resamples=1_000).p_value == 1 / 1_001
+
+
 def test_monotone_transforms_change_nothing_to_the_last_digit():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=25), rng.normal(size=25)
