@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from invariance.curvature.chain_layers import ChainLayer
 from invariance.curvature.losses import Loss
@@ -94,10 +95,8 @@ class Chain:
         curves: list[Tensor | None] = []
         for layer, weight, bias in zip(self.layers, self.weights, self.biases, strict=True):
             inputs.append(a)
-            z = _times_transposed(a, weight)
-            if bias is not None:
-                z = z + bias.unsqueeze(-2)
-            a, slope, curve = _derivatives(layer.activation, z, second=kind is None)
+            z = _times_transposed(a, weight, bias)
+            a, slope, curve = activation_derivatives(layer.activation, z, second=kind is None)
             slopes.append(slope)
             curves.append(curve)
         flat = a.flatten(0, -2)
@@ -139,10 +138,11 @@ class Chain:
         out_b: list[Tensor | None] = [None] * depth
         for index in reversed(range(depth)):
             slope, bend = state.slopes[index], state.bends[index]
+            # In place: the signal is this call's own, and fresh memory costs page faults.
             if slope is not None:
-                signal = slope * signal
+                signal = signal.mul_(slope)
             if bend is not None:
-                signal = signal + bend * movements[index]
+                signal = signal.addcmul_(bend, movements[index])
             product = _transposed_times(signal, state.inputs[index])
             tangent = tangents[index]
             if tangent is not None:
@@ -168,7 +168,7 @@ class Chain:
         for index in reversed(range(depth)):
             slope = state.slopes[index]
             if slope is not None:
-                signal = slope * signal
+                signal = signal.mul_(slope)
             out_w[index] = _transposed_times(signal, state.inputs[index])
             out_b[index] = signal.sum(-2)
             if index:
@@ -178,7 +178,10 @@ class Chain:
     def _forward(
         self, state: ChainState, vw: Sequence[Tensor | None], vb: Sequence[Tensor | None]
     ) -> tuple[list[Tensor | None], list[Tensor], Tensor | None]:
-        """Return ``Ra_{l-1}``, ``Rz_l`` of each layer, and ``Ra_L`` if it is not ``Rz_L``."""
+        """Return ``Ra_{l-1}``, ``Rz_l`` of each layer, and ``Ra_L`` if it is not ``Rz_L``.
+
+        Where no bend will ask for ``Rz_l``, its memory is reused for ``Ra_l``.
+        """
         tangents: list[Tensor | None] = []
         movements: list[Tensor] = []
         tangent: Tensor | None = None
@@ -192,11 +195,12 @@ class Chain:
             direction, shift = vw[index], vb[index]
             rz: Tensor | None = None
             if direction is not None:
-                rz = _times_transposed(state.inputs[index], direction)
+                rz = _times_transposed(state.inputs[index], direction, shift)
             if tangent is not None:
                 through = weight.mT
                 rz = _times(tangent, through) if rz is None else _add_shared(rz, tangent, through)
-            if shift is not None:
+            own = rz is not None
+            if shift is not None and direction is None:
                 moved = shift.unsqueeze(-2)
                 rz = moved if rz is None else rz + moved
             if rz is None:
@@ -206,15 +210,24 @@ class Chain:
                 rz = rz.expand(*rz.shape[:-2], state.inputs[index].shape[-2], rz.shape[-1])
             movements.append(rz)
             slope = state.slopes[index]
-            tangent = rz if slope is None else slope * rz
+            if own and slope is not None and not (state.bends and state.bends[index] is not None):
+                tangent = rz.mul_(slope)
+            else:
+                tangent = rz if slope is None else slope * rz
         last = tangent if state.slopes[-1] is not None else None
         return tangents, movements, last
 
 
-def _derivatives(
+def activation_derivatives(
     activation: tuple[nn.Module, ...], z: Tensor, *, second: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return ``s(z)``, ``s'(z)`` and ``s''(z)``; ``None`` for a slope of one, a bend of zero."""
+    """Return ``s(z)``, ``s'(z)`` and ``s''(z)``; ``None`` for a slope of one, a bend of zero.
+
+    Args:
+        activation: Elementwise functions, in order.
+        z: Where.
+        second: Whether the second derivative is wanted; ``None`` otherwise.
+    """
     if not any(type(module) not in (nn.Identity, nn.Dropout) for module in activation):
         return z, None, None
     if len(activation) == 1 and type(activation[0]) is nn.ReLU:
@@ -242,12 +255,16 @@ def _unmerge(product: OuterProduct, shape: torch.Size) -> OuterProduct:
     return lambda u: product(u.reshape(-1, shape[-1])).reshape(shape)
 
 
-def _times_transposed(a: Tensor, weight: Tensor) -> Tensor:
-    """Return ``a W^T`` with one product when ``a`` is shared by a stack of weights."""
-    if a.ndim == 2 and weight.ndim == 3:
+def _times_transposed(a: Tensor, weight: Tensor, shift: Tensor | None) -> Tensor:
+    """Return ``a W^T + b`` with one product when ``a`` is shared by a stack of weights."""
+    if a.ndim == 2 and weight.ndim == 2:
+        return F.linear(a, weight, shift)
+    if a.ndim == 2:
         stack, out, _ = weight.shape
-        return (a @ weight.flatten(0, 1).T).view(-1, stack, out).movedim(1, 0)
-    return a @ weight.mT
+        product = (a @ weight.flatten(0, 1).T).view(-1, stack, out).movedim(1, 0)
+    else:
+        product = a @ weight.mT
+    return product if shift is None else product.add_(shift.unsqueeze(-2))
 
 
 def _times(signal: Tensor, weight: Tensor) -> Tensor:

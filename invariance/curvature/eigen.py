@@ -67,8 +67,9 @@ def eigenpairs(
         solver: ``"auto"`` forms matrices of up to 256 rows and iterates otherwise.
         max_products: Give up (with ``converged=False``) after so many products.
         seed: Determines the start vector and thereby the result.
-        certify_in: Recompute values and residuals in this precision. ``torch.float64`` frees
-            float32 eigenvalues of their round-off, for the price of one product in it.
+        certify_in: Recompute values in this precision, and residuals too unless they stand
+            out of the round-off anyway. ``torch.float64`` frees float32 eigenvalues of their
+            round-off, for the price of one product in it at most.
 
     Returns:
         The pairs, with recomputed residuals.
@@ -104,7 +105,7 @@ def eigenpairs(
         found = solve_lanczos(operator, high, low, asked, criterion, limit, seed, trust=again)
     if certify_in is None or certify_in == operator.dtype:
         return found
-    return certify_again(operator.in_dtype(certify_in), found, asked, criterion)
+    return certify_again(operator, found, asked, criterion, certify_in)
 
 
 def hessian_eigenvalues(
@@ -168,8 +169,8 @@ def hessian_eigenvalues(
         stderr=0.0 if exact else float(pairs.error_bounds.max()),
         exact=exact,
         method=(
-            f"{which} of the {operator.label}: {pairs.solver}, residual {worst:.2g} recomputed"
-            f"{'' if certify_in is None else f' in {certify_in}'}"
+            f"{which} of the {operator.label}: {pairs.solver}, "
+            f"residual {worst:.2g} {pairs.certificate}"
             f"{'' if pairs.converged else ' (NOT converged)'}; {operator.method}"
         ),
         residual=worst,

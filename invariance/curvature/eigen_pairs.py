@@ -19,6 +19,9 @@ from invariance.curvature.operators import CurvatureOperator
 #: What a tolerance bounds: the residual, or the error of the value.
 Criterion: TypeAlias = Literal["residual", "value"]
 
+#: Round-off of a product in working precision, in units of epsilon times the matrix's norm.
+_ROUND_OFF = 64.0
+
 
 @dataclass(frozen=True, eq=False)
 class Eigenpairs:
@@ -33,6 +36,7 @@ class Eigenpairs:
         products: Matrix-vector products used, certificates included.
         converged: True if every pair meets the tolerance.
         solver: Which solver found them.
+        certificate: How the residuals were recomputed, in words.
     """
 
     values: Tensor
@@ -43,6 +47,7 @@ class Eigenpairs:
     products: int
     converged: bool
     solver: str
+    certificate: str = "recomputed"
 
 
 def default_tolerance(dtype: torch.dtype) -> float:
@@ -80,14 +85,47 @@ def recompute_residuals(
 
 
 def certify_again(
-    operator: CurvatureOperator, found: Eigenpairs, tolerance: float, criterion: Criterion
+    operator: CurvatureOperator,
+    found: Eigenpairs,
+    tolerance: float,
+    criterion: Criterion,
+    dtype: torch.dtype,
 ) -> Eigenpairs:
-    """Replace values by Rayleigh quotients, and residuals, in the operator's precision."""
-    vectors = found.vectors.to(operator.dtype)
-    vectors = vectors / vectors.norm(dim=1, keepdim=True)
-    images = operator.rows(vectors)
-    values = (images * vectors).sum(1)
-    residuals = (images - values[:, None] * vectors).norm(dim=1).cpu().double()
+    """Replace values by Rayleigh quotients in another precision, and recompute residuals.
+
+    A single value whose error is bounded by ``residual^2 / gap`` needs only its Rayleigh
+    quotient in that precision where the residual stands out of the operator's own round-off:
+    the residual is then recomputed by the operator as it is, with an allowance for that.
+
+    Args:
+        operator: The matrix, in the precision of the solver.
+        found: What the solver found, its residuals perhaps only estimated.
+        tolerance: Asked accuracy, relative to the spectral norm.
+        criterion: What the tolerance bounds.
+        dtype: The precision to certify in.
+
+    Returns:
+        The pairs, certified.
+    """
+    before = operator.products
+    vectors = found.vectors.to(dtype)
+    lengths = vectors.norm(dim=1, keepdim=True)
+    vectors = vectors / lengths
+    allowance = _ROUND_OFF * torch.finfo(operator.dtype).eps * found.scale
+    value = None
+    if len(vectors) == 1 and criterion == "value" and float(found.residuals) > 4 * allowance:
+        value = operator.quadratic(vectors[0], dtype)
+    if value is None:
+        precise = operator.in_dtype(dtype)
+        images = precise.rows(vectors)
+        values, allowance, products = (images * vectors).sum(1), 0.0, precise.products
+        certificate = f"recomputed in {dtype}"
+    else:
+        images = operator.rows(found.vectors).to(dtype) / lengths
+        values = vectors.new_tensor([value])
+        products = operator.products - before
+        certificate = f"recomputed, value recomputed in {dtype}"
+    residuals = (images - values[:, None] * vectors).norm(dim=1).cpu().double() + allowance
     # The solver's bound was residual^2 / gap for its own residual: keep its gap.
     gaps = found.residuals**2 / found.error_bounds.clamp_min(torch.finfo(torch.float64).tiny)
     gaps = torch.where(found.error_bounds < found.residuals, gaps, 0.0)
@@ -97,6 +135,7 @@ def certify_again(
         values=values.cpu().double(),
         residuals=residuals,
         error_bounds=bound_errors(residuals, gaps, "value"),
-        products=found.products + operator.products,
+        products=found.products + products,
         converged=bool((bounds <= tolerance * found.scale).all()) or found.scale == 0,
+        certificate=certificate,
     )

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from invariance.curvature.chain import Chain, ChainState
 from invariance.curvature.chain_layers import read_chain
+from invariance.curvature.chain_quadratic import ChainQuadratic
 from invariance.curvature.objective import Objective
 from invariance.curvature.outer import OuterKind, OuterProduct, outer_product
 
@@ -25,6 +26,9 @@ from invariance.curvature.outer import OuterKind, OuterProduct, outer_product
 DEFAULT_BUDGET = 2 << 30
 
 _PROBE_ROWS = 4
+
+#: Rows a chunk of a quadratic form: its few temporaries then stay in the cache.
+_QUADRATIC_ROWS = 512
 
 
 class Engine(ABC):
@@ -44,6 +48,15 @@ class Engine(ABC):
     @abstractmethod
     def products(self, vectors: Tensor) -> Tensor:
         """Return the products with ``(k, d)`` vectors, ``(k, d)``."""
+
+    def quadratic(self, vector: Tensor, dtype: torch.dtype) -> float | None:
+        """Return ``v^T A v`` in another precision, or ``None`` if a product is no dearer.
+
+        Args:
+            vector: ``(d,)``, in that precision.
+            dtype: The precision.
+        """
+        return None
 
 
 class ChainEngine(Engine):
@@ -103,6 +116,29 @@ class ChainEngine(Engine):
             total = share if total is None else total.add_(share)
         assert total is not None
         return total.reshape(vectors.shape)
+
+    @torch.no_grad()
+    def quadratic(self, vector: Tensor, dtype: torch.dtype) -> float | None:
+        """Return ``v^T A v`` by one forward pass."""
+        space, chain = self._objective.space, self._chain
+        parts = dict(zip(space.names, space.split(vector.to(dtype)), strict=True))
+        precise = Chain(
+            chain.layers,
+            [weight.to(dtype) for weight in chain.weights],
+            [None if bias is None else bias.to(dtype) for bias in chain.biases],
+            chain.loss,
+            chain.total_mass,
+        )
+        form = ChainQuadratic(
+            precise,
+            [parts.get(layer.weight) for layer in chain.layers],
+            [parts.get(layer.bias) if layer.bias else None for layer in chain.layers],
+            self._kind,
+        )
+        total = 0.0
+        for x, y in self._objective.chunks_in(dtype, min(self._rows, _QUADRATIC_ROWS)):
+            total += float(form.on(x.flatten(1), y))
+        return total
 
 
 class GraphEngine(Engine):

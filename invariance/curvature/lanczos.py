@@ -119,14 +119,15 @@ class Lanczos:
         before = float(image.norm())
         # First the large overlaps (the vector itself and its couplings), then one full pass:
         # what is left is small, so that a single pass keeps the basis orthogonal.
-        large = [j, *self._coupled]
+        # They are neighbours in the basis: a view, where indexing would copy the vectors.
+        near = known[min(self._coupled, default=j) :]
         overlap = torch.zeros_like(self._basis[: j + 1, 0])
-        overlap[large] = known[large] @ image
-        image = image - known[large].mT @ overlap[large]
+        overlap[j + 1 - len(near) :] = near @ image
+        image = torch.addmv(image, near.mT, overlap[j + 1 - len(near) :], alpha=-1)
         if self._deflate is not None:
             image = image - self._deflate.mT @ (self._deflate @ image)
         extra = known @ image
-        image = image - known.mT @ extra
+        image = torch.addmv(image, known.mT, extra, alpha=-1)
         overlap = overlap + extra
         self._coupled = [j]
         column = overlap.to("cpu", torch.float64)

@@ -72,11 +72,16 @@ class Objective:
 
     def chunks(self, rows: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over the data in pieces of at most ``rows`` rows, on device and in dtype."""
+        return self.chunks_in(self.dtype, rows)
+
+    def chunks_in(
+        self, dtype: torch.dtype, rows: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Like :meth:`chunks`, in another precision."""
         for batch_x, batch_y in self.batches:
-            x, y = _place(batch_x, self.device, self.dtype), batch_y.to(self.device)
-            size = rows or x.shape[0]
-            for start in range(0, x.shape[0], size):
-                yield x[start : start + size], y[start : start + size]
+            size = rows or batch_x.shape[0]
+            for x, y in zip(torch.split(batch_x, size), torch.split(batch_y, size), strict=True):
+                yield _place(x, self.device, dtype), y.to(self.device)
 
     def in_dtype(self, dtype: torch.dtype) -> Objective:
         """Return the same objective, computed in another precision."""

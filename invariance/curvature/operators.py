@@ -193,6 +193,20 @@ class CurvatureOperator:
         self.products += vectors.shape[0]
         return self._engine.products(vectors.detach().to(self.device, self.dtype))
 
+    def quadratic(self, vector: Tensor, dtype: torch.dtype) -> float | None:
+        """Return ``v^T A v`` in another precision, where that is cheaper than a product.
+
+        Args:
+            vector: ``(d,)``.
+            dtype: The precision to compute in.
+
+        Returns:
+            The value; ``None`` where only a product gives it.
+        """
+        value = self._engine.quadratic(vector.to(self.device, dtype), dtype)
+        self.products += value is not None
+        return value
+
     def matvec(self, vector: Tensor) -> Tensor:
         """Multiply with a ``(d,)`` vector; returns ``(d,)``."""
         return self.rows(vector.reshape(1, -1))[0]
