@@ -17,6 +17,7 @@ from invariance.weakness.certificates import check_witnesses
 from invariance.weakness.conditioning import condition
 from invariance.weakness.extension_closure import count_restrictions
 from invariance.weakness.extensions import extension_count
+from invariance.weakness.ledger import Proof, prove
 from invariance.weakness.sweep import DISABLE_NUMBA, REACH, numba_is_used, separate_training
 
 needs_numba = pytest.mark.skipif(not numba_is_used(), reason="needs the compiled kernels")
@@ -200,17 +201,18 @@ def test_the_compiled_check_is_the_plain_one():
     points = points_of(data, labels)
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(60, *separator.shape)) * np.geomspace(1e-3, 10.0, 60)[:, None, None]
-    # Ties, which no rounding bound can settle, and what is not a number.
-    tied = separator.copy()
-    tied[1] = tied[0]
-    stack = np.concatenate([separator + noise, tied[None], np.full((1, *tied.shape), np.nan)])
+    # A class that ties with class 0 wherever that one wins: no rounding bound settles it.
+    tied = np.vstack([separator, separator[:1]])
+    low = np.zeros((60, 1, separator.shape[1]))
+    stack = np.concatenate([np.concatenate([separator + noise, low], axis=1), tied[None]])
+    stack = np.concatenate([stack, np.full((1, *tied.shape), np.nan)])
     stack = np.concatenate([stack, np.zeros((1, *tied.shape))])
     with np.errstate(invalid="ignore"):
         expected = check_witnesses(
             stack @ data.basis.T, data.equilibrated[:30], labels, data.equilibrated[30:]
         )
     assert 5 < expected.separates.sum() < 60
-    scores, given = np.empty((3, 42)), np.empty(12, dtype=np.int64)
+    scores, given = np.empty((4, 42)), np.empty(12, dtype=np.int64)
     for entry, separates, proved in zip(stack, expected.separates, expected.proved, strict=True):
         assert check_separator(points, entry, scores, given) == separates
         if separates:
@@ -226,7 +228,7 @@ def test_a_continued_solve_ends_at_the_projection():
     data = condition(train, unseen, bias=True, rank_tolerance=1e-10)
     _, separator, _ = separate_training(data.points, labels, 3)
     points, root = points_of(data, labels), first_state(REACH * separator)
-    seen = 0
+    seen = refuted = 0
     stack = [([], root)]
     while stack:
         named, state = stack.pop()
@@ -237,6 +239,12 @@ def test_a_continued_solve_ends_at_the_projection():
         np.testing.assert_array_equal(
             [entry is None for entry in answer.combinations], answer.checked
         )
+        for target, entry in enumerate(answer.combinations):
+            if entry is not None:
+                named_labels = np.append(labels, [label for _, label in named] + [target])
+                proofs, _ = prove(data, [entry], [named_labels[entry.points].astype(int)], 3, 1e-10)
+                assert proofs[0] != Proof.NOTHING
+                refuted += 1
         state = answer.state
         assert (state.multipliers >= -1e-9 * REACH).all()
         # Stationarity: the separator is the start plus multipliers times active rows.
@@ -254,4 +262,4 @@ def test_a_continued_solve_ends_at_the_projection():
         seen += len(state.multipliers)
         if depth < 3:
             stack += [([*named, (depth, t)], state) for t in np.flatnonzero(answer.checked)]
-    assert seen > 20
+    assert seen > 20 and refuted > 0
