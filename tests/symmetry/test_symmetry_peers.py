@@ -118,6 +118,10 @@ def test_transformers(name):
         common = {"vocab_size": 99, "n_embd": 16, "n_layer": 2, "n_head": 4}
     kind = "ForSequenceClassification" if name == "Bert" else "LMHeadModel"
     kind = "ForCausalLM" if name == "Llama" else kind
-    model = getattr(transformers, name + kind)(getattr(transformers, name + "Config")(**common))
+    try:
+        build = getattr(transformers, name + kind)
+    except ImportError as error:  # transformers imports each model only when it is named
+        pytest.skip(f"{name} cannot be imported here: {error}")
+    model = build(getattr(transformers, name + "Config")(**common))
     tokens = torch.randint(0, 99, (1, 7), generator=torch.Generator().manual_seed(0))
     check(settle(Logits(model)), tokens, {"permutation", "scaling"})
