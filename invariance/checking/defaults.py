@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from invariance import transforms as T
 from invariance.core.modules import weight_layers
@@ -41,14 +41,11 @@ def general_factors(layers: int) -> list[float]:
     return factors
 
 
-def default_transforms(
-    model: nn.Module, example_input: Tensor | None = None, *, seed: int = 0
-) -> list[Transform]:
+def default_transforms(model: nn.Module, *, seed: int = 0) -> list[Transform]:
     """One or two members of every kind of map; those that do not apply get refused later.
 
     Args:
         model: The model to be checked.
-        example_input: Unused today; a batch that the model accepts.
         seed: Seed of the random members.
 
     Returns:

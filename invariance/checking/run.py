@@ -19,7 +19,7 @@ from invariance.checking.verdict import judge
 from invariance.core.errors import InvarianceError, MeasureError, UsageError
 from invariance.core.estimate import Estimate
 from invariance.core.forward import reading
-from invariance.core.modules import clone, evaluation_mode, model_device
+from invariance.core.modules import clone, evaluation_mode, in_train_mode, model_device
 from invariance.data import Task
 from invariance.measures.registry import (
     Law,
@@ -85,11 +85,7 @@ def check(
         base = clone(original).to(dtype)
         data = cast_task(task, dtype, model_device(base))
         _require_fit(base, data)
-        maps = (
-            default_transforms(base, data.x_train[:8], seed=seed)
-            if transforms is None
-            else list(transforms)
-        )
+        maps = default_transforms(base, seed=seed) if transforms is None else list(transforms)
         cells = _Cells(title, base, data, chosen, seed, progress, len(maps))
         for item in cells.run(maps):
             if isinstance(item, FunctionRow):
@@ -327,10 +323,7 @@ def _require_fit(model: nn.Module, task: Task) -> None:
 
 
 def _require_evaluation_mode(model: nn.Module) -> None:
-    from invariance.core.modules import BATCH_NORMS, in_train_mode
-
-    kinds = (*BATCH_NORMS, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-    if where := in_train_mode(model, kinds):
+    if where := in_train_mode(model):
         raise MeasureError(
             f"`{where}` is in train mode, where its output depends on the batch or on chance: "
             "a different function. Call model.eval() first."

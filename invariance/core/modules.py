@@ -86,7 +86,17 @@ def model_dtype(model: nn.Module) -> torch.dtype:
     return torch.get_default_dtype()
 
 
-def in_train_mode(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> str | None:
+#: The modules whose train mode is another function: batch statistics, random masks.
+TRAIN_MODE_MATTERS: tuple[type[nn.Module], ...] = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.dropout._DropoutNd,
+    nn.RReLU,
+)
+
+
+def in_train_mode(
+    model: nn.Module, kinds: tuple[type[nn.Module], ...] = TRAIN_MODE_MATTERS
+) -> str | None:
     """Name the first submodule of one of ``kinds`` that is in train mode, if any."""
     for name, module in model.named_modules():
         if isinstance(module, kinds) and module.training:

@@ -33,12 +33,6 @@ from invariance.curvature.exact_steps import Dense, Slope, Step, parse_mlp
 from invariance.curvature.losses import Loss, resolve_loss
 from invariance.curvature.space import select_parameters
 
-_RANDOM_IN_TRAINING: tuple[type[nn.Module], ...] = (
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.dropout._DropoutNd,
-    nn.RReLU,
-)
-
 
 def exact_curvature(
     model: nn.Module,
@@ -194,7 +188,7 @@ def require_deterministic(model: nn.Module) -> None:
     Raises:
         ModelError: Names the first BatchNorm or dropout in train mode.
     """
-    name = in_train_mode(model, _RANDOM_IN_TRAINING)
+    name = in_train_mode(model)
     if name is not None:
         raise ModelError(
             f"Module {name!r} is in train mode, where the function depends on the batch or on "

@@ -11,13 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core.errors import DataError, MeasureError, UsageError, unknown_name
-from invariance.core.modules import BATCH_NORMS, clone, in_train_mode, model_device, model_dtype
+from invariance.core.modules import clone, in_train_mode, model_device, model_dtype
 from invariance.measures.registry import Measure, all_measures, as_measure, get_measure
 
 AnyMeasure = str | Measure | Callable[..., Any]
-
-#: Submodules whose train mode makes the output depend on the batch or on chance.
-_MODAL = (*BATCH_NORMS, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 #: A measure that needs training and unseen points gets this share of the rows as training.
 TRAIN_SHARE = 0.75
@@ -181,7 +178,7 @@ def require_evaluation_mode(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"Expected an nn.Module to check on. Got {type(model).__name__}.")
-    if where := in_train_mode(model, _MODAL):
+    if where := in_train_mode(model):
         raise MeasureError(
             f"`{where}` is in train mode, where its output depends on the batch or on chance: "
             "a different function. Call model.eval() first."

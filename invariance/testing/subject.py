@@ -165,7 +165,7 @@ def members(
 ) -> Iterator[Transform]:
     """Draw members of the given kinds of map; compositions only if every part is wanted."""
     wanted = frozenset(groups)
-    for transform in default_transforms(model, x[:EXAMPLE_ROWS], seed=seed):
+    for transform in default_transforms(model, seed=seed):
         if all(group in wanted for group in transform.groups):
             yield transform
     for number in range(1, examples):

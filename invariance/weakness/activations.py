@@ -20,17 +20,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from invariance.core.errors import MeasureError
-from invariance.core.modules import BATCH_NORMS, in_train_mode
-
-_DROPOUTS = (
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Dropout3d,
-    nn.AlphaDropout,
-    nn.FeatureAlphaDropout,
-    nn.RReLU,
-)
+from invariance.core.modules import in_train_mode
 
 #: Names of activations with exactly two linear pieces that meet at zero.
 _TWO_PIECES = frozenset({"relu", "leaky_relu", "prelu", "rrelu"})
@@ -178,7 +168,7 @@ def require_eval(model: nn.Module) -> None:
     Raises:
         MeasureError: If a BatchNorm or dropout submodule is in train mode.
     """
-    name = in_train_mode(model, (*BATCH_NORMS, *_DROPOUTS))
+    name = in_train_mode(model)
     if name is not None:
         raise MeasureError(
             f"Submodule {name!r} is in train mode, where the network is a different function "
