@@ -93,15 +93,38 @@ def test_python_dash_m(capsys):
 
 
 def test_ctrl_c_ends_cleanly(tmp_path):
+    """Interrupted while a measure is being computed, however fast the machine is."""
+    (tmp_path / "patient.py").write_text(
+        "import pathlib, time\n"
+        "def patient(model, x, y):\n"
+        "    pathlib.Path(__file__).with_name('running').touch()\n"
+        "    time.sleep(600)\n"
+        "    return 0.0\n"
+    )
     target = tmp_path / "r.json"
     process = subprocess.Popen(
-        [sys.executable, "-m", "invariance", "report", "--task", "digits", "--json", str(target)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "invariance", "check", "patient:patient", "--json", str(target)],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    time.sleep(6)
+    while not (tmp_path / "running").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert "Interrupted" in err
     assert "Traceback" not in err
+    assert not target.exists()
+
+
+def test_an_interrupted_report_leaves_no_file(tmp_path, monkeypatch, capsys):
+    from invariance.checking import experiment
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "run_report", interrupted)
+    target = tmp_path / "r.json"
+    assert main(["report", "--task", "digits", "--json", str(target)]) == 130
+    assert "Interrupted" in capsys.readouterr().err
     assert not target.exists()
