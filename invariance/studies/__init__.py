@@ -1,0 +1,18 @@
+"""Studies: published claims as experiments that can be run, resumed and judged."""
+
+from invariance.studies.claims import Claim, Region
+from invariance.studies.config import Config
+from invariance.studies.study import Context, Findings, Options, Record, Study, Table, Trained
+
+__all__ = [
+    "Claim",
+    "Config",
+    "Context",
+    "Findings",
+    "Options",
+    "Record",
+    "Region",
+    "Study",
+    "Table",
+    "Trained",
+]

@@ -1,0 +1,8 @@
+"""The studies: one file each, listed here. A new study is a new file and a line below."""
+
+from __future__ import annotations
+
+from invariance.studies.study import Study
+
+#: Every study that comes with the package, in the order of the report.
+STUDIES: tuple[Study, ...] = ()

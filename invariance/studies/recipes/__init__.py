@@ -1,0 +1,1 @@
+"""Ways to train and to measure that several studies share."""
