@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from invariance.training.activations import Activation, formula
+from invariance.training.augmentation import View
 from invariance.training.heads import Head, make_head
 from invariance.training.layers import Affine, BatchNorm, Layer, Slope
 from invariance.training.options import Options
-from invariance.training.rules import make_rule
+from invariance.training.rules import Rule, make_rule
+from invariance.training.sam import Climbing
 from invariance.training.stacked import Stacked, Workspace
 
 #: Rows that an evaluation looks at in one go; fixed, so that the results are, too.
@@ -22,7 +24,7 @@ BLOCK = 2048
 class Engine(Protocol):
     """Trains the networks in slots ``0 .. count - 1`` in lockstep."""
 
-    def run_epoch(self, order: Tensor | None, rate: float) -> None:
+    def run_epoch(self, order: Tensor | None, rate: float, view: View | None = None) -> None:
         """Take one pass over the data in each network's order, ``(count, n)``."""
         ...
 
@@ -50,7 +52,10 @@ class PerceptronEngine:
         self, models: Sequence[nn.Sequential], x: Tensor, y: Tensor, options: Options
     ) -> None:
         self._n, self._y, self._options = len(x), y, options
-        self._rule = make_rule(options)
+        self._rule: Rule = make_rule(options)
+        self._climbing = Climbing(self._rule, options) if options.sam_rho else None
+        if self._climbing is not None:
+            self._rule = self._climbing
         self._work = Workspace(len(models), x)
         columns = [column for column in _columns(models) if not _passive(column[0])]
         self._head: Head = make_head(
@@ -83,19 +88,26 @@ class PerceptronEngine:
             and len({parameter.dtype for parameter in parameters}) == 1
         )
 
-    def run_epoch(self, order: Tensor | None, rate: float) -> None:
+    def run_epoch(self, order: Tensor | None, rate: float, view: View | None = None) -> None:
         """Step through the batches of all networks side by side."""
         labels = self._y.expand(self._work.count, -1) if order is None else self._y[order]
-        self._head.start_epoch(order)
+        self._head.start_epoch(order, view)
         for batch in self._options.batches(self._n):
             self._rule.begin_step(rate)
-            z = self._head.forward(batch)
-            for layer in self._layers:
-                z = layer.forward(z, train=True)
-            gradient = self._loss_gradient(z, labels[:, batch])
-            for layer in reversed(self._layers):
-                gradient = layer.backward(gradient)
-            self._head.update(gradient, batch)
+            if self._climbing is not None:
+                self._pass(batch, labels)
+                self._climbing.climb()
+            self._pass(batch, labels)
+
+    def _pass(self, batch: slice, labels: Tensor) -> None:
+        """Go forward and back through one batch; the rule takes the gradients."""
+        z = self._head.forward(batch)
+        for layer in self._layers:
+            z = layer.forward(z, train=True)
+        gradient = self._loss_gradient(z, labels[:, batch])
+        for layer in reversed(self._layers):
+            gradient = layer.backward(gradient)
+        self._head.update(gradient, batch)
 
     def _loss_gradient(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return ``(softmax - one-hot) / rows`` times the rule's factor.

@@ -39,6 +39,10 @@ def fit(
     lr_drop_at: float | None = None,
     lr_drop_factor: float = 0.1,
     check_every: int = 1,
+    sam_rho: float = 0.0,
+    sam_adaptive: bool = False,
+    sam_eta: float = 0.0,
+    augmentation: str | Sequence[str] | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     vectorize: bool | None = None,
@@ -66,6 +70,20 @@ def fit(
         lr_drop_at: Share of ``max_epochs`` after which the rate drops; ``None`` for never.
         lr_drop_factor: What the rate is then multiplied by.
         check_every: Epochs between looks at train loss and accuracy.
+        sam_rho: Radius of sharpness-aware minimisation on top of the optimizer (Foret et
+            al. 2021, arXiv 2010.01412): each step takes the gradient at
+            ``w + sam_rho * g / |g|``, g over all trained parameters of this network; 0 for
+            none. Weight decay and momentum see the weights themselves, which come back
+            bit for bit; BatchNorm tracks its statistics in the first of the two passes
+            alone; random layers draw the same masks in both.
+        sam_adaptive: Adaptive SAM (Kwon et al. 2021, arXiv 2102.11600), elementwise: the
+            gradient at ``w + sam_rho * T^2 g / |T g|``, ``T = |w| + sam_eta``. Biases and
+            BatchNorm's parameters are scaled too.
+        sam_eta: With 0 the climb of adaptive SAM is the same in every function-preserving
+            rescaling of the network; with more (the paper uses 0.01) it is not.
+        augmentation: One or several of ``"shift"``, ``"flip"``, ``"rotate"``: training
+            images are changed anew in every epoch, by draws that depend on seed, epoch and
+            point alone. Points are flat square images, grey or of three channels.
         device: ``"cpu"``, ``"cuda"``, ``"mps"``, or ``"auto"``. The result comes back on
             the model's own device.
         dtype: Floating-point type to train in; ``None`` for the model's own.
@@ -102,6 +120,10 @@ def fit(
         lr_drop_at=lr_drop_at,
         lr_drop_factor=lr_drop_factor,
         check_every=check_every,
+        sam_rho=sam_rho,
+        sam_adaptive=sam_adaptive,
+        sam_eta=sam_eta,
+        augmentation=augmentation,
         device=device,
         dtype=dtype,
         vectorize=vectorize,
@@ -127,6 +149,10 @@ def fit_ensemble(
     lr_drop_at: float | None = None,
     lr_drop_factor: float = 0.1,
     check_every: int = 1,
+    sam_rho: float = 0.0,
+    sam_adaptive: bool = False,
+    sam_eta: float = 0.0,
+    augmentation: str | Sequence[str] | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     vectorize: bool | None = None,
@@ -161,6 +187,11 @@ def fit_ensemble(
         lr_drop_at: When the rate drops.
         lr_drop_factor: By what factor.
         check_every: Epochs between looks.
+        sam_rho: Radius of sharpness-aware minimisation; each network climbs by its own
+            gradient's norm.
+        sam_adaptive: Adaptive SAM.
+        sam_eta: Its addition to the weights' size.
+        augmentation: Random changes of training images.
         device: Where to train.
         dtype: Floating-point type to train in.
         vectorize: Perceptrons (``nn.Sequential`` of linear layers, activations and
@@ -193,6 +224,12 @@ def fit_ensemble(
         lr_drop_at=lr_drop_at,
         lr_drop_factor=lr_drop_factor,
         check_every=check_every,
+        sam_rho=sam_rho,
+        sam_adaptive=sam_adaptive,
+        sam_eta=sam_eta,
+        augmentation=(augmentation,)
+        if isinstance(augmentation, str)
+        else tuple(augmentation or ()),
     )
     where = resolve_device(device)
     numbers = _check_seeds(seeds)

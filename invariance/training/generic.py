@@ -12,9 +12,11 @@ from torch.nn import functional as F
 
 from invariance.core.modules import clone
 from invariance.core.rng import generator
+from invariance.training.augmentation import View
 from invariance.training.engine import BLOCK
 from invariance.training.options import Options
 from invariance.training.rules import make_rule
+from invariance.training.sam import climb
 from invariance.training.stacked import Stacked, stack
 
 #: Layers that draw random numbers in train mode.
@@ -50,20 +52,53 @@ class SingleEngine:
         self._x, self._y, self._options = x, y, options
         self._epoch = 0
 
-    def run_epoch(self, order: Tensor | None, rate: float) -> None:
+    def run_epoch(self, order: Tensor | None, rate: float, view: View | None = None) -> None:
         """Train one network after another."""
         self._epoch += 1
         for slot, model in enumerate(self._models):
             for group in self._optimizers[slot].param_groups:
                 group["lr"] = rate
+            changes = None if view is None else view.of(slot)
             with _own_noise(self._seeds[slot], self._epoch, self._x.device):
                 model.train()
                 for batch in self._options.batches(len(self._y)):
                     index: Tensor | slice = batch if order is None else order[slot, batch]
-                    loss = F.cross_entropy(model(self._x[index]), self._y[index])
-                    self._optimizers[slot].zero_grad()
-                    torch.autograd.backward(loss)
-                    self._optimizers[slot].step()
+                    x, y = self._x[index], self._y[index]
+                    if changes is not None:
+                        which = index if isinstance(index, slice) else index[None]
+                        x = changes.apply(x[None], which)[0]
+                    self._step(slot, x, y)
+
+    def _step(self, slot: int, x: Tensor, y: Tensor) -> None:
+        """Take one step of one network, after a climb if there is one."""
+        model, optimizer = self._models[slot], self._optimizers[slot]
+        if not self._options.sam_rho:
+            _backward(model, x, y)
+            optimizer.step()
+            return
+        noise = _noise_state(x.device) if stochastic(model) else None
+        _backward(model, x, y)
+        moved = [entry for entry in model.parameters() if entry.grad is not None]
+        before = [entry.detach().clone() for entry in moved]
+        moves = climb(
+            [entry.detach()[None] for entry in moved],
+            [entry.grad[None] for entry in moved if entry.grad is not None],
+            self._options,
+        )
+        # Running statistics belong to the weights: what the second pass adds is undone.
+        statistics = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        if noise is not None:  # the same random masks in both passes: one loss, not two
+            _restore_noise(noise, x.device)
+        with torch.no_grad():
+            for entry, move in zip(moved, moves, strict=True):
+                entry.add_(move[0])
+        _backward(model, x, y)
+        with torch.no_grad():
+            for entry, value in zip(moved, before, strict=True):
+                entry.copy_(value)
+            for buffer, value in statistics:
+                buffer.copy_(value)
+        optimizer.step()
 
     @torch.no_grad()
     def evaluate(self) -> tuple[Tensor, Tensor]:
@@ -129,7 +164,7 @@ class FunctionalEngine:
         self._gradient = vmap(grad(loss))
         self._scores = vmap(scores, in_dims=(0, 0, None, None))
 
-    def run_epoch(self, order: Tensor | None, rate: float) -> None:
+    def run_epoch(self, order: Tensor | None, rate: float, view: View | None = None) -> None:
         """Step through the batches of all networks side by side."""
         self._base.train()
         count = len(next(iter(self._trained.values())).now)
@@ -139,9 +174,23 @@ class FunctionalEngine:
                 x, y = self._x.expand(count, *self._x.shape), self._y.expand(count, -1)
             else:
                 x, y = self._x[order[:, batch]], self._y[order[:, batch]]
+            if view is not None:
+                x = view.apply(x, batch if order is None else order[:, batch])
             gradients = self._gradient(_now(self._trained), _now(self._fixed), x, y)
+            if self._options.sam_rho:
+                gradients = self._uphill(gradients, x, y)
             for name, gradient in gradients.items():
                 self._rule.direct(self._trained[name], gradient.contiguous())
+
+    def _uphill(self, gradients: dict[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Return the gradients at the point that ``gradients`` lead up to."""
+        now = _now(self._trained)
+        moves = climb(list(now.values()), [gradients[name] for name in now], self._options)
+        above = {name: now[name] + move for name, move in zip(now, moves, strict=True)}
+        # Running statistics belong to the weights: the second pass writes into copies.
+        copies = {name: entry.clone() for name, entry in _now(self._fixed).items()}
+        uphill: dict[str, Tensor] = self._gradient(above, copies, x, y)
+        return uphill
 
     @torch.no_grad()
     def evaluate(self) -> tuple[Tensor, Tensor]:
@@ -183,6 +232,13 @@ def _now(stacks: dict[str, Stacked]) -> dict[str, Tensor]:
     return {name: entry.now for name, entry in stacks.items()}
 
 
+def _backward(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    loss = F.cross_entropy(model(x), y)
+    for parameter in model.parameters():
+        parameter.grad = None
+    torch.autograd.backward(loss)
+
+
 def _optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decay = options.weight_decay
@@ -191,6 +247,18 @@ def _optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
             parameters, options.lr, betas=options.betas, eps=options.eps, weight_decay=decay
         )
     return torch.optim.SGD(parameters, options.lr, momentum=options.momentum, weight_decay=decay)
+
+
+def _noise_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Return the state of the generators that random layers draw from."""
+    own = None if device.type == "cpu" else getattr(torch, device.type).get_rng_state()
+    return torch.get_rng_state(), own
+
+
+def _restore_noise(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        getattr(torch, device.type).set_rng_state(state[1])
 
 
 @contextmanager

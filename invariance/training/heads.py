@@ -19,6 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from invariance.training.augmentation import View
 from invariance.training.layers import Affine
 from invariance.training.options import Options
 from invariance.training.rules import PlainSgd, Rule
@@ -32,7 +33,7 @@ GRAM_POINTS_PER_PIXEL = 1.5
 class Head(Protocol):
     """What the engine asks of the first layer."""
 
-    def start_epoch(self, order: Tensor | None) -> None:
+    def start_epoch(self, order: Tensor | None, view: View | None) -> None:
         """Take ``(networks, n)`` shuffled positions; ``None`` for one batch of all."""
         ...
 
@@ -80,9 +81,13 @@ def make_head(
         The head.
     """
     # A pixel that is zero on all training points has a zero gradient, so without weight
-    # decay its weights never move: leave it out.
-    used = (x != 0).any(0) if rule.decay == 0 else torch.ones_like(x[0], dtype=torch.bool)
-    if isinstance(rule, PlainSgd) and len(x) <= GRAM_POINTS_PER_PIXEL * int(used.sum()):
+    # decay its weights never move: leave it out. Augmentation can move ink onto any pixel.
+    fixed = not options.augmentation
+    used = torch.ones_like(x[0], dtype=torch.bool)
+    if rule.decay == 0 and fixed:
+        used = (x != 0).any(0)
+    few = len(x) <= GRAM_POINTS_PER_PIXEL * int(used.sum())
+    if isinstance(rule, PlainSgd) and fixed and few:
         return GramHead(modules, x, rule, work)
     return PrimalHead(modules, x, used.nonzero()[:, 0], rule, work, last=last)
 
@@ -104,14 +109,18 @@ class PrimalHead:
         self._work = work
         self._affine = Affine(modules, rule, work, last=last, columns=used)
         self._order: Tensor | None = None
+        self._view: View | None = None
+        self._at: tuple[slice, Tensor] | None = None
 
-    def start_epoch(self, order: Tensor | None) -> None:
-        """Keep the order."""
-        self._order = order
+    def start_epoch(self, order: Tensor | None, view: View | None) -> None:
+        """Keep the order, and how images change."""
+        self._order, self._view, self._at = order, view, None
 
     def forward(self, batch: slice) -> Tensor:
         """Gather the batches of all networks at once and multiply."""
-        return self._affine.forward(self._images(batch), train=True)
+        if self._at is None or self._at[0] != batch:  # a second pass sees the same images
+            self._at = (batch, self._images(batch))
+        return self._affine.forward(self._at[1], train=True)
 
     def update(self, gradient: Tensor, batch: slice) -> None:
         """Update weight and bias; nobody needs the gradient by the images."""
@@ -133,11 +142,12 @@ class PrimalHead:
     def _images(self, batch: slice) -> Tensor:
         count, (n, width) = self._work.count, self._x.shape
         if self._order is None:
-            return self._x.expand(count, n, width)
+            every = self._x.expand(count, n, width)
+            return every if self._view is None else self._view.apply(every, batch)
         index = self._order[:, batch]
         out = self._work.take((self, "images"), index.shape[1], width)
         torch.index_select(self._x, 0, index.reshape(-1), out=out.view(-1, width))
-        return out
+        return out if self._view is None else self._view.apply(out, index)
 
 
 class GramHead:
@@ -165,8 +175,9 @@ class GramHead:
         self._flat: Tensor | None = None
         self._chosen: Tensor | None = None
 
-    def start_epoch(self, order: Tensor | None) -> None:
+    def start_epoch(self, order: Tensor | None, view: View | None) -> None:
         """Turn each network's order into rows of all networks' points laid end to end."""
+        assert view is None  # the Gram matrix is that of the points as they are
         self._order = order
         if order is not None:
             n = self._gram.shape[0]

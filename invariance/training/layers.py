@@ -163,7 +163,8 @@ class BatchNorm:
             mean = z.mean(1)
             centred = z - mean[:, None, :]
             var = centred.square().mean(1)
-            self._track(mean, var, z.shape[1])
+            if self._rule.at_weights:
+                self._track(mean, var, z.shape[1])
         else:
             centred, var = z - self.mean.now[:, None, :], self.var.now
         inverse = (var + self._eps).rsqrt()

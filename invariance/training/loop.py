@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from invariance.core.errors import ModelError
 from invariance.core.modules import clone
 from invariance.core.rng import generator
+from invariance.training.augmentation import Augmentation
 from invariance.training.engine import BLOCK, Engine
 from invariance.training.options import Options
 from invariance.training.result import EpochRecord
@@ -81,9 +82,16 @@ def train(
     engine = make_engine([run.start for run in padded])
     n = len(y)
     full_batch = len(options.batches(n)) == 1
+    augmentation = None
+    if options.augmentation:
+        augmentation = Augmentation(options.augmentation, x.shape[1], x.device, x.dtype)
     for epoch in range(1, options.max_epochs + 1):
         order = None if full_batch else _orders(active, count, n, y.device)
-        engine.run_epoch(order, options.rate(epoch))
+        view = None
+        if augmentation is not None:
+            seeds = [run.seed for run in active] + [active[0].seed] * (count - len(active))
+            view = augmentation.draw(seeds, epoch, n)
+        engine.run_epoch(order, options.rate(epoch), view)
         for run in active:
             run.epochs = epoch
         if epoch % options.check_every == 0 or epoch == options.max_epochs:

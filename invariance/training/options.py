@@ -11,6 +11,7 @@ import torch
 from invariance.core.errors import UsageError, unknown_name
 
 OPTIMIZERS = ("sgd", "adam")
+AUGMENTATIONS = ("shift", "flip", "rotate")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -56,6 +57,10 @@ class Options:
         lr_drop_factor: See ``lr_drop_at``.
         check_every: Epochs between looks at train loss and accuracy; the last epoch is
             always looked at.
+        sam_rho: Radius of sharpness-aware minimisation; 0 for none.
+        sam_adaptive: Whether that radius is relative to the weights (adaptive SAM).
+        sam_eta: What adaptive SAM adds to the weights' size.
+        augmentation: Random changes of training images.
     """
 
     lr: float = 0.1
@@ -70,6 +75,10 @@ class Options:
     lr_drop_at: float | None = None
     lr_drop_factor: float = 0.1
     check_every: int = 1
+    sam_rho: float = 0.0
+    sam_adaptive: bool = False
+    sam_eta: float = 0.0
+    augmentation: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -93,6 +102,15 @@ class Options:
         _count("check_every", self.check_every)
         if self.batch_size is not None:
             _count("batch_size", self.batch_size)
+        _number("sam_rho", self.sam_rho, lambda v: v >= 0, "0 or more")
+        _number("sam_eta", self.sam_eta, lambda v: v >= 0, "0 or more")
+        if self.sam_adaptive and not self.sam_rho:
+            raise UsageError("sam_adaptive=True does nothing without a radius: set sam_rho too.")
+        if self.sam_eta and not self.sam_adaptive:
+            raise UsageError(f"sam_eta = {self.sam_eta} belongs to sam_adaptive=True.")
+        for kind in self.augmentation:
+            if kind not in AUGMENTATIONS:
+                raise unknown_name("augmentation", kind, AUGMENTATIONS)
         if self.optimizer == "adam" and self.momentum:
             raise UsageError(
                 f"momentum = {self.momentum} belongs to optimizer='sgd'; for Adam set betas."

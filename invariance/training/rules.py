@@ -25,6 +25,8 @@ class Rule(ABC):
 
     #: State tensors for each parameter.
     n_states = 0
+    #: Whether the current pass is at the weights themselves, not near them.
+    at_weights = True
 
     def __init__(self, options: Options) -> None:
         self.decay = options.weight_decay

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from invariance.core.errors import DataError, ModelError, UsageError
 from invariance.core.modules import BATCH_NORMS, clone, model_device, model_dtype
 from invariance.data.task import Task
+from invariance.training.augmentation import image_shape
 from invariance.training.engine import Engine, PerceptronEngine
 from invariance.training.generic import FunctionalEngine, SingleEngine, stochastic
 from invariance.training.loop import EngineMaker, Run, evaluate, train
@@ -105,6 +106,8 @@ def check_model(model: nn.Module, x: Tensor, n_classes: int, options: Options) -
     for label, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise ModelError(f"Parameter {label!r} of {name} holds NaN or infinity at the start.")
+    if options.augmentation:
+        image_shape(x.shape[1])  # refuses rows that are no images
     if not bool(torch.isfinite(x).all()):
         raise DataError("task.x_train holds NaN or infinity. Drop or repair those rows.")
     norms = [label for label, module in model.named_modules() if isinstance(module, BATCH_NORMS)]
@@ -175,7 +178,7 @@ def _bytes_per_network(model: nn.Module, x: Tensor, options: Options) -> int:
     """Estimate what one network keeps in memory while it trains, from above."""
     weights = sum(entry.numel() for entry in (*model.parameters(), *model.buffers()))
     widest = max(entry.shape[0] for entry in model.parameters() if entry.ndim) + x.shape[1]
-    states = {"adam": 4, "sgd": 2}[options.optimizer]
+    states = {"adam": 4, "sgd": 2}[options.optimizer] + (4 if options.sam_rho else 0)
     return int(x.element_size() * (weights * states + 6 * min(len(x), 4096) * widest))
 
 
