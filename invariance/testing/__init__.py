@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from invariance.testing.claims import Replay, assert_invariant, replay
     from invariance.testing.covariance import assert_covariant
     from invariance.testing.description import Description, describe
-    from invariance.testing.evaluation import BrokenTransformError
     from invariance.testing.faults import FaultyMeasureError
     from invariance.testing.findings import Certificate, Finding, NotInvariantError
     from invariance.testing.laws import LawResult, assert_law
     from invariance.testing.members import MemberOf, draw_member
     from invariance.testing.networks import Networks, TrainedNetwork
+    from invariance.testing.stage import BrokenTransformError
     from invariance.testing.statistical import EqualityTest, assert_equal_in_law
     from invariance.testing.trends import Trend, fit_trend
 
@@ -41,12 +41,12 @@ _HOMES = {
     "claims": ("Replay", "assert_invariant", "replay"),
     "covariance": ("assert_covariant",),
     "description": ("Description", "describe"),
-    "evaluation": ("BrokenTransformError",),
     "faults": ("FaultyMeasureError",),
     "findings": ("Certificate", "Finding", "NotInvariantError"),
     "laws": ("LawResult", "assert_law"),
     "members": ("MemberOf", "draw_member"),
     "networks": ("Networks", "TrainedNetwork"),
+    "stage": ("BrokenTransformError",),
     "statistical": ("EqualityTest", "assert_equal_in_law"),
     "trends": ("Trend", "fit_trend"),
 }

@@ -207,11 +207,16 @@ def cast(
     model: nn.Module, inputs: Mapping[str, Any], dtype: torch.dtype
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Copy a model and its data in the given precision, on the model's device."""
-    device = model_device(model)
-    moved = {
+    return clone(model).to(dtype), cast_inputs(inputs, model_device(model), dtype)
+
+
+def cast_inputs(
+    inputs: Mapping[str, Any], device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Copy a measure's arguments to a device, those with a fraction in the given precision."""
+    return {
         name: value.detach().clone().to(device, dtype if value.is_floating_point() else None)
         if isinstance(value, Tensor)
         else value
         for name, value in inputs.items()
     }
-    return clone(model).to(dtype), moved

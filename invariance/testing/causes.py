@@ -10,7 +10,8 @@ from torch import nn
 from invariance import transforms as T
 from invariance.core.errors import InvarianceError
 from invariance.core.modules import BATCH_NORMS, WEIGHT_LAYERS, clone
-from invariance.testing.evaluation import BrokenTransformError, Cell, Evaluator
+from invariance.testing.evaluation import Cell, Evaluator
+from invariance.testing.stage import BrokenTransformError, Stage
 from invariance.transforms.base import Transform
 
 #: A remover returns a copy of the network without some parameters, or None if it has none.
@@ -71,9 +72,8 @@ def blame(evaluator: Evaluator, candidates: list[Transform]) -> tuple[str, str] 
                 continue
             other = Evaluator(
                 evaluator.measure,
-                reduced,
+                Stage(reduced, evaluator.example),
                 evaluator.inputs,
-                evaluator.example,
                 rtol=evaluator.rtol,
                 seed=evaluator.seed,
                 allow_constant=True,

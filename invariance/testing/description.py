@@ -13,12 +13,13 @@ from invariance.core.errors import InvarianceError
 from invariance.core.groups import Group
 from invariance.measures.registry import Declaration
 from invariance.testing.binding import AnyMeasure, precisions
-from invariance.testing.evaluation import BrokenTransformError, Cell, Evaluator
+from invariance.testing.evaluation import Cell, Evaluator
 from invariance.testing.explain import explained
 from invariance.testing.faults import FaultyMeasureError
 from invariance.testing.findings import Finding
 from invariance.testing.members import draw_member
 from invariance.testing.records import record
+from invariance.testing.stage import BrokenTransformError
 from invariance.testing.subject import RTOL, Subject, as_group, members, subject
 from invariance.transforms.base import Transform
 

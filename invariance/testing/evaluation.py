@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,11 +11,9 @@ from torch import nn
 
 from invariance.checking.roundoff import float_error
 from invariance.checking.rows import Row
-from invariance.checking.run import prove
 from invariance.checking.verdict import judge
-from invariance.core.errors import InvarianceError, MeasureError, TransformError
+from invariance.core.errors import InvarianceError, MeasureError
 from invariance.core.estimate import Estimate
-from invariance.core.groups import Group
 from invariance.core.modules import clone
 from invariance.core.rng import generator
 from invariance.measures.registry import Measure, Setting
@@ -27,25 +24,18 @@ from invariance.testing.faults import (
     isolated,
     watched,
 )
+from invariance.testing.stage import Stage
 from invariance.transforms.base import Applied, Transform
 
 #: In less than float64, round-off may excuse no more than this share of the value: a
 #: measure that loses three digits there is invariant in float64 only, and gets told so.
 LOW_PRECISION_CAP = 1e-3
 
-#: How far a transform may move the outputs, relative to their scale, and still count as
-#: function-preserving. The smallest published mistake is 5e-6 (a BatchNorm left in place).
-FUNCTION_RTOL = {torch.float64: 1e-9, torch.float32: 1e-3}
-
 #: Networks of other functions that a measure has to tell apart.
 OTHER_NETWORKS = 8
 
 #: Rows on which a transform's proof is computed.
 EXAMPLE_ROWS = 64
-
-
-class BrokenTransformError(TransformError, AssertionError):
-    """A transform under test does not keep the function, so it proves nothing about a measure."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +65,8 @@ class Evaluator:
 
     Args:
         measure: The measure.
-        model: A copy of the model, already in the precision to work in.
+        stage: A copy of the model, already in the precision to work in.
         inputs: The measure's arguments, in the same precision.
-        example: Input rows to trace and prove transforms on.
         rtol: Relative change of the value that is not worth mentioning.
         seed: Seed of the round-off probes.
         allow_constant: Accept a measure whose value no change of the weights moves.
@@ -87,18 +76,18 @@ class Evaluator:
     def __init__(
         self,
         measure: Measure,
-        model: nn.Module,
+        stage: Stage,
         inputs: Mapping[str, Any],
-        example: torch.Tensor,
         *,
         rtol: float,
         seed: int = 0,
         allow_constant: bool = False,
         zero: float = 0.0,
     ) -> None:
-        self.measure, self.model, self.inputs = _checked(measure), model, dict(inputs)
-        self.example, self.rtol, self.seed = example, rtol, seed
-        self.dtype = example.dtype
+        self.measure, self.stage, self.inputs = _checked(measure), stage, dict(inputs)
+        self.model, self.example = stage.model, stage.example
+        self.rtol, self.seed = rtol, seed
+        self.dtype = stage.example.dtype
         self.zero = zero
         self.evaluations = 0
         self.shared: dict[str, Any] = {}
@@ -138,9 +127,7 @@ class Evaluator:
             BrokenTransformError: If it changes the function.
             FaultyMeasureError: If the value after it is no finite number.
         """
-        with isolated():
-            applied = transform.apply(self.model, self.example)
-        self._require_same_function(transform, applied.model)
+        applied = self.stage.put(transform, self.measure.name)
         after = self.value(applied.model)
         declared = self.measure.declared(transform.groups) if judged else "invariant"
         predicted = self._predict(transform, applied) if declared == "law" else None
@@ -254,22 +241,6 @@ class Evaluator:
             self.measure.name,
             f"It gave {float(value)!r} for this network, for ones with random weights and for one "
             "whose weights are all zero.",
-        )
-
-    def _require_same_function(self, transform: Transform, after: nn.Module) -> None:
-        if Group.COORDINATES in transform.groups:
-            return  # verified on its own; what it changes is the parameters' meaning
-        with isolated():
-            proof = prove(transform, clone(self.model), after, self.example)
-        allowed = FUNCTION_RTOL.get(self.dtype, 5e-2) * max(proof.output_scale, 1e-300)
-        if proof.max_abs_logit_diff <= allowed:
-            return
-        relative = proof.max_abs_logit_diff / (proof.output_scale or math.nan)
-        raise BrokenTransformError(
-            f"{transform!r} does not keep the function: the {proof.compared} move by "
-            f"{proof.max_abs_logit_diff:.3g} ({100 * relative:.2g} % of their scale) and "
-            f"{proof.labels_changed} of {proof.rows} labels change. It can prove nothing about "
-            f"{self.measure.name!r}; mend the transform first."
         )
 
 

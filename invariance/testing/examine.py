@@ -10,10 +10,11 @@ import torch
 from invariance.checking.rows import Refusal, Row
 from invariance.core.errors import InvarianceError, UsageError
 from invariance.testing.binding import precisions
-from invariance.testing.evaluation import BrokenTransformError, Cell, Evaluator
+from invariance.testing.evaluation import Cell, Evaluator
 from invariance.testing.explain import explained as explain
 from invariance.testing.faults import FaultyMeasureError
 from invariance.testing.findings import Certificate, Finding, replay_line
+from invariance.testing.stage import BrokenTransformError
 from invariance.testing.subject import Subject
 from invariance.transforms.base import Transform
 
