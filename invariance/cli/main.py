@@ -9,10 +9,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from invariance.cli import check, listing, report
+from invariance.cli import check, listing, report, studies, study
 
 #: Modules that each offer ``add_parser(subparsers)``; add a subcommand here.
-COMMANDS = (report, check, listing)
+COMMANDS = (report, check, study, studies, listing)
 
 USAGE_ERROR = 2
 INTERRUPTED = 130

@@ -9,6 +9,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -22,15 +23,22 @@ class Bar:
     disappears when the work is done.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, counted: bool = True) -> None:
+        """Prepare a bar.
+
+        Args:
+            counted: Whether steps are things to count; else work is shown in percent, and
+                the time left comes from the last hour rather than the last half minute.
+        """
         self._progress = Progress(
             TextColumn("{task.description:<46.46}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            MofNCompleteColumn() if counted else TaskProgressColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
+            speed_estimate_period=30 if counted else 3600,
         )
         self._task = self._progress.add_task("starting", total=None)
 
@@ -46,7 +54,7 @@ class Bar:
     ) -> None:
         self._progress.stop()
 
-    def __call__(self, done: int, total: int, what: str) -> None:
+    def __call__(self, done: float, total: float, what: str) -> None:
         """Show that ``done`` of ``total`` steps of ``what`` are finished."""
         self._progress.update(self._task, completed=done, total=total, description=what)
 

@@ -35,6 +35,10 @@ class UsageError(InvarianceError, ValueError):
     """A name or option that the package does not know; the message lists the known ones."""
 
 
+class StudyError(InvarianceError, RuntimeError):
+    """A study cannot go on: its folder is damaged or in use, its disk full, a worker gone."""
+
+
 def unknown_name(kind: str, name: object, known: object) -> UsageError:
     """Build the error for an unknown name, listing the known ones.
 

@@ -61,3 +61,36 @@ def write_atomically(path: Path, text: str) -> Path:
             Path(scratch).unlink(missing_ok=True)
         raise
     return path
+
+
+def write_durably(path: Path, content: bytes) -> Path:
+    """Write ``content`` so that it survives a crash: whole and on the disk, or not there.
+
+    Args:
+        path: Where to write; the folder must be there. The temporary file beside it is
+            ``.NAME.tmp``, which whoever owns the folder may delete after a crash.
+        content: What to write.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    scratch = path.with_name(f".{path.name}.tmp")
+    try:
+        with scratch.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+    if hasattr(os, "O_DIRECTORY"):  # Windows cannot and need not sync a folder
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    return path

@@ -1,0 +1,74 @@
+"""What has been found so far: the studies there are, and the results that lie in folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from invariance.core.errors import StudyError
+from invariance.studies.output import RESULTS_SCHEMA
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read one ``results.json``.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        StudyError: If it is not a study's, not whole, or of another version.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        schema = content["schema"]
+        if schema == RESULTS_SCHEMA:
+            content["study"], content["claims"], content["options"]["quick"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StudyError(f"{path} is not the results of a study ({error}).") from error
+    if schema != RESULTS_SCHEMA:
+        raise StudyError(
+            f"{path} has schema {schema!r}, this version reads {RESULTS_SCHEMA}. "
+            "Run the study again, or read it with the version that wrote it."
+        )
+    return dict(content)
+
+
+def find_results(folders: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
+    """Read all results in folders: directly in them, or one folder below.
+
+    Args:
+        folders: Where to look; one that does not exist holds none.
+
+    Returns:
+        File and content of each, in the order of folders and names.
+    """
+    paths = [
+        path
+        for folder in folders
+        for path in (folder / "results.json", *sorted(folder.glob("*/results.json")))
+        if path.is_file()
+    ]
+    return [(path, read_results(path)) for path in dict.fromkeys(paths)]
+
+
+def best(
+    found: Sequence[tuple[Path, Mapping[str, Any]]], study: str
+) -> tuple[Path, Mapping[str, Any]] | None:
+    """Choose which results of a study to show: the most networks; quick ones last.
+
+    Args:
+        found: What :func:`find_results` gave.
+        study: The study's name.
+
+    Returns:
+        File and content, or ``None`` if there are no results of it.
+    """
+    own = [entry for entry in found if entry[1]["study"] == study]
+    if not own:
+        return None
+    return max(own, key=lambda e: (not e[1]["options"]["quick"], len(e[1]["networks"])))
