@@ -31,7 +31,12 @@ from invariance.measures.repaired_weakness import (
     repaired_pair_proxy,
 )
 from invariance.measures.sam_sharpness import adaptive_sharpness, sam_sharpness
+from invariance.measures.standardized_relative_flatness import standardized_relative_flatness
 from invariance.measures.volume_weakness import volume_weakness, volume_weakness_raw
+from invariance.measures.worst_case_sharpness import (
+    adaptive_worst_case_sharpness,
+    worst_case_sharpness,
+)
 
 __all__ = [
     "activation_patterns",
@@ -39,6 +44,7 @@ __all__ = [
     "adaptive_gaussian_sharpness",
     "adaptive_sharpness",
     "adaptive_trace",
+    "adaptive_worst_case_sharpness",
     "diagonal_relative_flatness",
     "extension_count",
     "fisher_rao_closed_form",
@@ -68,6 +74,8 @@ __all__ = [
     "repaired_pair_proxy",
     "sam_sharpness",
     "spectral_norm_product",
+    "standardized_relative_flatness",
     "volume_weakness",
     "volume_weakness_raw",
+    "worst_case_sharpness",
 ]

@@ -41,9 +41,12 @@ class PerturbedLoss:
             total, mass = self._sums(theta)
         return float(total) / float(mass)
 
-    def gradient(self) -> tuple[float, dict[str, Tensor]]:
-        """Return the mean loss at the parameters, and its gradient."""
-        leaves = {name: value.clone().requires_grad_() for name, value in self.theta.items()}
+    def gradient(
+        self, theta: Mapping[str, Tensor] | None = None
+    ) -> tuple[float, dict[str, Tensor]]:
+        """Return the mean loss at ``theta`` (the parameters by default), and its gradient."""
+        at = self.theta if theta is None else theta
+        leaves = {name: at[name].detach().clone().requires_grad_() for name in self.theta}
         with torch.enable_grad():
             total, mass = self._sums(leaves)
             mean = total / mass

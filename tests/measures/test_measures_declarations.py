@@ -24,6 +24,7 @@ MEASURES = (
     "adaptive_gaussian_sharpness",
     "adaptive_sharpness",
     "adaptive_trace",
+    "adaptive_worst_case_sharpness",
     "diagonal_relative_flatness",
     "fisher_rao_closed_form",
     "fisher_rao_norm",
@@ -42,12 +43,16 @@ MEASURES = (
     "relative_flatness",
     "sam_sharpness",
     "spectral_norm_product",
+    "standardized_relative_flatness",
+    "worst_case_sharpness",
 )
 
 #: Options that keep the sampling measures quick; their seeds are fixed.
 OPTIONS = {
     "adaptive_gaussian_sharpness": {"samples": 4, "sigma": 0.1},
     "gaussian_sharpness": {"samples": 4, "sigma": 0.1},
+    "worst_case_sharpness": {"steps": 6, "rho": 0.1},
+    "adaptive_worst_case_sharpness": {"steps": 6, "rho": 0.1},
 }
 
 #: Measures that exist for positively homogeneous activations only.
