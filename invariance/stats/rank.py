@@ -108,16 +108,11 @@ def kendall(
     found = stats.kendalltau(a, b)
     if not np.isfinite(found.statistic):
         return RankCorrelation(n, None, None, None, None, level)
-    # tau-b from sign matrices: all resamples in one batched product.
-    signs = np.sign(a[:, None] - a[None]), np.sign(b[:, None] - b[None])
+    from invariance.stats.resampled import resampled_taus  # which builds on this module
+
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
-    weight = counts.astype(np.float64)
-    both, own_a, own_b = (
-        np.einsum("ri,ij,rj->r", weight, matrix, weight, optimize=True)
-        for matrix in (signs[0] * signs[1], signs[0] ** 2, signs[1] ** 2)
-    )
-    with np.errstate(invalid="ignore", divide="ignore"):
-        low, high = interval(both / np.sqrt(own_a * own_b), level)
+    drawn = resampled_taus(a[None], b[None], counts.astype(np.float64))[:, 0, 0]
+    low, high = interval(drawn, level)
     return RankCorrelation(n, float(found.statistic), low, high, float(found.pvalue), level)
 
 

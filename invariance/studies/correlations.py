@@ -78,8 +78,8 @@ def correlation_rows(
     """
     if family not in FAMILIES:
         raise unknown_name("family", family, FAMILIES)
-    names = _names(records, "measures", measures)
-    wanted = _names(records, "targets", targets)
+    names = names_of(records, "measures", measures)
+    wanted = names_of(records, "targets", targets)
     rows: list[Row] = []
     groups = split(records, group)
     cells = dict(groups)
@@ -163,7 +163,21 @@ def _number(value: object) -> float:
     return math.nan
 
 
-def _names(records: Sequence[Record], part: str, wanted: Sequence[str] | None) -> list[str]:
+def names_of(records: Sequence[Record], part: str, wanted: Sequence[str] | None) -> list[str]:
+    """List the names that were asked for, or all that any record has.
+
+    Args:
+        records: The networks.
+        part: ``"measures"``, ``"rescaled"`` or ``"targets"``.
+        wanted: The names asked for; ``None`` for all.
+
+    Returns:
+        Names without repeats, in order.
+
+    Raises:
+        DataError: If there are no records.
+        UsageError: If a name is in none of them.
+    """
     if not records:
         raise DataError("Expected records of trained networks. Got none.")
     known = list(dict.fromkeys(k for r in records for k in (r.measured.get(part) or {})))

@@ -62,3 +62,20 @@ def test_wilcoxon_effect_has_the_sign_of_the_difference():
     assert better.p_value < 0.01
     assert paired_wilcoxon(y, y) == paired_wilcoxon(y * 2, y * 2)
     assert paired_wilcoxon(y, y).p_value == 1.0
+
+
+def test_rank_biserial_is_the_simple_difference_of_favourable_and_other_ranks():
+    rng = np.random.default_rng(3)
+    x, y = np.round(rng.normal(size=(2, 30)), 1) + np.array([[0.3], [0]])
+    x, y = np.round(x, 1), np.round(y, 1)  # ties, and pairs that are equal
+    found = paired_wilcoxon(x, y)
+    moved = [d for d in x - y if d != 0]
+    rank = {abs(d): np.mean([k + 1 for k, e in enumerate(sorted(map(abs, moved))) if e == abs(d)])
+            for d in moved}  # fmt: skip
+    up = sum(rank[abs(d)] for d in moved if d > 0)
+    down = sum(rank[abs(d)] for d in moved if d < 0)
+    assert found.rank_biserial == pytest.approx((up - down) / (up + down))
+    # SciPy's one-sided statistic is the sum of the ranks of positive differences.
+    above = scipy_stats.wilcoxon(moved, alternative="greater").statistic
+    assert found.rank_biserial == pytest.approx(2 * above / (up + down) - 1)
+    assert found.n == len(moved) < 30
