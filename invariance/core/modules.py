@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,10 +31,52 @@ def clone(model: nn.Module) -> nn.Module:
     try:
         for parameter, _ in grads:
             parameter.grad = None
-        return copy.deepcopy(model)
+        return _deep_copy(model, {})
     finally:
         for parameter, grad in grads:
             parameter.grad = grad
+
+
+def _deep_copy(module: nn.Module, memo: dict[int, object]) -> nn.Module:
+    """What ``copy.deepcopy`` does, four times as fast for modules that copy the default way.
+
+    Most of its time goes into a dozen empty dictionaries of hooks that every module has.
+    """
+    kind = type(module)
+    if id(module) in memo or not _copies_by_default(kind):
+        return copy.deepcopy(module, memo)
+    new = kind.__new__(kind)
+    memo[id(module)] = new
+    state: dict[str, object] = {}
+    for name, value in module.__dict__.items():
+        if name == "_modules":
+            state[name] = type(value)(
+                (key, child if child is None else _deep_copy(child, memo))
+                for key, child in value.items()
+            )
+        elif type(value) in _IMMUTABLE:
+            state[name] = value
+        elif type(value) in _EMPTIED and not value and id(value) not in memo:
+            state[name] = memo[id(value)] = type(value)()
+        else:
+            state[name] = copy.deepcopy(value, memo)
+    new.__setstate__(state)  # type: ignore[no-untyped-call]
+    return new
+
+
+_IMMUTABLE = (bool, int, float, str, type(None))
+_EMPTIED = (dict, OrderedDict, set, list)
+
+
+def _copies_by_default(kind: type[nn.Module]) -> bool:
+    """True if neither the class nor a base but nn.Module says how it is copied or pickled."""
+    hooks = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__getnewargs_ex__")
+    return (
+        not any(hasattr(base, "__slots__") for base in kind.__mro__ if base is not object)
+        and kind.__setstate__ is nn.Module.__setstate__
+        and not hasattr(kind, "__getnewargs__")
+        and all(getattr(kind, hook, None) is getattr(nn.Module, hook, None) for hook in hooks)
+    )
 
 
 @contextmanager

@@ -140,9 +140,8 @@ def _duplicates(
     del x
     found = surgery.found
     natural = _natural_gauge(model, found, found.groups[place].stream)
-    unified = clone(model).double()
-    write_tensors(unified, natural.act(named_tensors(model, double=True), found))
-    rows = Surgery(unified, found, surgery.who).rows(place, _INCOMING)
+    # The surgery's own copy is ``model`` still: nothing was cut in it.
+    rows = surgery.rows(place, _INCOMING, natural.act(named_tensors(model, double=True), found))
     eps = max(torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point())
     twin = _twins(rows, 128 * eps)
     gone = np.flatnonzero(twin != np.arange(twin.size))

@@ -10,6 +10,7 @@ verified by running it, and refused if it does not hold.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,12 +111,15 @@ class Surgery:
         """List name, dimension, units along it and role of every tensor that a group touches."""
         return [(e.parameter, e.dim, e.units, e.role) for e in self._lines[place]]
 
-    def rows(self, place: int, roles: tuple[Role, ...]) -> Tensor:
+    def rows(
+        self, place: int, roles: tuple[Role, ...], tensors: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """Collect every unit's entries in tensors of some roles, ``(units, entries)``, float64.
 
         Args:
             place: The group.
             roles: Which tensors to read.
+            tensors: Values to read instead of the copy's own, by name.
 
         Returns:
             One row a unit; columns of different units correspond.
@@ -124,8 +128,8 @@ class Surgery:
         for line in self._lines[place]:
             if line.role not in roles:
                 continue
-            tensor = self.tensor(line.parameter).detach().double().cpu()
-            along = torch.movedim(tensor, line.dim, 0)
+            value = self.tensor(line.parameter) if tensors is None else tensors[line.parameter]
+            along = torch.movedim(value.detach().double().cpu(), line.dim, 0)
             at = np.flatnonzero(line.units >= 0)
             at = at[np.argsort(line.units[at], kind="stable")]
             pieces.append(along[torch.from_numpy(at)].reshape(self.size(place), -1))

@@ -50,7 +50,8 @@ def examine(
     used: list[str] = []
     evaluations = 0
     zero, last = 0.0, None
-    for precision in precisions(bound.model, dtype):
+    wanted = precisions(bound.model, dtype)
+    for precision in wanted:
         made = _evaluator(bound, precision, zero, bool(used), dtype is None, notes)
         if made is None:
             continue
@@ -74,7 +75,8 @@ def examine(
             findings.append(finding)
             if stop:
                 break
-        zero = max(zero, 100 * made.error if len(used) == 1 else 0.0)
+        if precision != wanted[-1] and len(used) == 1:
+            zero = max(zero, 100 * made.error)  # needed in the next precision only
         evaluations += made.evaluations
         if findings:
             break  # a claim that is broken in float64 says nothing about round-off

@@ -144,12 +144,12 @@ def watched(measure: str, model: nn.Module, inputs: Mapping[str, Any]) -> Iterat
         FaultyMeasureError: If the block changed the model, its data, a global random
             state or a global setting; names the first such place.
     """
-    seen = _model_state(model)
+    seen = model_state(model)
     data = {k: v.detach().clone() for k, v in inputs.items() if isinstance(v, Tensor)}
     globally = _global_state()
     yield
     moved = _global_state()
-    if what := _first_change(seen, _model_state(model)):
+    if what := first_change(seen, model_state(model)):
         raise FaultyMeasureError("mutates the model", measure, f"It changed {what}.")
     for name, value in data.items():
         now = inputs[name]
@@ -222,7 +222,7 @@ def _equal_states(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def _model_state(model: nn.Module) -> dict[str, Any]:
+def model_state(model: nn.Module) -> dict[str, Any]:
     """Everything about a module that a measure must leave alone, by a readable name."""
     state: dict[str, Any] = {}
     for name, module in model.named_modules():
@@ -238,7 +238,8 @@ def _model_state(model: nn.Module) -> dict[str, Any]:
     return state
 
 
-def _first_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+def first_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+    """Name the first difference of two states of :func:`model_state`, if there is one."""
     # Compare values first: an in-place change of a weight matters more than its .grad.
     order = sorted(before, key=lambda name: not name.startswith(("parameter", "buffer")))
     for name in order:

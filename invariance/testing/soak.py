@@ -1,172 +1,287 @@
 """The gate against itself: correct measures on random cases must never set it off.
 
-``python -m invariance.testing.soak --cases 500 --runs 20`` draws, for every registered
-measure, that many networks, data sets and maps under every seed, and holds the measure to
-its declaration (invariance and laws alike). One false alarm fails the run.
+``python -m invariance.testing.soak --cases 500 --runs 20`` draws networks, data and maps
+under every seed and holds every registered measure to its declaration (invariance and laws
+alike) until it was compared 500 times a seed. One false alarm or crash fails the run.
+
+Each network is drawn, trained, traced and transformed once, and all measures are put through
+it by the code that ``assert_invariant`` runs. A case depends on its seed and number alone, so
+an alarm is shown again, explained, by ``... soak NAME --seed 3 --case 17``. With ``--progress
+FILE`` a run that was stopped goes on where it was; measures registered since then catch up.
+
+Measures that sample get a twenty-fifth of the cases. One that gives only estimates on such
+networks has nothing to compare and is listed as given up: its place is
+:func:`invariance.testing.assert_equal_in_law`.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-
-import torch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import invariance.measures  # noqa: F401 - importing fills the registry
-from invariance import transforms as T
 from invariance.core.errors import InvarianceError
 from invariance.core.groups import Group
-from invariance.core.rng import generator
 from invariance.measures.registry import Measure, all_measures, get_measure
-from invariance.models import mlp
 from invariance.testing.examine import examine
-from invariance.testing.faults import FaultyMeasureError
-from invariance.testing.findings import Finding
-from invariance.testing.members import draw_member
-from invariance.testing.strategies import random_data, randomize, train_briefly
-from invariance.testing.subject import subject, wanted_groups
+from invariance.testing.faults import FaultyMeasureError, first_change, model_state
+from invariance.testing.findings import Certificate, Finding
+from invariance.testing.soak_cases import SoakCase, draw_case
+from invariance.testing.stage import BrokenTransformError
+from invariance.testing.subject import subject
 from invariance.transforms.base import Transform
 
-#: Kinds that need a BatchNorm in the network, and one that needs an odd activation or none.
-NEED_NORM = (Group.BATCHNORM_FOLD, Group.BATCHNORM_SCALING, Group.SIGN_FLIP)
-
-#: Refusals for each compared case (plus one) before a measure is given up: one that gives
-#: estimates only, or that knows another architecture, has nothing to compare.
+#: Refusals for each network that was compared (plus one) before a measure is given up: one that
+#: gives estimates only, or that knows another architecture, has nothing to compare.
 PATIENCE = 10
+
+#: A measure that samples or counts by search costs a hundred times one that does not.
+SAMPLING_SHARE = 25
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What came of one measure under one seed.
+    """What came of one measure under one seed, so far.
 
     Attributes:
         measure: The measure's name.
-        checked: Cases that were compared.
-        refused: Cases that the measure or the map declined, with a reason each.
-        alarms: Broken declarations: false alarms, if the measure is correct.
+        compared: Comparisons: a network, data and a map each.
+        networks: Different networks among them.
+        refused: Networks that the measure declined.
+        declined: Comparisons that it declined after the map only.
+        alarms: Broken declarations and crashes: false alarms, if the measure is correct.
+        kinds: Comparisons by kind of map.
         reason: The last reason for a refusal.
-        seconds: Wall-clock time.
+        cursor: Number of the next case.
+        seconds: Wall-clock time of the measure alone.
     """
 
     measure: str
-    checked: int
-    refused: int
-    alarms: tuple[str, ...]
-    reason: str
-    seconds: float
+    compared: int = 0
+    networks: int = 0
+    refused: int = 0
+    declined: int = 0
+    alarms: tuple[str, ...] = ()
+    kinds: Mapping[str, int] = field(default_factory=dict)
+    reason: str = ""
+    cursor: int = 0
+    seconds: float = 0.0
+
+    @property
+    def given_up(self) -> bool:
+        """True for a measure that refused too often to go on."""
+        return self.refused >= PATIENCE * (self.networks + 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the tally as plain data, for JSON."""
+        return {**vars(self), "alarms": list(self.alarms)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Tally:
+        """Return the tally that :meth:`to_dict` wrote."""
+        return cls(**{**data, "alarms": tuple(data["alarms"])})
 
     def __str__(self) -> str:
         state = f"{len(self.alarms)} ALARMS" if self.alarms else "no alarm"
         refused = f", {self.refused} refused ({self.reason[:80]})" if self.refused else ""
-        return f"{self.measure}: {self.checked} cases, {state}{refused}, {self.seconds:.1f} s"
+        given_up = ", given up" if self.given_up else ""
+        return (
+            f"{self.measure}: {self.compared} cases of {self.networks} networks, {state}{refused}"
+            f"{given_up}, {self.seconds:.1f} s"
+        )
 
 
-def soak(measure: Measure, cases: int, seed: int) -> Tally:
-    """Hold one measure to its declaration on random cases.
+def budget(measure: Measure, cases: int) -> int:
+    """Return how many comparisons a measure owes when others owe ``cases``."""
+    return max(1, cases // SAMPLING_SHARE) if measure.cost == "sampling" else cases
+
+
+def soak(measures: Sequence[Measure], cases: int, seed: int) -> dict[str, Tally]:
+    """Hold measures to their declarations on the random cases of one seed.
 
     Args:
-        measure: A registered measure.
-        cases: How many cases to compare.
-        seed: Decides all of them.
+        measures: Registered measures.
+        cases: How often to compare each.
+        seed: Decides the cases.
 
     Returns:
-        What came of it.
+        What came of each, by name.
     """
-    started = time.perf_counter()
-    checked, refused, reason = 0, 0, ""
-    alarms: list[str] = []
-    number = 0
-    while checked < cases and refused < PATIENCE * (checked + 1):
-        case = f"seed {seed}, case {number}"
-        try:
-            findings = one_case(measure, seed, number)
-        except FaultyMeasureError as error:
-            alarms.append(f"{case}: {error}")
-        except InvarianceError as error:
-            refused, reason = refused + 1, str(error)
-            number += 1
-            continue
-        else:
-            alarms += [f"{case}: {finding}" for finding in findings]
-        checked += 1
-        number += 1
-    elapsed = time.perf_counter() - started
-    return Tally(measure.name, checked, refused, tuple(alarms), reason, elapsed)
+    owed = {entry.name: budget(entry, cases) for entry in measures}
+    tallies = {entry.name: Tally(entry.name) for entry in measures}
+    while open_measures(measures, owed, tallies):
+        tallies = advance(measures, owed, tallies, seed, networks=1)
+    return tallies
 
 
-def one_case(measure: Measure, seed: int, number: int) -> tuple[Finding, ...]:
-    """Draw one network, data set and map, and compare.
+def open_measures(
+    measures: Sequence[Measure], owed: Mapping[str, int], tallies: Mapping[str, Tally]
+) -> list[Measure]:
+    """Return the measures that still owe comparisons."""
+    return [
+        entry
+        for entry in measures
+        if tallies[entry.name].compared < owed[entry.name] and not tallies[entry.name].given_up
+    ]
+
+
+def advance(
+    measures: Sequence[Measure],
+    owed: Mapping[str, int],
+    tallies: Mapping[str, Tally],
+    seed: int,
+    *,
+    networks: int,
+) -> dict[str, Tally]:
+    """Put the measures that still owe comparisons through the next networks.
 
     Args:
-        measure: A registered measure.
+        measures: The measures.
+        owed: Comparisons that each owes in all.
+        tallies: What came of each so far.
         seed: Seed of the run.
-        number: Number of the case within it.
+        networks: How many networks to draw.
 
     Returns:
-        Broken declarations, none for a correct measure.
+        The new tallies.
     """
-    stream = generator(seed, "soak", measure.name, number)
+    current = dict(tallies)
+    for _ in range(networks):
+        waiting = open_measures(measures, owed, current)
+        if not waiting:
+            break
+        number = min(current[entry.name].cursor for entry in waiting)
+        ready = [entry for entry in waiting if current[entry.name].cursor == number]
+        case = draw_case(seed, number)
+        left = {entry.name: owed[entry.name] - current[entry.name].compared for entry in ready}
+        for tally in one_case(case, ready, left):
+            current[tally.measure] = _added(current[tally.measure], tally)
+    return current
 
-    def integer(low: int, high: int) -> int:
-        return int(torch.randint(low, high + 1, (), generator=stream))
 
-    hidden = [integer(1, 7) for _ in range(integer(1, 3))]
-    features, classes, rows = integer(2, 6), integer(2, 4), integer(6, 16)
-    declared = set(measure.invariant_under) | set(measure.laws)
-    bound_groups = sorted(declared - {Group.COORDINATES, Group.LINEAR_MIXING})
-    group = bound_groups[integer(0, len(bound_groups) - 1)]
-    norm = group in NEED_NORM or bool(integer(0, 1))
-    case_seed = integer(0, 2**30)
-    model = mlp(
-        (features, *hidden, classes),
-        activation=("relu", "leaky_relu")[integer(0, 1)],
-        batch_norm=norm,
-        bias=bool(integer(0, 3)),
-        seed=case_seed,
-        dtype=torch.float64,
-    ).eval()
-    randomize(model, case_seed)
-    if integer(0, 1):
-        train_briefly(model, features, classes, case_seed, 40)
-    x, y = random_data(rows, features, classes, case_seed)
-    bound = subject(measure, model, x, y, seed=case_seed, allow_constant=True)
-    transform: Transform = draw_member(group, model, case_seed)
-    if integer(0, 3) == 0 and Group.PERMUTATION in wanted_groups(bound, None, laws=True):
-        transform = T.Compose([transform, T.Permutation(case_seed)])
-    _, findings = examine(bound, [transform], strict=True, judged=True, explained=False)
-    return findings
+def one_case(case: SoakCase, measures: Sequence[Measure], left: Mapping[str, int]) -> list[Tally]:
+    """Put measures through one case.
+
+    Args:
+        case: The network, data and maps.
+        measures: The measures.
+        left: How many comparisons each still owes.
+
+    Returns:
+        What came of each here.
+    """
+    tallies = []
+    try:
+        maps = {
+            entry.name: case.admitted(declared_kinds(entry))[: left[entry.name]]
+            for entry in measures
+        }
+    except BrokenTransformError as error:
+        return [_tally(entry, case, alarms=(f"{case}: {error}",)) for entry in measures]
+    before = [model_state(model) for model in case.stage.models()]
+    for entry in measures:
+        started = time.perf_counter()
+        tally = _compare(case, entry, maps[entry.name])
+        tallies.append(replace(tally, seconds=time.perf_counter() - started))
+    for state, model in zip(before, case.stage.models(), strict=True):
+        if what := first_change(state, model_state(model)):
+            alarm = f"{case}: one of the measures changed a transformed network ({what})."
+            return [replace(tally, alarms=(*tally.alarms, alarm)) for tally in tallies]
+    return tallies
+
+
+def _compare(case: SoakCase, measure: Measure, maps: Sequence[Transform]) -> Tally:
+    if not maps:
+        return _tally(measure, case)
+    kinds: dict[str, int] = {}
+    try:
+        certificate, findings = judged(case, measure, maps)
+    except FaultyMeasureError as error:
+        return _tally(measure, case, compared=len(maps), alarms=(f"{case}: {error}",))
+    except InvarianceError as error:
+        return _tally(measure, case, refused=1, reason=str(error))
+    except Exception as error:  # a crash is an alarm too; say where, and go on
+        crash = f"{case}: {measure.name} raised {type(error).__name__}: {error}"
+        return _tally(measure, case, compared=len(maps), alarms=(crash,))
+    for row in certificate.rows:
+        kinds[row.transform] = kinds.get(row.transform, 0) + 1
+    reasons = [entry.reason for entry in certificate.refused]
+    return _tally(
+        measure,
+        case,
+        compared=len(certificate.rows),
+        declined=len(reasons),
+        alarms=tuple(f"{case}: {finding}" for finding in findings),
+        kinds=kinds,
+        reason=reasons[-1] if reasons else "",
+    )
+
+
+def judged(
+    case: SoakCase, measure: Measure, maps: Sequence[Transform], *, explained: bool = False
+) -> tuple[Certificate, tuple[Finding, ...]]:
+    """Compare a measure before and after maps by the code of ``assert_invariant``.
+
+    Args:
+        case: The network, data and transformed networks.
+        measure: The measure.
+        maps: Maps that the network admits.
+        explained: Narrow failures down.
+
+    Returns:
+        What was compared, and what broke.
+    """
+    bound = subject(
+        measure,
+        case.model,
+        case.x,
+        case.y,
+        seed=case.member_seed,
+        allow_constant=True,
+        stage=case.stage,
+    )
+    return examine(bound, maps, judged=True, explained=explained)
+
+
+def declared_kinds(measure: Measure) -> frozenset[Group]:
+    """Return the kinds of map under which a measure declares invariance or a law."""
+    return measure.invariant_under | frozenset(measure.laws)
 
 
 def chosen(names: Iterable[str]) -> list[Measure]:
     """Return the named measures, or all that declare anything."""
-    wanted = list(names) or list(all_measures())
-    found = [get_measure(name) for name in wanted]
-    return [entry for entry in found if entry.invariant_under or entry.laws]
+    found = [get_measure(name) for name in list(names) or all_measures()]
+    return [entry for entry in found if declared_kinds(entry)]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line; returns 1 if there was any alarm."""
-    parser = argparse.ArgumentParser(prog="python -m invariance.testing.soak", description=__doc__)
-    parser.add_argument("measures", nargs="*", help="registered names; all by default")
-    parser.add_argument("--cases", type=int, default=500, help="cases a measure (500)")
-    parser.add_argument("--runs", type=int, default=20, help="runs with a seed each (20)")
-    parser.add_argument("--seed", type=int, default=0, help="first seed")
-    options = parser.parse_args(arguments)
-    alarms = compared = 0
-    for seed in range(options.seed, options.seed + options.runs):
-        for measure in chosen(options.measures):
-            tally = soak(measure, options.cases, seed)
-            alarms, compared = alarms + len(tally.alarms), compared + tally.checked
-            sys.stdout.write(f"run {seed}  {tally}\n")
-            for alarm in tally.alarms[:3]:
-                sys.stdout.write(f"{alarm}\n")
-            sys.stdout.flush()
-    sys.stdout.write(f"{compared} cases compared, {alarms} alarms\n")
-    return int(alarms > 0)
+def _tally(measure: Measure, case: SoakCase, **facts: Any) -> Tally:
+    networks = int(facts.get("compared", 0) > 0)
+    return Tally(measure.name, networks=networks, cursor=case.number + 1, **facts)
+
+
+def _added(total: Tally, part: Tally) -> Tally:
+    kinds = dict(total.kinds)
+    for kind, count in part.kinds.items():
+        kinds[kind] = kinds.get(kind, 0) + count
+    return Tally(
+        measure=total.measure,
+        compared=total.compared + part.compared,
+        networks=total.networks + part.networks,
+        refused=total.refused + part.refused,
+        declined=total.declined + part.declined,
+        alarms=total.alarms + part.alarms,
+        kinds=kinds,
+        reason=part.reason or total.reason,
+        cursor=part.cursor,
+        seconds=total.seconds + part.seconds,
+    )
 
 
 if __name__ == "__main__":
+    import sys
+
+    from invariance.testing.soak_command import main
+
     sys.exit(main())

@@ -1,5 +1,7 @@
 """Catches: clones that share storage or gradients, modes that are not restored, global RNG use."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -24,6 +26,56 @@ def test_clone_shares_nothing_and_leaves_gradients_alone():
     assert all(p.grad is None for p in copied.parameters())
     storages = {t.data_ptr() for t in model.state_dict().values()}
     assert storages.isdisjoint(t.data_ptr() for t in copied.state_dict().values())
+
+
+def counted():
+    """Modules that are copied in ways of their own, or refer to one another."""
+
+    class Chosen(nn.Linear):
+        def __deepcopy__(self, memo):
+            made = Chosen(3, 3)
+            made.mark = "its own way"
+            return made
+
+    class Circular(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(2, 2)
+            self.__dict__["me"] = self
+            self.seen = [self.inner]
+            self.named = {"inner": self.inner.weight}
+
+    shared = nn.Linear(3, 3)
+    tied = nn.Linear(3, 3)
+    tied.weight = shared.weight
+    weighted = torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
+    return [nn.Sequential(shared, tied, shared), Circular(), nn.Sequential(Chosen(3, 3)), weighted]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_clone_copies_all_that_deepcopy_copies(number):
+    model = counted()[number]
+    model.register_forward_hook(lambda module, args, out: None)
+    expected, copied = copy.deepcopy(model), clone(model)
+    pairs = list(zip(copied.named_modules(), expected.named_modules(), strict=True))
+    for (name, mine), (other_name, theirs) in pairs:
+        assert name == other_name
+        assert list(vars(mine)) == list(vars(theirs))
+        assert [type(v) for v in vars(mine).values()] == [type(v) for v in vars(theirs).values()]
+    assert [n for n, _ in copied.named_parameters()] == [n for n, _ in expected.named_parameters()]
+    if number != 2:  # it draws other weights
+        values = zip(copied.state_dict().values(), model.state_dict().values(), strict=True)
+        assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in values)
+
+
+def test_clone_keeps_who_refers_to_whom():
+    shared, circular, chosen, _ = map(clone, counted())
+    assert shared[0] is shared[2]
+    assert shared[0].weight is shared[1].weight
+    assert circular.me is circular
+    assert circular.seen[0] is circular.inner
+    assert circular.named["inner"] is circular.inner.weight
+    assert chosen[0].mark == "its own way"
 
 
 def test_evaluation_mode_restores_each_flag_even_after_an_error():
