@@ -1,0 +1,1 @@
+"""What the study of regularised networks finds in its records."""

@@ -1,0 +1,176 @@
+"""From records to findings: effects, claims, tables, correlations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from invariance.studies.claims import Claim
+from invariance.studies.correlations import column, correlation_rows
+from invariance.studies.recipes.sharpness import MEASURES, diversity
+from invariance.studies.regularised.claims import claims_of
+from invariance.studies.regularised.methods import BASELINE
+from invariance.studies.regularised.reading import Block, block_of, match, method, reader
+from invariance.studies.regularised.tables import (
+    cells_table,
+    measures_table,
+    outcomes_table,
+    simpson_table,
+)
+from invariance.studies.study import Findings, Options, Record, Table
+from invariance.studies.treatments import (
+    Effect,
+    Pair,
+    Ratio,
+    adjusted,
+    effect,
+    pairs_of,
+    ratio_at_equal,
+)
+
+#: Outcome to the direction that is better.
+OUTCOMES: Mapping[str, int] = {
+    "test_accuracy": 1,
+    "generalization_gap": -1,
+    "calibration_error": -1,
+    "corruption_accuracy": 1,
+    "fgsm_accuracy": 1,
+    "pgd_accuracy": 1,
+    "disagreement": -1,
+    "js_divergence": -1,
+}
+
+#: Outcomes that every measure is correlated with.
+TARGETS = ("test_accuracy", "generalization_gap", "calibration_error", "corruption_accuracy")
+
+
+def analyse(records: Sequence[Record], options: Options) -> Findings:
+    """Judge the records.
+
+    Args:
+        records: The networks of the study.
+        options: Its options.
+
+    Returns:
+        Correlations by method and pooled, claims, and a table a question.
+    """
+    records = with_diversity(records)
+    blocks: dict[Block, list[Record]] = {}
+    for record in records:
+        blocks.setdefault(block_of(record), []).append(record)
+    correlations: list[Mapping[str, Any]] = []
+    tables: list[Table] = []
+    pairs: dict[str, list[Pair]] = {}
+    claims: list[Claim] = []
+    for block, members in blocks.items():
+        found = pairs_of(members, method, match, BASELINE)
+        for name, entries in found.items():
+            pairs.setdefault(name, []).extend(entries)
+        title = f"{block[0]}, {block[1]}, n = {block[2]:,}"
+        tables.append(cells_table(title, members))
+        tables.append(outcomes_table(title, outcome_effects(found, options.seed)))
+        before, after = (measure_effects(found, part, options.seed) for part in PARTS)
+        tables.append(measures_table(title, before, after, equal_loss(found, options.seed)))
+        rows = _correlations(members, title, options)
+        correlations += rows
+        tables.append(simpson_table(title, rows))
+    claims += claims_of(pairs, seed=options.seed)
+    return Findings(tuple(correlations), tuple(claims), tuple(tables), _notes(records, pairs))
+
+
+PARTS = ("measures", "rescaled")
+
+
+def outcome_effects(pairs: Mapping[str, Sequence[Pair]], seed: int = 0) -> list[Effect]:
+    """Test every method on every outcome: one family."""
+    return adjusted(
+        [
+            effect(name, outcome, entries, reader("targets", outcome), sign=sign, seed=seed)
+            for name, entries in pairs.items()
+            for outcome, sign in OUTCOMES.items()
+        ]
+    )
+
+
+def measure_effects(pairs: Mapping[str, Sequence[Pair]], part: str, seed: int = 0) -> list[Effect]:
+    """Test whether every method raises every measure: one family."""
+    return adjusted(
+        [
+            effect(name, measure, entries, reader(part, measure), seed=seed)
+            for name, entries in pairs.items()
+            for measure in MEASURES
+        ]
+    )
+
+
+def equal_loss(pairs: Mapping[str, Sequence[Pair]], seed: int = 0) -> dict[tuple[str, str], Ratio]:
+    """Return each method's factor on each measure at equal train loss."""
+    loss = reader("facts", "train_loss")
+    return {
+        (name, measure): ratio_at_equal(entries, reader("measures", measure), loss, seed=seed)
+        for name, entries in pairs.items()
+        for measure in MEASURES
+    }
+
+
+def with_diversity(records: Sequence[Record]) -> list[Record]:
+    """Add to each network's targets how far it is from the others of its cell."""
+    cells: dict[str, list[int]] = {}
+    for i, record in enumerate(records):
+        if record.measured.get("predictions"):
+            cells.setdefault(record.config.cell, []).append(i)
+    out = list(records)
+    for members in cells.values():
+        found = diversity([records[i].measured["predictions"] for i in members])
+        for i, extra in zip(members, found, strict=True):
+            measured = dict(records[i].measured)
+            measured["targets"] = {**measured["targets"], **extra}
+            out[i] = replace(records[i], measured=measured)
+    return out
+
+
+def _correlations(members: Sequence[Record], title: str, options: Options) -> list[dict[str, Any]]:
+    """Correlate within each method and over all, if there is anything to correlate."""
+    known = {name for name in TARGETS if np.isfinite(column(members, "targets", name)).sum() >= 4}
+    if not known:
+        return []
+    rows = correlation_rows(
+        members,
+        targets=[name for name in TARGETS if name in known],
+        given=("train_loss",),
+        group=method,
+        seed=options.seed,
+        resamples=1_000 if options.quick else 4_000,
+    )
+    return [row | {"group": f"{title}: {row['group']}"} for row in rows]
+
+
+def _notes(records: Sequence[Record], pairs: Mapping[str, Sequence[Pair]]) -> tuple[str, ...]:
+    notes = [
+        "Pairs share data set, architecture, batch size, learning rate and seed. Wilcoxon tests "
+        "are one-sided (better; sharper), adjusted by Benjamini and Yekutieli within each table; "
+        "intervals are a bootstrap over seeds, 10 at full size. All networks of a block see the "
+        "same training subset: nothing here generalises over training sets.",
+        "Rescaled: each network by itself, every layer by a factor in [1/30, 30] and every unit "
+        "by one in [1/10, 10], log-uniform; its function does not change. What is sharper before "
+        "and not after was a statement about coordinates.",
+        "Equal train loss: the intercept of log measure on log train loss over pairs. "
+        "Regularisation raises the train loss, and the Hessian of the cross-entropy follows it. "
+        "A dagger marks a value beyond the data: all pairs have a train loss on one side.",
+        "Training has a fixed number of epochs: at the small rate networks do not reach a "
+        "minimum. The first table of each block says where each cell ends.",
+    ]
+    diverged = sum(bool(record.facts.get("diverged")) for record in records)
+    if diverged:
+        notes.append(f"{diverged} networks diverged and are left out of every comparison.")
+    if not pairs:
+        notes.append("No network has a partner: nothing could be compared.")
+    refused = {
+        f"{name}: {reason}"
+        for record in records
+        for name, reason in (record.measured.get("refused") or {}).items()
+    }
+    return (*notes, *(f"Not measured: {entry}" for entry in sorted(refused)))
