@@ -75,7 +75,8 @@ class Lanczos:
         wanted = self._high + self._low
         self._capacity = min(free, max(capacity, 2 * wanted + 12))
         self._basis = start.new_empty(min(self._capacity + 1, 33), self._dim)
-        self._small = torch.zeros(self._capacity + 1, self._capacity + 1, dtype=torch.float64)
+        held = self._basis.shape[0]
+        self._small = torch.zeros(held, held, dtype=torch.float64)
         self._draws = generator(seed, "curvature", "lanczos restart")
         self._size = 0
         self._beta = 0.0
@@ -157,6 +158,11 @@ class Lanczos:
             )
             wider[: self._size] = self._basis[: self._size]
             self._basis = wider
+            # The projected matrix grows along: all of it at once would be memory to clear that
+            # a run of a few dozen steps never looks at.
+            small = self._small.new_zeros(len(wider), len(wider))
+            small[: self._size, : self._size] = self._small[: self._size, : self._size]
+            self._small = small
 
     def _solve(self) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(self._small[: self._size, : self._size])
