@@ -48,6 +48,8 @@ def write_atomically(path: Path, text: str) -> Path:
         handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(scratch, 0o666 & ~umask)  # mkstemp makes it private; users expect the default
@@ -83,14 +85,27 @@ def write_durably(path: Path, content: bytes) -> Path:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(scratch, path)
+        replace_durably(scratch, path)
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
+    return path
+
+
+def replace_durably(source: Path, path: Path) -> None:
+    """Rename ``source``, whose content is on the disk, to ``path``, and wait for the rename.
+
+    Args:
+        source: The file.
+        path: Its new name, in the same folder; a file of that name is replaced.
+
+    Raises:
+        OSError: If it cannot be renamed.
+    """
+    os.replace(source, path)
     if hasattr(os, "O_DIRECTORY"):  # Windows cannot and need not sync a folder
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
-    return path

@@ -168,12 +168,15 @@ _TURN = threading.Lock()
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute with one torch thread, alone in this process, and restore the number after."""
+    """Compute with one thread, alone in this process, and restore the number after."""
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
     with _TURN:
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            yield
+            with threadpool_limits(1):  # NumPy's and SciPy's linear algebra
+                yield
         finally:
             torch.set_num_threads(before)
 

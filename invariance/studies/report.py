@@ -19,7 +19,10 @@ _CORRELATION_COLUMNS = (
     ("p_value", "p"),
     ("p_holm", "p (Holm)"),
     ("kendall", "Kendall's tau"),
+    ("rho_within", "rho within groups"),
+    ("partial", "partial rho"),
     ("rho_after_rescaling", "rho after rescaling"),
+    ("stays_fixed", "fixed under rescaling"),
 )
 
 
@@ -81,7 +84,7 @@ def claim_cells(claim: Mapping[str, Any]) -> list[str]:
     if claim["p_value"] is not None and claim["adjusted"]:
         p += f" ({claim['adjusted']})"
     return [
-        str(claim["statement"]),
+        cell(claim["statement"]),
         cell(claim["paper"]),
         ours(claim),
         f"{claim['n']:,}",
@@ -130,6 +133,8 @@ def _correlations(rows: Sequence[Mapping[str, Any]]) -> str:
 
     def text(row: Mapping[str, Any], key: str) -> str:
         value = row.get(key)
+        if key == "partial":  # given all covariates jointly
+            value = ((value or {}).get("all") or {}).get("rho")
         if key == "rho" and value is not None and row.get("ci_low") is not None:
             return f"{value:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
         if isinstance(value, float):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from invariance.core.errors import StudyError
+from invariance.core.files import replace_durably
 
 DATABASE_FILE = "study.db"
 
@@ -52,8 +53,14 @@ def create(path: Path, meta: Mapping[str, str]) -> None:
         path: Where.
         meta: What the study is.
     """
+    if left := [p for p in siblings(path) if p.exists()]:
+        raise StudyError(
+            f"{left[0]} holds records that belong to {path.name}, which is missing. Put it back, "
+            f"or move {left[0].name} away too."
+        )
     scratch = path.with_name(f".{path.name}.new")
-    scratch.unlink(missing_ok=True)
+    for leftover in (scratch, *siblings(scratch)):
+        leftover.unlink(missing_ok=True)
     database = sqlite3.connect(scratch, isolation_level=None)
     try:
         database.executescript(f"BEGIN; {_TABLES} COMMIT;")
@@ -63,7 +70,12 @@ def create(path: Path, meta: Mapping[str, str]) -> None:
         database.execute("PRAGMA journal_mode = WAL")
     finally:
         database.close()
-    scratch.replace(path)
+    replace_durably(scratch, path)
+
+
+def siblings(path: Path) -> list[Path]:
+    """Return the files in which SQLite keeps what is not in the main file yet."""
+    return [path.with_name(path.name + end) for end in ("-wal", "-journal", "-shm")]
 
 
 def open_database(path: Path, study: str) -> sqlite3.Connection:
@@ -82,7 +94,10 @@ def open_database(path: Path, study: str) -> sqlite3.Connection:
     try:
         # Read-only: closing an ordinary connection may move pending records into the file,
         # and nothing may be written to a file that turns out to be damaged.
-        looking = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+        pending = path.with_name(f"{path.name}-wal")
+        # "immutable" also keeps SQLite from making files of its own; it ignores pending records.
+        how = "mode=ro" if pending.exists() and pending.stat().st_size else "immutable=1"
+        looking = sqlite3.connect(f"{path.resolve().as_uri()}?{how}", uri=True)
         try:
             _require_sound(looking, path, study)
         finally:
@@ -128,6 +143,7 @@ def _an(word: str) -> str:
 def _damaged(path: Path, reason: str) -> StudyError:
     return StudyError(
         f"{path} is not a whole study file: {reason}. Nothing was changed. Restore it from a "
-        "copy; or move it away and run again with --resume: networks whose weights lie in "
-        f"{path.parent / 'weights'} are taken over, not trained again."
+        f"copy; or move it away, with {path.name}-wal if there is one, and run again with "
+        f"--resume: networks whose weights lie in {path.parent / 'weights'} are taken over, not "
+        "trained again."
     )

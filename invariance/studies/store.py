@@ -33,7 +33,7 @@ from invariance.studies.study import Record
 OWN_FILES = (DATABASE_FILE, LOCK_FILE, "weights", "figures", "results.json", "report.md")
 
 #: What a run leaves that was killed before it had anything to keep.
-_BEFORE_ANYTHING = (LOCK_FILE, f".{DATABASE_FILE}.new")
+_BEFORE_ANYTHING = (LOCK_FILE, f".{DATABASE_FILE}.new")  # and what SQLite puts beside them
 
 
 @dataclass(frozen=True)

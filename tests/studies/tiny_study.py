@@ -11,12 +11,12 @@ def grid(options: Options) -> list[Config]:
             task=options.task,
             n_train=n,
             sizes=(64, width, 10),
-            lr=0.5,
-            batch_size=16,
-            max_epochs=20,
+            lr=0.2,
+            batch_size=8,
+            max_epochs=100,
         )
         for n in options.n_train
-        for width in (8, 6)
+        for width in (24, 16)
         for index in range(options.networks)
     ]
 

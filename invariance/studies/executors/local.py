@@ -14,6 +14,7 @@ import pickle
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -52,14 +53,15 @@ class Pool:
         # Libraries read these when they are loaded, which in a child is before our code runs.
         os.environ.update(ONE_THREAD)
         try:
-            for index in range(workers):
-                ours, theirs = context.Pipe()
-                process = context.Process(
-                    target=_serve, args=(theirs,), name=f"study-worker-{index}", daemon=True
-                )
-                process.start()
-                theirs.close()
-                self._workers.append(_Worker(process, ours))
+            with _signals_held():
+                for index in range(workers):
+                    ours, theirs = context.Pipe()
+                    process = context.Process(
+                        target=_serve, args=(theirs,), name=f"study-worker-{index}", daemon=True
+                    )
+                    process.start()
+                    theirs.close()
+                    self._workers.append(_Worker(process, ours))
         except BaseException:
             self.close()
             raise
@@ -151,6 +153,22 @@ def _lost(worker: _Worker) -> StudyError:
         "out. What is recorded is safe: go on with --resume, with fewer --workers if memory "
         "was the reason."
     )
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Start processes to which Ctrl-C means nothing from their first instruction on.
+
+    They inherit the mask. The parent gets a Ctrl-C of meanwhile as soon as this ends.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(pipe: Connection) -> None:
