@@ -21,6 +21,9 @@ from invariance.studies.study import Record
 #: Resamples behind an interval.
 RESAMPLES = 2_000
 
+#: With fewer seeds than this a bootstrap over seeds means nothing: there is no interval.
+MINIMUM_SEEDS = 6
+
 Pair = tuple[Record, Record]
 
 
@@ -34,7 +37,7 @@ class Effect:
         n: Pairs in which both values are known.
         rank_biserial: Effect in [-1, 1], positive if the treatment raises the quantity (or
             lowers it, where less is asked for); ``None`` with fewer than four pairs.
-        ci_low: Lower end of its interval by bootstrap over seeds.
+        ci_low: Lower end of its interval by bootstrap over seeds; ``None`` with too few.
         ci_high: Upper end.
         median: Median difference, treated minus untreated.
         p_value: One-sided, of no effect in the direction asked for.
@@ -131,9 +134,11 @@ def effect(
     if n < MINIMUM_POINTS:
         return Effect(treatment, quantity, n)
     test = paired_wilcoxon(sign * treated, sign * untreated, alternative="greater")
-    difference = sign * (treated - untreated)
-    drawn = rank_biserials(difference, seed_counts(seeds, RESAMPLES, seed))
-    low, high = interval(drawn, 0.95)
+    low, high = None, None
+    if _enough(seeds):
+        difference = sign * (treated - untreated)
+        drawn = rank_biserials(difference, seed_counts(seeds, RESAMPLES, seed))
+        low, high = interval(drawn, 0.95)
     return Effect(
         treatment,
         quantity,
@@ -184,11 +189,12 @@ def ratio_at_equal(
         return Ratio(None, None, None, len(rows), extrapolated=True)
     y, x, seeds = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
     value = float(_intercepts(x, y, np.ones((1, y.size)))[0])
-    drawn = _intercepts(x, y, seed_counts(seeds, RESAMPLES, seed))
-    if not math.isfinite(value) or not np.isfinite(drawn).any():
+    if not math.isfinite(value):
         return Ratio(None, None, None, len(rows), extrapolated=True)
-    low, high = interval(drawn, 0.95)
     beyond = bool((x > 0).all() or (x < 0).all())
+    if not _enough(seeds):
+        return Ratio(math.exp(value), None, None, len(rows), beyond)
+    low, high = interval(_intercepts(x, y, seed_counts(seeds, RESAMPLES, seed)), 0.95)
     return Ratio(math.exp(value), math.exp(low), math.exp(high), len(rows), beyond)
 
 
@@ -210,8 +216,10 @@ def share_of(
     if len(rows) < MINIMUM_POINTS:
         return Ratio(None, None, None, len(rows), extrapolated=False)
     flags, seeds = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
-    counts = seed_counts(seeds, RESAMPLES, seed)
-    low, high = interval(counts @ flags / counts.sum(1), 0.95)
+    low, high = None, None
+    if _enough(seeds):
+        counts = seed_counts(seeds, RESAMPLES, seed)
+        low, high = interval(counts @ flags / counts.sum(1), 0.95)
     return Ratio(float(flags.mean()), low, high, len(rows), extrapolated=False)
 
 
@@ -256,6 +264,10 @@ def rank_biserials(difference: FloatArray, counts: FloatArray) -> FloatArray:
     signed = (w * ranks * np.sign(d)).sum(1)
     out: FloatArray = np.divide(signed, total, out=np.zeros_like(total), where=total > 0)
     return out
+
+
+def _enough(seeds: FloatArray) -> bool:
+    return np.unique(seeds).size >= MINIMUM_SEEDS
 
 
 def _intercepts(x: FloatArray, y: FloatArray, counts: FloatArray) -> FloatArray:

@@ -209,7 +209,7 @@ STUDY = Study(
     full=Options(task=BOTH, networks=10, n_train=(1_000,), n_unseen=0, scale=_SCALE),
     quick=Options(
         task="mnist",
-        networks=4,
+        networks=6,
         n_train=(300,),
         n_unseen=0,
         quick=True,
@@ -217,7 +217,7 @@ STUDY = Study(
             **_SCALE,
             "batch_sizes": (128,),
             "rates": (1e-2,),
-            "epochs": 60,
+            "epochs": 150,
             "score_rows": 4,
             "test_rows": 1_000,
             "attacked_rows": 100,

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from invariance.stats import stratified_spearman
+from invariance.stats.rank import MINIMUM_POINTS
 from invariance.studies.claims import Claim
-from invariance.studies.correlations import column, correlation_rows
+from invariance.studies.correlations import POOLED, column, correlation_rows
 from invariance.studies.recipes.sharpness import MEASURES, diversity
 from invariance.studies.regularised.claims import claims_of
 from invariance.studies.regularised.methods import BASELINE
@@ -44,7 +46,7 @@ OUTCOMES: Mapping[str, int] = {
 }
 
 #: Outcomes that every measure is correlated with.
-TARGETS = ("test_accuracy", "generalization_gap", "calibration_error", "corruption_accuracy")
+TARGETS = ("test_accuracy", "generalization_gap")
 
 
 def analyse(records: Sequence[Record], options: Options) -> Findings:
@@ -74,9 +76,9 @@ def analyse(records: Sequence[Record], options: Options) -> Findings:
         tables.append(outcomes_table(title, outcome_effects(found, options.seed)))
         before, after = (measure_effects(found, part, options.seed) for part in PARTS)
         tables.append(measures_table(title, before, after, equal_loss(found, options.seed)))
-        rows = _correlations(members, title, options)
-        correlations += rows
-        tables.append(simpson_table(title, rows))
+        rows = _correlations(members, options)
+        tables.append(simpson_table(title, rows, within_cells(members)))
+        correlations += [row | {"group": title} for row in rows if row["group"] == POOLED]
     claims += claims_of(pairs, seed=options.seed)
     return Findings(tuple(correlations), tuple(claims), tuple(tables), _notes(records, pairs))
 
@@ -132,12 +134,16 @@ def with_diversity(records: Sequence[Record]) -> list[Record]:
     return out
 
 
-def _correlations(members: Sequence[Record], title: str, options: Options) -> list[dict[str, Any]]:
+def _correlations(members: Sequence[Record], options: Options) -> list[dict[str, Any]]:
     """Correlate within each method and over all, if there is anything to correlate."""
-    known = {name for name in TARGETS if np.isfinite(column(members, "targets", name)).sum() >= 4}
+    known = {
+        name
+        for name in TARGETS
+        if np.isfinite(column(members, "targets", name)).sum() >= MINIMUM_POINTS
+    }
     if not known:
         return []
-    rows = correlation_rows(
+    return correlation_rows(
         members,
         targets=[name for name in TARGETS if name in known],
         given=("train_loss",),
@@ -145,15 +151,38 @@ def _correlations(members: Sequence[Record], title: str, options: Options) -> li
         seed=options.seed,
         resamples=1_000 if options.quick else 4_000,
     )
-    return [row | {"group": f"{title}: {row['group']}"} for row in rows]
+
+
+def within_cells(members: Sequence[Record]) -> dict[tuple[str, str], float | None]:
+    """Correlate every measure with every target within cells, pooled over cells.
+
+    Args:
+        members: Networks of one block.
+
+    Returns:
+        Measure and target to rho; ``None`` where no cell has one.
+    """
+    found: dict[tuple[str, str], float | None] = {}
+    for measure in MEASURES:
+        for target in TARGETS:
+            x, y = column(members, "measures", measure), column(members, "targets", target)
+            known = np.isfinite(x) & np.isfinite(y)
+            if known.sum() < MINIMUM_POINTS:
+                found[measure, target] = None
+                continue
+            cells = [r.config.cell for r, keep in zip(members, known, strict=True) if keep]
+            result = stratified_spearman(x[known], y[known], cells, resamples=0)
+            found[measure, target] = result.within.value
+    return found
 
 
 def _notes(records: Sequence[Record], pairs: Mapping[str, Sequence[Pair]]) -> tuple[str, ...]:
     notes = [
         "Pairs share data set, architecture, batch size, learning rate and seed. Wilcoxon tests "
         "are one-sided (better; sharper), adjusted by Benjamini and Yekutieli within each table; "
-        "intervals are a bootstrap over seeds, 10 at full size. All networks of a block see the "
-        "same training subset: nothing here generalises over training sets.",
+        "intervals are a bootstrap over seeds, and there is none with fewer than six. All "
+        "networks of a block see the same training subset: nothing here generalises over "
+        "training sets.",
         "Rescaled: each network by itself, every layer by a factor in [1/30, 30] and every unit "
         "by one in [1/10, 10], log-uniform; its function does not change. What is sharper before "
         "and not after was a statement about coordinates.",

@@ -88,7 +88,6 @@ def measures_table(
     rows: list[tuple[Cell, ...]] = []
     for e, r in zip(before, after, strict=True):
         ratio = equal[e.treatment, e.quantity]
-        dagger = "†" if ratio.extrapolated and ratio.value is not None else ""
         rows.append(
             (
                 e.treatment,
@@ -98,9 +97,7 @@ def measures_table(
                 e.p_by,
                 r.rank_biserial,
                 r.p_by,
-                "-"
-                if ratio.value is None
-                else f"{ratio.value:.3g} [{ratio.ci_low:.3g}, {ratio.ci_high:.3g}]{dagger}",
+                _factor(ratio),
                 verdict(e, r),
             )
         )
@@ -141,12 +138,26 @@ def verdict(before: Effect, after: Effect) -> str:
     return "only rescaled" if after.found() else "-"
 
 
-def simpson_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Show the pooled correlation beside the one within methods."""
+def simpson_table(
+    title: str, rows: Sequence[Mapping[str, Any]], within_cells: Mapping[tuple[str, str], Cell]
+) -> Table:
+    """Show correlations pooled, within methods, and within cells of the grid, side by side.
+
+    Args:
+        title: Names the block.
+        rows: Correlations of the block, grouped by method.
+        within_cells: Measure and target to the correlation within cells.
+
+    Returns:
+        The table.
+    """
+    groups = [name for name in dict.fromkeys(str(row["group"]) for row in rows) if name != POOLED]
+    by_method = {(row["group"], row["measure"], row["target"]): row["rho"] for row in rows}
     shown: list[tuple[Cell, ...]] = []
     for row in rows:
-        if not str(row["group"]).endswith(f": {POOLED}"):
+        if row["group"] != POOLED:
             continue
+        key = (row["measure"], row["target"])
         within, pooled = row.get("rho_within"), row["rho"]
         opposite = (
             within is not None
@@ -156,23 +167,31 @@ def simpson_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
         )
         shown.append(
             (
-                row["measure"],
-                row["target"],
+                *key,
                 row["n"],
                 pooled,
                 within,
-                row.get("rho_after_rescaling"),
+                within_cells.get(key),
+                *(by_method.get((group, *key)) for group in groups),
                 "reversed" if opposite else "",
             )
         )
     return Table(
-        f"Pooled and within methods: {title}",
-        ("measure", "target", "networks", "pooled", "within methods", "pooled, rescaled", ""),
+        f"Pooled and stratified: {title}",
+        ("measure", "target", "networks", "pooled", "within methods", "within cells", *groups, ""),
         tuple(shown),
-        "Spearman's rho over all networks of the block, and within each method pooled by "
-        "Fisher's z: where the signs differ and both exceed 0.1, the pooled one is Simpson's "
-        "paradox.",
+        "Spearman's rho over all networks of the block; within each method, pooled by Fisher's "
+        "z; within each cell (method, rate and batch size), likewise; and method by method. "
+        "Where pooled and within methods differ in sign and both exceed 0.1, the pooled one is "
+        "Simpson's paradox.",
     )
+
+
+def _factor(ratio: Ratio) -> str:
+    if ratio.value is None:
+        return "-"
+    ends = "" if ratio.ci_low is None else f" [{ratio.ci_low:.3g}, {ratio.ci_high:.3g}]"
+    return f"{ratio.value:.3g}{ends}{'†' if ratio.extrapolated else ''}"
 
 
 def _mean(values: Any) -> float | None:
