@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from invariance.studies.catalog import (
+    model_selection,
+    pair_proxy,
+    reparameterisation,
+    vanishing_advantage,
+)
 from invariance.studies.study import Study
 
 #: Every study that comes with the package, in the order of the report.
-STUDIES: tuple[Study, ...] = ()
+STUDIES: tuple[Study, ...] = (
+    reparameterisation.STUDY,
+    vanishing_advantage.STUDY,
+    model_selection.STUDY,
+    pair_proxy.STUDY,
+)

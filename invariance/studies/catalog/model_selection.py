@@ -33,7 +33,8 @@ from invariance.studies.recipes.measuring import (
     measure_one,
     measured_task,
     norm_values,
-    unseen_pool,
+    pool_of,
+    widths,
 )
 from invariance.studies.recipes.perceptrons import PUBLISHED_TRAIN_SEED, perceptron, train
 from invariance.studies.recipes.profile import Profile, profile, regions_of
@@ -126,21 +127,15 @@ def measure(
 
 
 def _measure(config: Config, weights: Trained, context: Context) -> Mapping[str, Any]:
-    s = config.settings
-    pool, _ = unseen_pool(
-        str(s["task"]),
-        int(s["n_train"]),  # type: ignore[arg-type]
-        int(s["train_seed"]),  # type: ignore[arg-type]
-        context.options.n_unseen,
-    )
+    pool, _ = pool_of(config, context.options.n_unseen)
     task = measured_task(config, context, n_unseen=_size(context.options, "pair_points"))
-    units, classes = s["sizes"][-2:]  # type: ignore[index]
+    units, classes = widths(config)[-2:]
     seen: list[tuple[Profile, Profile]] = []
 
     def suite(model: nn.Module, task: Task) -> Values:
         train_points, unseen = profile(model, task.x_train), profile(model, pool)
         seen.append((train_points, unseen))
-        regions = regions_of(train_points.bits[-1], unseen.bits[-1], int(units), int(classes))
+        regions = regions_of(train_points.bits[-1], unseen.bits[-1], units, classes)
         pairs = M.pair_proxy(model, task.x_train, task.y_train, task.x_unseen)
         separable = pairs.exact and pairs.detail["policy_feasible"]
         return {
@@ -154,7 +149,7 @@ def _measure(config: Config, weights: Trained, context: Context) -> Mapping[str,
         }
 
     entry = measure_one(config, weights, task, suite)
-    return {**entry, "draws": _draws(seen[0], int(units), int(classes), context.options)}
+    return {**entry, "draws": _draws(seen[0], units, classes, context.options)}
 
 
 def _draws(

@@ -270,40 +270,39 @@ def _claims(
             ("log_extension_count", "networks with more extensions generalise better.", POSITIVE),
         )
     ]
-    for label, statement, rivals, signs, number in (
+    for label, statement, rival, sign in (
         (
             "pair proxy beats trace",
             "the pair proxy predicts better than the trace, each in its own direction.",
-            ("pair_proxy", "hessian_trace"),
-            (1.0, -1.0),
-            lambda p: p["pair_proxy"] + p["hessian_trace"],
+            "hessian_trace",
+            -1.0,
         ),
         (
             "pair proxy minus trace",
             "the pair proxy's correlation is above the trace's.",
-            ("pair_proxy", "hessian_trace"),
-            (1.0, 1.0),
-            lambda p: p["pair_proxy"] - p["hessian_trace"],
+            "hessian_trace",
+            1.0,
         ),
         (
             "pair proxy minus norm",
             "the pair proxy's correlation is above the weight norm's.",
-            ("pair_proxy", "parameter_norm"),
-            (1.0, 1.0),
-            lambda p: p["pair_proxy"] - p["parameter_norm"],
+            "parameter_norm",
+            1.0,
         ),
     ):
-        gap, n = dependent_difference(members, *rivals, signs=signs, seed=options.seed)
-        sign = "+" if signs[1] < 0 else "-"
+        gap, n = dependent_difference(
+            members, "pair_proxy", rival, signs=(1.0, sign), seed=options.seed
+        )
         claims.append(
             sampled_claim(
                 f"{label} {name}",
                 f"On {name}, {statement}",
-                f"rho({rivals[0]}) {sign} rho({rivals[1]}), bootstrap over the same networks",
+                f"rho(pair_proxy) {'+' if sign < 0 else '-'} rho({rival}), bootstrap over the "
+                "same networks",
                 gap,
                 region=POSITIVE,
                 n=n,
-                paper=number(paper) if paper else None,
+                paper=paper["pair_proxy"] - sign * paper[rival] if paper else None,
             )
         )
     claims.append(

@@ -34,7 +34,8 @@ from invariance.studies.recipes.measuring import (
     measure_one,
     measured_task,
     norm_values,
-    unseen_pool,
+    pool_of,
+    whole,
 )
 from invariance.studies.recipes.perceptrons import PUBLISHED_TRAIN_SEED, perceptron, train
 from invariance.studies.recipes.profile import Profile, pack, profile, with_agreement
@@ -173,13 +174,7 @@ def measure(
 
 def _measure(config: Config, weights: Trained, context: Context, share: float) -> Mapping[str, Any]:
     context.tell(share)
-    s = config.settings
-    x, y = unseen_pool(
-        str(s["task"]),
-        int(s["n_train"]),  # type: ignore[arg-type]
-        int(s["train_seed"]),  # type: ignore[arg-type]
-        context.options.n_unseen,
-    )
+    x, y = pool_of(config, context.options.n_unseen)
     seen: list[Profile] = []
 
     def suite(model: nn.Module, task: Task) -> Values:
@@ -267,7 +262,7 @@ def _claims(
     within: Sequence[Mapping[str, Any]],
 ) -> list[Claim]:
     settings = members[0].config.settings
-    n = int(settings["n_train"])  # type: ignore[arg-type]
+    n = whole(members[0].config, "n_train")
     early = n <= SMALL_SHARE * describe_task(str(settings["task"])).n_total
     paper = PUBLISHED.get(n, {}) if settings["task"] == "mnist" else {}
     small, large = (_values(members, r, "targets", "test_accuracy") for r in (SMALL, LARGE))
@@ -402,7 +397,7 @@ def _values(members: Sequence[Record], regime: str, part: str, name: str) -> np.
 def _table(cells: Mapping[str, Sequence[Record]]) -> Table:
     rows = []
     for name, members in cells.items():
-        n = int(members[0].config.settings["n_train"])  # type: ignore[arg-type]
+        n = whole(members[0].config, "n_train")
         mnist = members[0].config.settings["task"] == "mnist" and "subset" not in name
         paper = PUBLISHED.get(n, {}) if mnist else {}
         means = [
@@ -529,14 +524,13 @@ def _advantage_figure(main: Mapping[str, Sequence[Record]], findings: Findings) 
 
 def batch_size(config: Config) -> int:
     """Return how many networks train together: few where one takes long."""
-    n = int(config.settings["n_train"])  # type: ignore[arg-type]
+    n = whole(config, "n_train")
     return 25 if n <= 2_000 else 13 if n <= 6_000 else 5 if n <= 24_000 else 3
 
 
 def cost(config: Config) -> float:
     """Return relative work: points seen, and the unseen points that are measured."""
-    n = int(config.settings["n_train"])  # type: ignore[arg-type]
-    return 1.0 + n / 500
+    return 1.0 + whole(config, "n_train") / 500
 
 
 STUDY = Study(

@@ -75,7 +75,7 @@ def forest(rows: Sequence[Row], title: str, published: Mapping[str, float] | Non
         ("moves", {"marker": "o", "color": MOVES}),
         *((("paper", {"marker": "x", "color": INK}),) if published else ()),
     ):
-        axes.plot([], [], linestyle="none", label=label, **options)  # type: ignore[arg-type]
+        axes.plot([], [], linestyle="none", label=label, **options)
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8.5)
     plain(axes)
     return figure

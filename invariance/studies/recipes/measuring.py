@@ -82,11 +82,10 @@ def measured_task(
     Returns:
         The task.
     """
-    s = config.settings
     return kept_task(
-        str(s["task"]),
-        int(s["n_train"]),  # type: ignore[arg-type]
-        int(s["train_seed"]),  # type: ignore[arg-type]
+        str(config.settings["task"]),
+        whole(config, "n_train"),
+        whole(config, "train_seed"),
         n_unseen,
         unseen_seed,
         device_of(context),
@@ -121,6 +120,26 @@ def unseen_pool(name: str, n_train: int, train_seed: int, n_unseen: int) -> tupl
         unseen_from=source,  # type: ignore[arg-type]
     )
     return task.x_unseen, task.y_unseen
+
+
+def whole(config: Config, name: str) -> int:
+    """Return a setting that is a whole number."""
+    return int(config.settings[name])  # type: ignore[arg-type]
+
+
+def widths(config: Config) -> tuple[int, ...]:
+    """Return the widths of a perceptron's layers, input and classes included."""
+    return tuple(int(size) for size in config.settings["sizes"])  # type: ignore[union-attr,arg-type]
+
+
+def pool_of(config: Config, n_unseen: int) -> tuple[Tensor, Tensor]:
+    """Return the :func:`unseen_pool` of a network."""
+    return unseen_pool(
+        str(config.settings["task"]),
+        whole(config, "n_train"),
+        whole(config, "train_seed"),
+        n_unseen,
+    )
 
 
 def device_of(context: Context) -> str:

@@ -60,17 +60,11 @@ def subset_table(
         found = [row_of(rows, name, "test_accuracy", group) or {} for group in groups]
         known = [(row["rho"], row["n"]) for row in found if row.get("rho") is not None]
         pooled = random_effects(*zip(*known, strict=True)) if len(known) > 1 else None
-        mean = pooled.mean if pooled else None
-        lines.append(
-            (
-                name,
-                *(row.get("rho") for row in found),
-                mean and mean.value,
-                mean and mean.ci_low,
-                mean and mean.ci_high,
-                pooled and pooled.heterogeneity_p,
-            )
-        )
+        summary: tuple[float | None, ...] = (None,) * 4
+        if pooled is not None:
+            mean = pooled.mean
+            summary = (mean.value, mean.ci_low, mean.ci_high, pooled.heterogeneity_p)
+        lines.append((name, *(row.get("rho") for row in found), *summary))
     sizes = ", ".join(
         f"{group}: {max((row['n'] for row in rows if row['group'] == group), default=0)}"
         for group in groups
