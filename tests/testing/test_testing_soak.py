@@ -46,7 +46,9 @@ def test_no_false_alarm_on_random_cases(request):
     cases = max(QUICK_CASES, request.config.getoption("--invariance-examples"))
     tallies = soak.soak(EXACT, cases, seed)
     assert not [alarm for tally in tallies.values() for alarm in tally.alarms]
-    assert all(tally.compared == cases for tally in tallies.values() if not tally.given_up)
+    made = {tally.measure: tally.compared for tally in tallies.values() if not tally.given_up}
+    assert made == {e.name: soak.budget(e, cases) for e in EXACT if e.name in made}
+    assert len(made) > 25
 
 
 @pytest.mark.slow
@@ -147,6 +149,7 @@ def test_a_measure_that_changes_a_shared_network_is_an_alarm():
 
 def test_sampling_measures_owe_less_and_hopeless_ones_are_given_up():
     assert soak.budget(get_measure("extension_count"), 500) == 20
+    assert soak.budget(get_measure("repaired_free_regions"), 500) == 100
     assert soak.budget(get_measure("hessian_trace"), 500) == 500
     tally = soak.soak([get_measure("gaussian_sharpness")], 50, 0)["gaussian_sharpness"]
     assert tally.given_up
