@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,6 +54,7 @@ class View:
     Attributes:
         kinds: Which changes are made.
         shape: Channels and side of an image.
+        reach: Largest shift.
         choice: ``(networks, n)`` rows of ``table``: shift and flip of every point.
         cosine: ``(networks, n)`` cosines of the angles.
         sine: ``(networks, n)`` their sines.
@@ -63,6 +64,7 @@ class View:
 
     kinds: tuple[str, ...]
     shape: tuple[int, int]
+    reach: int
     choice: Tensor
     cosine: Tensor
     sine: Tensor
@@ -71,9 +73,7 @@ class View:
     def of(self, slot: int) -> View:
         """Return the changes of one network, as an ensemble of one."""
         one = slice(slot, slot + 1)
-        return View(
-            self.kinds, self.shape, self.choice[one], self.cosine[one], self.sine[one], self.table
-        )
+        return replace(self, choice=self.choice[one], cosine=self.cosine[one], sine=self.sine[one])
 
     def apply(self, images: Tensor, index: Tensor | slice) -> Tensor:
         """Change a batch of every network.
@@ -88,12 +88,18 @@ class View:
         count, rows, features = images.shape
         channels, side = self.shape
         flat = images.reshape(count * rows, channels, side * side)
+        choice = _pick(self.choice, index).reshape(-1)
         if "rotate" in self.kinds:
             cosine, sine = (_pick(entry, index).reshape(-1) for entry in (self.cosine, self.sine))
-            turned = _rotate(flat.view(-1, channels, side, side), cosine, sine)
-            flat = turned.flatten(2)
-        if "shift" in self.kinds or "flip" in self.kinds:
-            source = self.table[_pick(self.choice, index).reshape(-1)]
+            width = 2 * self.reach + 1
+            down, right = (
+                entry.to(images.dtype) - self.reach
+                for entry in (choice // 2 // width, choice // 2 % width)
+            )
+            square = flat.view(-1, channels, side, side)
+            flat = _turn(square, cosine, sine, down, right, choice % 2 == 1).flatten(2)
+        else:
+            source = self.table[choice]
             flat = F.pad(flat, (0, 1)).gather(2, source[:, None, :].expand(-1, channels, -1))
         return flat.reshape(count, rows, features)
 
@@ -129,6 +135,7 @@ class Augmentation:
         return View(
             self._kinds,
             self._shape,
+            self._reach,
             choice.to(self._device),
             cosine.to(self._device, self._dtype),
             sine.to(self._device, self._dtype),
@@ -168,14 +175,29 @@ def _table(side: int, reach: int) -> Tensor:
     return torch.stack(rows)
 
 
-def _rotate(images: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotate ``(images, channels, side, side)`` about the centre, bilinear.
+def _turn(
+    images: Tensor, cosine: Tensor, sine: Tensor, down: Tensor, right: Tensor, flip: Tensor
+) -> Tensor:
+    """Rotate images about their centre, then shift, then flip them: one bilinear resampling.
 
     The grid is made entry by entry: a matrix product might round by batch size.
+
+    Args:
+        images: ``(images, channels, side, side)``.
+        cosine: ``(images,)`` cosines of the angles.
+        sine: ``(images,)`` their sines.
+        down: ``(images,)`` pixels to shift by.
+        right: ``(images,)`` pixels to shift by.
+        flip: ``(images,)`` whether to flip.
+
+    Returns:
+        The same shape, zeros from outside.
     """
     side = images.shape[-1]
     at = (torch.arange(side, device=images.device, dtype=images.dtype) * 2 + 1) / side - 1
-    y, x = at[None, :, None], at[None, None, :]
+    mirror = torch.where(flip, -1.0, 1.0).to(images.dtype)[:, None, None]
+    y = at[None, :, None] - 2 / side * down[:, None, None]
+    x = mirror * at[None, None, :] - 2 / side * right[:, None, None]
     c, s = cosine[:, None, None], sine[:, None, None]
     grid = torch.stack((c * x - s * y, s * x + c * y), dim=-1)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -17,7 +17,7 @@ from invariance.core.errors import UsageError
 from invariance.core.rng import generator
 from invariance.models import cnn, mlp
 from invariance.training import fit, fit_ensemble
-from invariance.training.augmentation import Augmentation, _rotate, image_shape
+from invariance.training.augmentation import Augmentation, _turn, image_shape
 
 CPU = torch.device("cpu")
 
@@ -64,9 +64,26 @@ def test_mnist_shifts_by_two_pixels():
 
 def test_a_quarter_turn_is_exact_and_turns_as_the_array_does():
     batch = images(1, 6, 2 * 25)[0].view(6, 2, 5, 5).double()
-    c, s = torch.zeros(6, dtype=torch.float64), torch.ones(6, dtype=torch.float64)
-    torch.testing.assert_close(_rotate(batch, c, s), torch.rot90(batch, 1, (2, 3)))
-    torch.testing.assert_close(_rotate(batch, s, c), batch)
+    zero, one = torch.zeros(6, dtype=torch.float64), torch.ones(6, dtype=torch.float64)
+    still = {"down": zero, "right": zero, "flip": zero.bool()}
+    torch.testing.assert_close(_turn(batch, zero, one, **still), torch.rot90(batch, 1, (2, 3)))
+    torch.testing.assert_close(_turn(batch, one, zero, **still), batch)
+
+
+@pytest.mark.parametrize("kinds", [("shift",), ("flip",), ("flip", "shift")])
+def test_one_resampling_turns_then_shifts_then_flips(kinds):
+    # Ink in the middle alone, so that nothing leaves the image on the way.
+    batch = images(1, 25, 400).double().view(1, 25, 20, 20)
+    batch[..., :5, :] = batch[..., 15:, :] = batch[..., :5] = batch[..., 15:] = 0.0
+    batch = batch.view(1, 25, 400)
+
+    def of(*names):
+        return made(*names, features=400, dtype=torch.float64).draw([4], 1, 25)
+
+    turned = of("rotate").apply(batch, slice(0, 25))
+    torch.testing.assert_close(
+        of("rotate", *kinds).apply(batch, slice(0, 25)), of(*kinds).apply(turned, slice(0, 25))
+    )
 
 
 def test_rotations_are_bilinear_about_the_centre():

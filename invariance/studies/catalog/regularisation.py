@@ -184,7 +184,7 @@ _SCALE: Mapping[str, Setting] = {
     "batch_sizes": (128, 256),
     "rates": (1e-3, 1e-2),
     "epochs": 200,
-    "score_rows": 10,
+    "score_rows": 6,
     "test_rows": 10_000,
     "attacked_rows": 500,
 }
