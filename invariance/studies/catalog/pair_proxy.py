@@ -420,7 +420,7 @@ def figures(
     scatter = draw.scatter(
         cells,
         ("pair_proxy", "hessian_trace", "parameter_norm", "minimum_sharpness"),
-        title="Every network; colours are data sets",
+        title="Every network" + ("; colours are data sets" if len(cells) > 1 else ""),
     )
     made.append((draw.save(scatter, folder, "networks.png"), "Every network."))
     return made

@@ -267,6 +267,7 @@ def analyse(records: Sequence[Record], options: Options) -> Findings:
     rows = correlation_rows(
         every, group=kind_of, given=GIVEN, pooled=False, seed=options.seed, resamples=2_000
     )
+    rows = [row for row in rows if row["n"]]  # pairs are not counted on the wide networks
     claims = [claim for name, members in cells.items() for claim in _claims(name, members, rows)]
     tables = [_table(name, axis, members) for name, members in cells.items() for axis in AXES]
     tables += [fixed_table(rows, name) for name in cells]
@@ -329,7 +330,7 @@ def _claims(name: str, members: Sequence[Record], rows: Sequence[Mapping[str, An
     claims = [
         counted_claim(
             f"labels {name}",
-            "Scaling layers against each other changes no prediction.",
+            f"Scaling layers against each other changes no prediction ({name}).",
             f"labels changed, test and unseen points ({where})",
             float(labels),
             region=NOTHING,
@@ -338,7 +339,7 @@ def _claims(name: str, members: Sequence[Record], rows: Sequence[Mapping[str, An
         ),
         counted_claim(
             f"accuracy {name}",
-            "Scaling layers against each other leaves test accuracy alone.",
+            f"It leaves test accuracy alone ({name}).",
             f"largest change of test accuracy ({where})",
             accuracy,
             region=Region(-1e-12, 1e-12),
@@ -347,7 +348,7 @@ def _claims(name: str, members: Sequence[Record], rows: Sequence[Mapping[str, An
         ),
         counted_claim(
             f"patterns {name}",
-            "It leaves the numbers of patterns of both hidden layers alone.",
+            f"It leaves the numbers of patterns of both hidden layers alone ({name}).",
             f"largest change of a number of patterns ({where})",
             float(bits),
             region=NOTHING,
@@ -356,7 +357,7 @@ def _claims(name: str, members: Sequence[Record], rows: Sequence[Mapping[str, An
         ),
         counted_claim(
             f"law {name}",
-            "The Hessian trace follows A / a^2 + C + B a^2.",
+            f"The Hessian trace follows A / a^2 + C + B a^2 ({name}).",
             f"largest relative difference of measured and predicted traces ({where})",
             error,
             region=ON_THE_LAW,
@@ -369,7 +370,8 @@ def _claims(name: str, members: Sequence[Record], rows: Sequence[Mapping[str, An
         claims.append(
             sampled_claim(
                 f"inflation {axis} {name}",
-                f"Along T_{axis} the trace grows more than fifty-fold at factor {FACTORS[-1]:g}.",
+                f"Along T_{axis} the trace grows more than fifty-fold up to factor {FACTORS[-1]:g} "
+                f"({name}).",
                 f"trace at {FACTORS[-1]:g} over trace at 1, geometric mean over networks ({name})",
                 found,
                 region=INFLATED,
@@ -381,7 +383,7 @@ def _claims(name: str, members: Sequence[Record], rows: Sequence[Mapping[str, An
     claims.append(
         counted_claim(
             f"agreement {name}",
-            "It leaves ensemble agreement alone.",
+            f"It leaves ensemble agreement alone ({name}).",
             f"largest change of a network's agreement ({where})",
             shift,
             region=Region(-1e-12, 1e-12),
@@ -394,7 +396,7 @@ def _claims(name: str, members: Sequence[Record], rows: Sequence[Mapping[str, An
         claims.append(
             counted_claim(
                 f"pairs {name}",
-                "It leaves the pair proxy alone.",
+                f"It leaves the pair proxy alone ({name}).",
                 f"largest change of the number of feasible pairs ({where})",
                 float(np.max(changes)),
                 region=NOTHING,
@@ -406,7 +408,7 @@ def _claims(name: str, members: Sequence[Record], rows: Sequence[Mapping[str, An
         fixed_claim(
             rows,
             f"random rescaling {name}",
-            "Counts of patterns do not change under random factors for every unit either.",
+            f"Weakness does not change under random factors for every unit either ({name}).",
             measures=fixed if wide else (*fixed, "pair_proxy"),
             group=name,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from invariance.data import Task
+from invariance.stats import granulated_kendall, sign_error
 from invariance.studies.claims import Claim, Region
 from invariance.studies.config import Config, Setting
 from invariance.studies.correlations import column, correlation_rows, split
@@ -236,6 +237,7 @@ def analyse(records: Sequence[Record], options: Options) -> Findings:
         tables=(
             _table(cells),
             _within_table(within, list(main)),
+            _granulated_table(every),
             partial_table(rows, list(main), ("hessian_trace", "ensemble_agreement")),
             fixed_table(rows, last),
         ),
@@ -445,6 +447,44 @@ def _within_table(within: Sequence[Mapping[str, Any]], sizes: Sequence[str]) -> 
     )
 
 
+def _granulated_table(records: Sequence[Record]) -> Table:
+    """Move along one hyperparameter with the other fixed: Kendall's tau, and the sign error."""
+    goal = column(records, "targets", "generalization_gap")
+    settings: dict[str, list[Hashable]] = {
+        "n_train": [record.config.settings["n_train"] for record in records],
+        "regime": [regime_of(record) for record in records],
+        "replicate": _replicates(records),
+    }
+    rows: list[tuple[str | float | int | None, ...]] = []
+    for name in records[0].measured["measures"]:
+        values = column(records, "measures", name)
+        if not (np.isfinite(values).all() and np.isfinite(goal).all()):
+            continue
+        tau = granulated_kendall(values, goal, settings, along=("n_train", "regime"))
+        wrong = sign_error(values, goal, settings, along=("n_train", "regime"))
+        rows.append((name, *(axis.tau for axis in tau.axes), tau.mean, wrong.mean, wrong.robust))
+    return Table(
+        "Granulated Kendall with the generalization gap, and sign error",
+        ("measure", "tau along size", "tau along regime", "mean", "sign error", "worst case"),
+        tuple(rows),
+        "Each comparison changes one hyperparameter with the other fixed (Jiang et al. 2020; "
+        "Dziugaite et al. 2020). The sign error is the share of such pairs that the measure "
+        "ranks wrongly if it is to rise with the gap: a half is a coin's. Networks of two "
+        "regimes are paired by their place in the list, which means nothing.",
+    )
+
+
+def _replicates(records: Sequence[Record]) -> list[Hashable]:
+    """Number the networks of each cell in order."""
+    seen: dict[tuple[str, str], int] = {}
+    numbers: list[Hashable] = []
+    for record in records:
+        cell = (size_of(record), regime_of(record))
+        numbers.append(seen.get(cell, 0))
+        seen[cell] = seen.get(cell, 0) + 1
+    return numbers
+
+
 def figures(
     records: Sequence[Record], findings: Findings, folder: Path
 ) -> Sequence[tuple[Path, str]]:
@@ -516,6 +556,8 @@ def _advantage_figure(main: Mapping[str, Sequence[Record]], findings: Findings) 
                 axes.plot(n, claim.paper, "x", color=draw.INK, markersize=6)
         axes.axhline(1.0 if prefix == "trace ratio" else 0.0, color=draw.INK, lw=0.8)
         axes.set_xscale("log")
+        axes.set_xticks([n for n, _ in found], [f"{n:,}" for n, _ in found], rotation=45)
+        axes.minorticks_off()
         axes.set_xlabel("training points")
         axes.set_title(title, fontsize=10)
         draw.plain(axes)

@@ -296,7 +296,9 @@ def partial_table(rows: Sequence[Row], groups: Sequence[str], measures: Sequence
     chosen = [
         row
         for row in rows
-        if row["group"] in groups and row["measure"] in measures
+        if row["group"] in groups
+        and row["measure"] in measures
+        and row["target"] == "test_accuracy"
     ]  # fmt: skip
     names = list(dict.fromkeys(name for row in chosen for name in row["partial"]))
     return Table(
