@@ -84,8 +84,9 @@ class Store:
                     create(path, {"study": study})
                 for scratch in (folder / "weights").glob(".*.tmp"):
                     scratch.unlink()
-                for scratch in folder.glob(".results.json.*"):
-                    scratch.unlink()
+                for name in ("results.json", "report.md"):
+                    for scratch in folder.glob(f".{name}.*"):
+                        scratch.unlink()
             self._database = open_database(path, study)
         except BaseException:
             self._lock.close()
