@@ -14,13 +14,17 @@ from torch import Tensor
 
 from invariance.core.errors import DataError, unknown_name
 from invariance.data.catalog import IMAGE_SETS, MNIST, ImageSet
+from invariance.data.cifar import BINARY_SETS, read_cifar
 from invariance.data.digits import load_digits
 from invariance.data.download import DownloadError, download
 from invariance.data.idx import read_verified
 from invariance.data.locate import Located, locate, searched
 from invariance.data.task import Task
+from invariance.data.tiny_imagenet import N_CLASSES as TINY_CLASSES
+from invariance.data.tiny_imagenet import NAME as TINY
+from invariance.data.tiny_imagenet import Pictures, read_tiny_imagenet
 
-TASKS = ("auto", *IMAGE_SETS, "digits")
+TASKS = ("auto", *IMAGE_SETS, "digits", *BINARY_SETS, TINY)
 
 UnseenFrom = Literal["rest", "train", "test"]
 
@@ -36,7 +40,7 @@ class _Raw:
 
     name: str
     n_classes: int
-    x_train: npt.NDArray[Any]
+    x_train: npt.NDArray[Any] | Pictures
     y_train: npt.NDArray[Any]
     x_test: npt.NDArray[Any]
     y_test: npt.NDArray[Any]
@@ -71,7 +75,9 @@ def load_task(
     Args:
         name: ``"mnist"``, ``"fashion-mnist"``, ``"digits"`` (bundled with scikit-learn,
             no network), or ``"auto"``: MNIST if found or quickly downloadable, else
-            digits; ``Task.source`` says which and why.
+            digits; ``Task.source`` says which and why. Not downloaded, but read where they
+            are: ``"cifar-10"`` and ``"cifar-100"`` (binary version) and ``"tiny-imagenet"``
+            (its folder of JPEG files; the validation images are the test points).
         n_train: Size of the training subset; ``None`` for the whole training set in its
             original order.
         n_unseen: How many unseen points to draw; ``None`` for the whole pool in order.
@@ -146,6 +152,11 @@ def load_task(
 
 
 def _load(name: str, root: str | os.PathLike[str] | None, allow_download: bool) -> _Raw:
+    if name in BINARY_SETS:
+        found = read_cifar(BINARY_SETS[name], root)
+        return _Raw(name, BINARY_SETS[name].n_classes, **found)
+    if name == TINY:
+        return _Raw(name, TINY_CLASSES, **read_tiny_imagenet(root))
     if name == "digits":
         return _digits("digits of scikit-learn")
     if name != "auto":

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invariance.core.errors import DataError, UsageError, unknown_name
+from invariance.core.errors import UsageError, unknown_name
 from invariance.core.rng import generator
 from invariance.outcomes import corruption_suite
 from invariance.studies.config import Config, Setting
 from invariance.studies.recipes import images, sharpness
-from invariance.studies.recipes.measuring import describe_task
 from invariance.studies.regularised.analysis import analyse
 from invariance.studies.regularised.figures import figures
 from invariance.studies.regularised.methods import AUGMENTATIONS, METHODS, PUBLISHED_METHODS
@@ -39,7 +38,7 @@ def tasks_of(options: Options) -> list[str]:
     Returns:
         Their true names.
     """
-    return [describe_task(name).name for name in options.task.split("+")]
+    return [images.test_task(name).name for name in options.task.split("+")]
 
 
 def grid(options: Options) -> Sequence[Config]:
@@ -62,12 +61,9 @@ def grid(options: Options) -> Sequence[Config]:
             raise unknown_name("method", name, METHODS)
     if "baseline" not in methods:
         raise UsageError(f"Every method is compared with 'baseline'. Got methods {methods}.")
-    configs = []
+    configs: list[Config] = []
     for task in tasks_of(options):
-        total = describe_task(task).n_total
         for n_train in options.n_train:
-            if n_train > total:
-                raise DataError(f"n_train = {n_train} is more than the {total} points of {task}.")
             for architecture in _tuple(scale["architectures"]):
                 for name in methods:
                     settings = METHODS[name].settings(AUGMENTATIONS.get(task, ("shift",)))
@@ -86,6 +82,7 @@ def grid(options: Options) -> Sequence[Config]:
                         for rate in _tuple(scale["rates"])
                         for i in range(options.networks)
                     ]
+            images.task_of(configs[-1])  # more points than there are are refused here
     return configs
 
 
