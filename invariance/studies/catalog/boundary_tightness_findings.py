@@ -12,7 +12,7 @@ from scipy import stats
 from invariance.stats.rank import FloatArray
 from invariance.studies.claims import Claim, Region
 from invariance.studies.correlations import column, correlation_rows, split
-from invariance.studies.recipes.judging import mean_interval, sampled_claim
+from invariance.studies.recipes.judging import bounded, mean_interval, sampled_claim
 from invariance.studies.study import Findings, Options, Record, Table
 
 #: A monotone relation within networks counts from this mean rank correlation on. Fixed, like
@@ -128,7 +128,7 @@ def _trend(
         name,
         statement,
         f"mean within-network rank correlation of {measure} and {words}{after} (t over splits)",
-        mean_interval(rhos),
+        bounded(mean_interval(rhos)),
         region=RISES,
         n=len(rhos),
         paper=None,
@@ -148,7 +148,7 @@ def _claims(
             "perfect",
             "However tight the boundary, networks separate train and test points perfectly.",
             "share of networks (all factors) without a mistake (t over splits)",
-            mean_interval(np.array(list(shares.values()))),
+            bounded(mean_interval(np.array(list(shares.values())))),
             region=ALWAYS,
             n=len(shares),
             paper=None,

@@ -213,6 +213,14 @@ def mean_interval(values: FloatArray, *, level: float = 0.95, logs: bool = False
     return tuple(math.exp(end) for end in ends) if logs else ends  # type: ignore[return-value]
 
 
+def bounded(found: Triple) -> Triple:
+    """Cut an interval at 1 and -1, beyond which no correlation or share lies."""
+    value, low, high = found
+    if value is None or low is None or high is None:
+        return found
+    return value, max(low, -1.0), min(high, 1.0)
+
+
 def dependent_difference(
     records: Sequence[Record],
     first: str,
