@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from invariance.studies.catalog import (
+    boundary_tightness,
     model_selection,
     pair_proxy,
+    regularisation,
     reparameterisation,
+    single_objective,
     vanishing_advantage,
 )
 from invariance.studies.study import Study
@@ -16,4 +19,7 @@ STUDIES: tuple[Study, ...] = (
     vanishing_advantage.STUDY,
     model_selection.STUDY,
     pair_proxy.STUDY,
+    single_objective.STUDY,
+    boundary_tightness.STUDY,
+    regularisation.STUDY,
 )
