@@ -190,8 +190,8 @@ STUDY = Study(
     name="regularisation",
     title="Are regularised networks sharper and better, and is that about the function?",
     paper=(
-        "Mason-Williams, Mason-Williams & Yannakoudakis, A Function-Centric Perspective on Flat "
-        "and Sharp Minima (arXiv 2510.12451)"
+        "I. Mason-Williams, G. Mason-Williams, H. Yannakoudakis, "
+        '"A Function-Centric Perspective on Flat and Sharp Minima", arXiv 2510.12451'
     ),
     question=(
         "Weight decay, augmentation and sharpness-aware minimisation are each compared with no "
