@@ -1,5 +1,7 @@
 """Catches: differences that treat the same networks as independent, ratios with a wrong BCa."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
@@ -12,6 +14,7 @@ from invariance.stats import (
     spearman,
     spearman_difference,
 )
+from invariance.stats.differences import bca_interval
 
 
 def normals(seed, *shape):
@@ -50,6 +53,30 @@ def test_ratio_equals_scipys_bca():
     ).confidence_interval
     assert found.value == pytest.approx(a.mean() / b.mean())
     assert (found.ci_low, found.ci_high) == pytest.approx((reference.low, reference.high), rel=0.02)
+
+
+def test_bca_equals_scipys_on_the_same_resamples():
+    a, b = np.exp(1.5 * normals(0, 20)), np.exp(normals(1, 14))
+
+    def ratio(x, y, axis=-1):
+        return x.mean(axis=axis) / y.mean(axis=axis)
+
+    # An odd quantity of draws that is biased on purpose: the correction must move the ends.
+    scipys = scipy_stats.bootstrap((a, b), ratio, n_resamples=999, method="BCa", rng=3)
+    drawn = scipys.bootstrap_distribution * 1.1
+    moved = scipy_stats.bootstrap(
+        (a, b),
+        ratio,
+        n_resamples=0,
+        method="BCa",
+        bootstrap_result=dataclasses.replace(scipys, bootstrap_distribution=drawn),
+        rng=3,
+    ).confidence_interval
+    left_out = [np.array([np.delete(g, i).mean() for i in range(g.size)]) for g in (a, b)]
+    jackknife = [left_out[0] / b.mean(), a.mean() / left_out[1]]
+    mine = bca_interval(ratio(a, b), drawn, jackknife, 0.95)
+    assert mine == pytest.approx((moved.low, moved.high), rel=1e-9)
+    assert mine[0] < 0.97 * np.quantile(drawn, 0.025)
 
 
 def test_ratio_scales_with_its_numerator():

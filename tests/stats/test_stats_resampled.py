@@ -110,6 +110,12 @@ def test_permutation_p_values_equal_full_enumeration():
         assert mine[i] == pytest.approx(np.mean(every), abs=0.01)
 
 
+def test_permutation_p_values_are_never_zero():
+    rising = np.arange(30.0)
+    p = permutation_p_values(rising[None], rising, draws=500, rng=np.random.default_rng(0))
+    assert p[0] == 1 / 501
+
+
 def test_shapes_and_nan_are_named():
     with pytest.raises(DataError, match=r"\(a, n\), \(b, n\)"):
         resampled_correlations(np.zeros((1, 4)), np.zeros((1, 5)), np.ones((1, 4)))

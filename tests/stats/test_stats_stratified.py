@@ -28,6 +28,23 @@ def test_simpsons_paradox_is_seen():
     assert found.naive == spearman(x, y)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_pooled_correlation_near_zero_is_no_reversal(sign):
+    rng = np.random.default_rng(1)
+    x = np.concatenate([rng.normal(size=30), rng.normal(size=30) + 1.6])
+    y = sign * (x - np.repeat([0, 3.2], 30)) + 0.3 * rng.normal(size=60)
+    found = stratified_spearman(x, y, [0] * 30 + [1] * 30)
+    assert sign * found.within.value > 0.8
+    assert found.naive.ci_low < 0 < found.naive.ci_high
+    assert not found.reversed
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_paradox_has_two_directions(sign):
+    x, y, regime = paradox()
+    assert stratified_spearman(x, sign * y, regime).reversed
+
+
 def test_one_relation_in_all_strata_is_no_paradox():
     rng = np.random.default_rng(0)
     x = rng.normal(size=80)

@@ -17,7 +17,7 @@ from invariance.stats import (
     stratified_spearman,
 )
 from invariance.studies import Config, Record
-from invariance.studies.correlations import correlation_rows
+from invariance.studies.correlations import column, correlation_rows
 
 
 def record(seed, *, cell=500, facts=None, **measured):
@@ -177,6 +177,7 @@ def test_networks_without_a_number_are_left_out_and_counted():
     records = ensemble(20)
     for i, lost in ((2, math.nan), (5, None), (7, math.inf), (9, "diverged")):
         records[i].measured["measures"]["trace"] = lost
+    assert np.flatnonzero(np.isnan(column(records, "measures", "trace"))).tolist() == [2, 5, 7, 9]
     del records[11].measured["measures"]["trace"]
     rows = correlation_rows(records, resamples=300)
     row = find(rows, "trace")
