@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from invariance.core.compiled import compiled
 from invariance.weakness.active_set import DEPENDENT, EARLY_STOP, MAX_STEPS, Combination
 from invariance.weakness.certificates import EPSILON
 from invariance.weakness.conditioning import Conditioned
-from invariance.weakness.kernels import Factors, Problem, compiled, resume, score
+from invariance.weakness.kernels import Factors, Problem, resume, score
 from invariance.weakness.sweep_compiled import workspace
 
 Array = npt.NDArray[np.float64]

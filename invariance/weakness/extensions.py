@@ -24,6 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from invariance.core.arguments import as_integer, as_seed
 from invariance.core.errors import MeasureError, unknown_name
 from invariance.core.estimate import Estimate
 from invariance.core.rng import generator
@@ -146,6 +147,8 @@ def extension_count(
     """
     if method not in ("auto", "exact", "estimate"):
         raise unknown_name("method", method, ("auto", "exact", "estimate"))
+    budget, pool = as_integer(budget, "budget"), as_integer(pool, "pool")
+    repeats, seed = as_integer(repeats, "repeats"), as_seed(seed)
     if budget < 1 or pool < 1 or repeats < 2:
         raise MeasureError(
             "budget and pool must be at least 1 and repeats at least 2. "

@@ -6,29 +6,18 @@ allocates. The interpreter lock is released: networks and blocks of probes run o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from invariance.core.compiled import compiled
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
-F = TypeVar("F", bound=Callable[..., Any])
 
 _BIG = 1e300
-
-
-def compiled(function: F) -> F:
-    """Compile ``function``, cached on disk where there is a place for it."""
-    njit = cast(Any, numba.njit)
-    options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
-    try:
-        return cast(F, njit(cache=True, **options)(function))
-    except RuntimeError:  # no writable place for numba's cache
-        return cast(F, njit(**options)(function))
 
 
 class Problem(NamedTuple):

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from invariance.core.compiled import compiled
 from invariance.weakness.active_set import DEPENDENT, EARLY_STOP, MAX_STEPS, Combination, Outcome
-from invariance.weakness.kernels import Factors, Problem, compiled, score, separate
+from invariance.weakness.kernels import Factors, Problem, score, separate
 from invariance.weakness.sweep import REACH, Sweep
 
 Array = npt.NDArray[np.float64]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from invariance.studies.catalog import (
     boundary_tightness,
+    flat_not_general,
     model_selection,
     pair_proxy,
     regularisation,
@@ -22,4 +23,5 @@ STUDIES: tuple[Study, ...] = (
     single_objective.STUDY,
     boundary_tightness.STUDY,
     regularisation.STUDY,
+    flat_not_general.STUDY,
 )
