@@ -14,8 +14,14 @@ from invariance.studies.claims import Claim
 from invariance.studies.correlations import POOLED, column, correlation_rows
 from invariance.studies.recipes.sharpness import MEASURES, diversity
 from invariance.studies.regularised.claims import claims_of
-from invariance.studies.regularised.methods import BASELINE
-from invariance.studies.regularised.reading import Block, block_of, match, method, reader
+from invariance.studies.regularised.reading import (
+    FITTED,
+    Block,
+    block_of,
+    fitted_pairs,
+    method,
+    reader,
+)
 from invariance.studies.regularised.tables import (
     cells_table,
     measures_table,
@@ -29,7 +35,6 @@ from invariance.studies.treatments import (
     Ratio,
     adjusted,
     effect,
-    pairs_of,
     ratio_at_equal,
 )
 
@@ -68,14 +73,15 @@ def analyse(records: Sequence[Record], options: Options) -> Findings:
     pairs: dict[str, list[Pair]] = {}
     claims: list[Claim] = []
     for block, members in blocks.items():
-        found = pairs_of(members, method, match, BASELINE)
+        found = fitted_pairs(members)
         for name, entries in found.items():
             pairs.setdefault(name, []).extend(entries)
         title = f"{block[0]}, {block[1]}, n = {block[2]:,}"
         tables.append(cells_table(title, members))
-        tables.append(outcomes_table(title, outcome_effects(found, options.seed)))
-        before, after = (measure_effects(found, part, options.seed) for part in PARTS)
-        tables.append(measures_table(title, before, after, equal_loss(found, options.seed)))
+        if found:
+            tables.append(outcomes_table(title, outcome_effects(found, options.seed)))
+            before, after = (measure_effects(found, part, options.seed) for part in PARTS)
+            tables.append(measures_table(title, before, after, equal_loss(found, options.seed)))
         rows = _correlations(members, options)
         tables.append(simpson_table(title, rows, within_cells(members)))
         correlations += [row | {"group": title} for row in rows if row["group"] == POOLED]
@@ -189,14 +195,15 @@ def _notes(records: Sequence[Record], pairs: Mapping[str, Sequence[Pair]]) -> tu
         "Equal train loss: the intercept of log measure on log train loss over pairs. "
         "Regularisation raises the train loss, and the Hessian of the cross-entropy follows it. "
         "A dagger marks a value beyond the data: all pairs have a train loss on one side.",
-        "Training has a fixed number of epochs: at the small rate networks do not reach a "
-        "minimum. The first table of each block says where each cell ends.",
+        f"Comparisons and claims are about minima: they take the pairs whose untreated network "
+        f"has a train accuracy of {FITTED:.0%} or more after its fixed number of epochs. The "
+        "first table of each block says where every cell ends, those at the small rate included.",
     ]
     diverged = sum(bool(record.facts.get("diverged")) for record in records)
     if diverged:
         notes.append(f"{diverged} networks diverged and are left out of every comparison.")
     if not pairs:
-        notes.append("No network has a partner: nothing could be compared.")
+        notes.append("No untreated network found a minimum: nothing could be compared.")
     refused = {
         f"{name}: {reason}"
         for record in records

@@ -12,10 +12,9 @@ from matplotlib.figure import Figure
 from invariance.studies.recipes.sharpness import MEASURES
 from invariance.studies.regularised.analysis import PARTS, measure_effects
 from invariance.studies.regularised.claims import PUBLISHED_MEASURES
-from invariance.studies.regularised.methods import BASELINE
-from invariance.studies.regularised.reading import block_of, match, method, reader
+from invariance.studies.regularised.reading import block_of, fitted_pairs, reader
 from invariance.studies.study import Findings, Record
-from invariance.studies.treatments import Pair, pairs_of
+from invariance.studies.treatments import Pair
 
 #: Colours that stay apart for colour-blind readers (Okabe and Ito).
 COLOURS = ("#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#56b4e9")
@@ -38,7 +37,7 @@ def figures(
     blocks = dict.fromkeys(block_of(record) for record in records)
     for block in blocks:
         members = [record for record in records if block_of(record) == block]
-        pairs = pairs_of(members, method, match, BASELINE)
+        pairs = fitted_pairs(members)
         if not pairs:
             continue
         stem = f"{block[0]}-{block[1]}-{block[2]}"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
-from invariance.studies.regularised.methods import method_of
+from invariance.studies.regularised.methods import BASELINE, method_of
 from invariance.studies.study import Record
+from invariance.studies.treatments import Pair, pairs_of
 
 Block = tuple[str, str, int]
+
+#: Train accuracy from which on an untreated network counts as having found a minimum. It is
+#: asked of the untreated one alone: treatments may make fitting harder, and that is theirs.
+FITTED = 0.95
 
 
 def block_of(record: Record) -> Block:
@@ -44,3 +49,21 @@ def reader(part: str, name: str) -> Callable[[Record], float]:
         return math.nan
 
     return read
+
+
+def fitted_pairs(records: Sequence[Record]) -> dict[str, list[Pair]]:
+    """Pair treated networks with untreated ones that fit their training points.
+
+    Args:
+        records: All networks.
+
+    Returns:
+        Method to ``(treated, untreated)`` pairs; a claim about minima needs minima.
+    """
+    accuracy = reader("facts", "train_accuracy")
+    every = pairs_of(records, method, match, BASELINE)
+    return {
+        name: kept
+        for name, pairs in every.items()
+        if (kept := [pair for pair in pairs if accuracy(pair[1]) >= FITTED])
+    }
