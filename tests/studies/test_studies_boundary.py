@@ -170,7 +170,7 @@ def planted(curves, *, splits=2, train_accuracy=1.0, label_shares=None):
 
 
 def test_trends_within_networks_are_averaged_by_split():
-    records = planted([[1, 2, 3, 4], [9, 8, 7, 6], [1, 2, 4, 3], [5, 1, math.nan, math.nan]])
+    records = planted([[1, 2, 3, 4], [9, 8, 7, 6], [1, 2, 4, 3], [1, 5, math.nan, math.nan]])
     found = findings.within_networks(records, "factor", "hessian_trace")
     assert found == pytest.approx({0: (1 + 0.8) / 2, 1: -1.0})  # the last has two points only
     # Networks that differ in level do not blur the trend, as they would if pooled.

@@ -59,6 +59,7 @@ def test_networks_of_a_seed_share_points_and_standardised_targets_have_variance_
     one, other = (regression_of(config(3, name)) for name in ("sphere", "beale"))
     assert torch.equal(one.x, other.x) and torch.equal(one.x_test, other.x_test)
     assert not torch.equal(one.x, regression_of(config(4, "sphere")).x)
+    assert not torch.equal(one.x[:30], one.x_test)
     assert float(other.y.mean()) == pytest.approx(0, abs=1e-12)
     assert float(other.y.var(correction=0)) == pytest.approx(1, rel=1e-12)
     raw = regression_of(config(3, "beale", "raw"))
