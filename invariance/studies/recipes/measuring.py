@@ -25,7 +25,7 @@ from invariance.data import Task, load_task
 from invariance.measures.minimum_sharpness import mlp_design
 from invariance.studies.config import Config
 from invariance.studies.recipes.perceptrons import PUBLISHED_UNSEEN_SEED, network
-from invariance.studies.study import Context, Trained
+from invariance.studies.study import Context, Options, Trained
 from invariance.symmetry.balance import minimise_over_scalings
 
 #: Name to value; NaN where a measure is not defined for a network.
@@ -120,6 +120,11 @@ def unseen_pool(name: str, n_train: int, train_seed: int, n_unseen: int) -> tupl
         unseen_from=source,  # type: ignore[arg-type]
     )
     return task.x_unseen, task.y_unseen
+
+
+def scale_of(options: Options, name: str) -> int:
+    """Return a size that only one study has; 0 where it is not given."""
+    return int(options.scale.get(name, 0))  # type: ignore[arg-type]
 
 
 def whole(config: Config, name: str) -> int:
