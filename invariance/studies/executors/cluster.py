@@ -7,7 +7,11 @@ held: the scheduler hands them to others (as often as its ``allowed-failures`` s
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
+import pickle
 import queue
+import sys
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -63,6 +67,11 @@ class Cluster:
                 f"The scheduler at {address} has no workers. Start some with "
                 f"'dask worker {address} --nthreads 1'."
             ) from error
+        try:
+            self._require_same_version(address)
+        except BaseException:
+            self._client.close()
+            raise
         _send_by_value(study)
         self._events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._topic = f"invariance-{uuid.uuid4().hex}"
@@ -76,7 +85,9 @@ class Cluster:
     def submit(self, work: Work) -> None:
         """Hand a job to the scheduler."""
         key = f"study-{uuid.uuid4().hex}"
-        job = work.load()
+        # Packed here: what cannot be unpacked there is then an error of the task, not of the
+        # connection, and functions of the user's own module travel by value.
+        job: bytes = _cloudpickle().dumps(work.load())
         future = self._client.submit(_run, job, key, self._topic, key=key, pure=False)
         self._works[key] = (work, future)
         future.add_done_callback(lambda finished: self._events.put(("done", finished.key)))
@@ -102,6 +113,11 @@ class Cluster:
                     f"The scheduler is gone, or dropped the batch, while {work.label}. What is "
                     "recorded is safe: go on with --resume."
                 ) from error
+            if isinstance(error, ModuleNotFoundError):
+                raise StudyError(
+                    f"A worker cannot import {error.name!r}, which the study needs. Install it "
+                    "there, or put its folder on the workers' PYTHONPATH."
+                ) from error
             raise
         finally:
             future.release()
@@ -114,14 +130,27 @@ class Cluster:
             self._client.cancel(futures, force=True)
         self._client.close()
 
+    def _require_same_version(self, address: str) -> None:
+        from invariance import __version__
+
+        found = self._client.run(importlib.metadata.version, "invariance", on_error="return")
+        for worker, version in found.items():
+            if version != __version__:
+                said = "is not installed" if isinstance(version, Exception) else f"is {version}"
+                raise StudyError(
+                    f"On worker {worker} of {address} invariance {said}; here it is "
+                    f"{__version__}. Install the same version everywhere."
+                )
+
     def _heard(self, event: tuple[float, Any]) -> None:
         self._events.put(("told", event[1]))
 
 
-def _run(job: Job, key: str, topic: str) -> Result:
-    """Do a job on a worker of the cluster."""
+def _run(packed: bytes, key: str, topic: str) -> Result:
+    """Do a packed job on a worker of the cluster."""
     from distributed import get_worker
 
+    job: Job = pickle.loads(packed)
     worker = get_worker()
     last = 0.0
 
@@ -137,12 +166,13 @@ def _run(job: Job, key: str, topic: str) -> Result:
 
 def _send_by_value(study: Study) -> None:
     """Let workers have the user's own study without its file."""
-    import sys
-
-    import cloudpickle  # type: ignore[import-untyped]
-
     for function in (study.train, study.measure):
         module = sys.modules.get(function.__module__)
         name = function.__module__.partition(".")[0]
         if module is not None and name not in {"invariance", "__main__"}:
-            cloudpickle.register_pickle_by_value(module)
+            _cloudpickle().register_pickle_by_value(module)
+
+
+def _cloudpickle() -> Any:
+    """Import what Dask itself sends functions with."""
+    return importlib.import_module("cloudpickle")
