@@ -45,3 +45,26 @@ def test_correlation_that_rescaling_destroys(demo, tmp_path):
     assert rows["hessian_trace"].max_relative_change > 1
     assert rows["relative_flatness"].rho == rows["relative_flatness"].rho_after_rescaling
     assert (tmp_path / "correlation-that-rescaling-destroys.png").exists()
+
+
+def test_flat_and_wrong(demo, tmp_path):
+    rows, records = demo("flat_and_wrong")
+    verdicts = {row.measure: row.verdict for row in rows}
+    assert verdicts["hessian_trace"] == "cannot tell"
+    assert verdicts["hessian_eigenvalues"] == "wrong way"
+    assert verdicts["path_norm"] == "right way"
+    assert len(records) == 5
+    assert (tmp_path / "flat-and-wrong.png").stat().st_size > 5_000
+
+
+def test_study_single_objective(demo, tmp_path):
+    outcome = demo("study_single_objective")
+    assert {claim.name for claim in outcome.findings.claims} >= {"loss scale", "geometry differs"}
+    assert (tmp_path / "study-single-objective.png").stat().st_size > 10_000
+
+
+def test_study_boundary_tightness(demo, tmp_path):
+    outcome = demo("study_boundary_tightness")
+    claims = {claim.name: claim for claim in outcome.findings.claims}
+    assert claims["tightness at matched loss"].value == 1
+    assert (tmp_path / "study-boundary-tightness.png").stat().st_size > 10_000
