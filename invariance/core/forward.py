@@ -30,7 +30,8 @@ def reading(model: nn.Module, rows: Tensor, name: str = "x") -> Iterator[None]:
         raise
     except RuntimeError as error:
         shape = ", ".join(["rows", *map(str, rows.shape[1:])])
+        kind = str(rows.dtype).removeprefix("torch.")
         raise DataError(
-            f"{type(model).__name__} does not accept {name} of shape ({shape}): {error}. "
-            f"Reshape {name} to what the model's first layer reads."
+            f"{type(model).__name__} does not accept {name} of shape ({shape}) and dtype {kind}: "
+            f"{error}. Give {name} the shape and dtype that the model's first layer reads."
         ) from error

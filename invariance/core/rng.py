@@ -6,6 +6,8 @@ import hashlib
 
 import torch
 
+from invariance.core.arguments import as_seed
+
 
 def generator(seed: int, *stream: object, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a fresh generator for ``seed`` and a named stream.
@@ -20,7 +22,10 @@ def generator(seed: int, *stream: object, device: torch.device | str = "cpu") ->
 
     Returns:
         A :class:`torch.Generator` that shares no state with any other.
+
+    Raises:
+        UsageError: If ``seed`` is no integer.
     """
-    digest = hashlib.sha256(repr((int(seed), *stream)).encode()).digest()
+    digest = hashlib.sha256(repr((as_seed(seed), *stream)).encode()).digest()
     value = int.from_bytes(digest[:8], "little") >> 1  # manual_seed takes 63 bits
     return torch.Generator(device=device).manual_seed(value)

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
+from invariance.core.arguments import as_integer, as_seed
 from invariance.core.errors import MeasureError
 from invariance.core.estimate import Estimate
 from invariance.curvature.batches import Data
@@ -111,6 +112,8 @@ def spectral_density(
     Raises:
         MeasureError: Fewer than two probes, no steps, or a width that is not positive.
     """
+    probes, steps = as_integer(probes, "probes"), as_integer(steps, "steps")
+    grid, seed = as_integer(grid, "grid"), as_seed(seed)
     if probes < 2 or steps < 1 or grid < 2:
         raise MeasureError(
             "spectral_density needs probes >= 2 (for a standard error), steps >= 1 and "

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from invariance.core.arguments import as_integer, as_seed
 from invariance.core.errors import MeasureError, unknown_name
 from invariance.core.estimate import Estimate
 from invariance.curvature.batches import Data
@@ -76,7 +77,7 @@ def eigenpairs(
 
     Raises:
         MeasureError: A k or tolerance out of range.
-        UsageError: An unknown option.
+        UsageError: An unknown option, or a k or seed that is no integer.
     """
     dim = operator.shape[0]
     if which not in _WHICH:
@@ -86,6 +87,7 @@ def eigenpairs(
     if criterion not in ("residual", "value"):
         raise unknown_name("criterion", criterion, ("residual", "value"))
     ends = 2 if which == "both" else 1
+    k, seed = as_integer(k, "k"), as_seed(seed)
     if k < 1 or k * ends > dim:
         raise MeasureError(
             f"k must lie between 1 and {dim // ends} for a matrix of {dim} rows. Got {k}."

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from invariance.core.arguments import as_seed
 from invariance.core.errors import DataError, MeasureError, unknown_name
 from invariance.core.estimate import Estimate
 from invariance.core.rng import generator
@@ -67,6 +68,7 @@ def hessian_eigenvalues_ensemble(
     """
     if which not in ("largest", "smallest"):
         raise unknown_name("which", which, ("largest", "smallest"))
+    seed = as_seed(seed)
     if not models:
         raise MeasureError("The ensemble is empty. Give at least one network.")
     if not isinstance(x, Tensor):

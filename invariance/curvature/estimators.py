@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from invariance.core.arguments import as_integer, as_seed
 from invariance.core.errors import MeasureError, unknown_name
 from invariance.core.estimate import Estimate
 from invariance.core.rng import generator
@@ -72,10 +73,11 @@ def hessian_trace_estimate(
 
     Raises:
         MeasureError: A budget that is too small for the estimator.
-        UsageError: An unknown estimator.
+        UsageError: An unknown estimator, or a budget or seed that is no integer.
     """
     if estimator not in _TOO_FEW:
         raise unknown_name("estimator", estimator, _TOO_FEW)
+    budget, seed = as_integer(budget, "budget"), as_seed(seed)
     if budget < _TOO_FEW[estimator]:
         raise MeasureError(
             f"{estimator} needs a budget of at least {_TOO_FEW[estimator]} products. Got {budget}."

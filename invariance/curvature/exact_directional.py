@@ -10,6 +10,7 @@ from torch.func import functional_call, jvp, vjp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from invariance.core.forward import reading
 from invariance.core.forward_mode import prepare_forward_mode
 from invariance.curvature.batches import Data, collect_batches
 from invariance.curvature.losses import Loss
@@ -102,7 +103,8 @@ def directional_chunks(
     for bx, by in batches:
         if not chunk:
             row = move_like(bx[:1], like)
-            chunk = max(1, memory_budget // (4 * forward_bytes(model, row)))
+            with reading(model, row):
+                chunk = max(1, memory_budget // (4 * forward_bytes(model, row)))
         for px, py in zip(torch.split(bx, chunk), torch.split(by, chunk), strict=True):
             f, tangent = directional_outputs(model, move_like(px, like), direction)
             labels = py.to(f.device)

@@ -17,6 +17,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from invariance.core.arguments import as_seed
 from invariance.core.errors import MeasureError, unknown_name
 from invariance.core.estimate import Estimate
 from invariance.curvature.batches import Data, collect_batches
@@ -75,6 +76,7 @@ def hessian_trace(
         ModelError: A model in train mode where that matters, NaN parameters.
         DataError: Malformed data.
     """
+    seed = as_seed(seed)
     swept, rest, why = _route(model, x, y, parameters, method)
     parts: dict[str, float] = {}
     words: list[str] = []
@@ -144,6 +146,7 @@ def hessian_diagonal(
         ModelError: A model in train mode where that matters, NaN parameters.
         DataError: Malformed data.
     """
+    seed = as_seed(seed)
     swept, rest, why = _route(model, x, y, parameters, method)
     values: dict[str, Tensor] = {}
     errors: dict[str, Tensor] = {}

@@ -82,6 +82,11 @@ class CrossEntropy(Loss):
             if not all_finite(y) or bool((y < 0).any()):
                 raise DataError("Class probabilities must be finite and not negative.")
             return
+        if y.dtype == torch.bool:
+            raise DataError(
+                "Class labels must be integers, from 0 to the number of classes minus 1. Got "
+                "torch.bool; for two classes use y.long()."
+            )
         if y.shape != (n,):
             raise DataError(
                 f"Class labels must have shape ({n},), one a row. Got {tuple(y.shape)}."

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from invariance.core.arguments import as_integer, as_seed
 from invariance.core.errors import MeasureError
 from invariance.core.estimate import Estimate
 from invariance.curvature.batches import Data
@@ -56,7 +57,9 @@ def hessian_norm(
 
     Raises:
         MeasureError: A budget below 6.
+        UsageError: A budget or seed that is no integer.
     """
+    budget, seed = as_integer(budget, "budget"), as_seed(seed)
     operator = build_operator(matrix, model, x, y, loss=loss, **options)
     if budget < 6:
         raise MeasureError(f"hessian_norm needs a budget of at least 6 products. Got {budget}.")

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from invariance.core.errors import DataError, MeasureError, ModelError
+from invariance.core.forward import reading
 from invariance.core.modules import clone, model_device, model_dtype
 from invariance.curvature.batches import Batches, Data, collect_batches
 from invariance.curvature.losses import Loss, LossLike, resolve_loss
@@ -217,7 +218,8 @@ def _check_all_rows(draft: Objective) -> float:
     total = torch.zeros((), dtype=torch.float64, device=draft.device)
     with torch.no_grad():
         for number, (x, y) in enumerate(draft.chunks()):
-            outputs = draft.forward(draft.point, x)
+            with reading(draft.model, x):
+                outputs = draft.forward(draft.point, x)
             if not isinstance(outputs, Tensor):
                 raise ModelError(f"The model must return a tensor. Got {type(outputs).__name__}.")
             draft.loss.check(outputs, y)

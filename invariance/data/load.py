@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from invariance.core.arguments import as_seed
 from invariance.core.errors import DataError, unknown_name
 from invariance.data.catalog import IMAGE_SETS, MNIST, ImageSet
 from invariance.data.cifar import BINARY_SETS, read_cifar
@@ -92,7 +93,8 @@ def load_task(
         The task; its tensors belong to it alone.
 
     Raises:
-        UsageError: For an unknown ``name`` or ``unseen_from``; lists the known ones.
+        UsageError: For an unknown ``name`` or ``unseen_from``; lists the known ones. For a
+            seed that is no integer.
         DataError: If a file is truncated, corrupt or wrong, cannot be had, or if more
             points are asked for than there are.
     """
@@ -102,6 +104,8 @@ def load_task(
         raise unknown_name("unseen_from", unseen_from, get_args(UnseenFrom))
     _check_count("n_train", n_train, 1)
     _check_count("n_unseen", n_unseen, 0)
+    seed = as_seed(seed)
+    unseen_seed = UNSEEN_SEED + seed if unseen_seed is None else as_seed(unseen_seed, "unseen_seed")
     raw = _load(name, root, download)
 
     total = len(raw.y_train)
@@ -126,8 +130,7 @@ def load_task(
         )
     picked = torch.arange(pool)
     if n_unseen is not None:
-        draw = _generator(UNSEEN_SEED + seed if unseen_seed is None else unseen_seed)
-        picked = torch.randperm(pool, generator=draw)[:n_unseen]
+        picked = torch.randperm(pool, generator=_generator(unseen_seed))[:n_unseen]
     # Index into train then test as if they were one array, without joining 70,000 images.
     from_test = picked >= len(left)
     x_unseen = np.empty((len(picked), *raw.x_train.shape[1:]), raw.x_train.dtype)

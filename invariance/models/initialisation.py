@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from invariance.core.arguments import as_seed
+
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
@@ -23,7 +25,7 @@ def seeded(seed: int) -> Iterator[None]:
         Nothing.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(int(seed))
+        torch.default_generator.manual_seed(as_seed(seed))
         yield
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from invariance import transforms as T
+from invariance.core.arguments import as_seed
 from invariance.core.errors import UsageError
 from invariance.core.groups import Group
 from invariance.core.modules import weight_layers
@@ -93,7 +94,7 @@ class MemberOf(Transform):
     """
 
     def __init__(self, group: Group | str, seed: int = 0) -> None:
-        self.kind, self.seed = Group(group), int(seed)
+        self.kind, self.seed = Group(group), as_seed(seed)
 
     @property
     def groups(self) -> tuple[Group, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from invariance.core.arguments import as_seed
 from invariance.core.errors import TransformError
 from invariance.core.groups import Group
 from invariance.core.rng import generator
@@ -47,7 +48,7 @@ class DormantUnits(Transform):
         groups: Sequence[str] | None = None,
     ) -> None:
         check_count("DormantUnits", count)
-        self.count, self.seed, self.move = int(count), int(seed), bool(move)
+        self.count, self.seed, self.move = int(count), as_seed(seed), bool(move)
         self.sites = None if groups is None else tuple(groups)
 
     def __repr__(self) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from invariance.core.arguments import as_seed
 from invariance.core.errors import TransformError
 from invariance.core.groups import Group
 from invariance.core.modules import clone
@@ -43,7 +44,7 @@ class LinearMixing(Transform):
     def __init__(self, seed: int = 0, *, spread: float = 3.0, inverted: bool = False) -> None:
         if not (spread >= 1 and math.isfinite(spread)):
             raise TransformError(f"LinearMixing: spread must be finite, at least 1. Got {spread}.")
-        self.seed, self.spread, self.inverted = int(seed), float(spread), bool(inverted)
+        self.seed, self.spread, self.inverted = as_seed(seed), float(spread), bool(inverted)
 
     def __repr__(self) -> str:
         extra = ", inverted=True" if self.inverted else ""

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from invariance.core.arguments import as_seed
 from invariance.core.errors import TransformError
 from invariance.core.groups import Group
 from invariance.core.modules import clone
@@ -41,7 +42,7 @@ class LogitShift(Transform):
     def __init__(self, seed: int = 0, *, scale: float = 1.0, inverted: bool = False) -> None:
         if not (scale > 0 and math.isfinite(scale)):
             raise TransformError(f"LogitShift: scale must be positive and finite. Got {scale}.")
-        self.seed, self.scale, self.inverted = int(seed), float(scale), bool(inverted)
+        self.seed, self.scale, self.inverted = as_seed(seed), float(scale), bool(inverted)
 
     def __repr__(self) -> str:
         extra = "" if self.scale == 1.0 else f", scale={self.scale!r}"

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from invariance.core.arguments import as_seed
 from invariance.core.errors import TransformError
 from invariance.core.groups import Group
 from invariance.core.rng import generator
@@ -50,7 +51,7 @@ class NeuronScaling(Transform):
                 f"NeuronScaling needs a finite spread of at least 1, got {spread!r}."
             )
         self.spread = float(spread)
-        self.seed = int(seed)
+        self.seed = as_seed(seed)
         self.powers_of_two = bool(powers_of_two)
         self.factors = None if factors is None else [_as_list(entry) for entry in factors]
         self.inverted = bool(inverted)

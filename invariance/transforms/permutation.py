@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from invariance.core.arguments import as_seed
 from invariance.core.groups import Group
 from invariance.core.rng import generator
 from invariance.symmetry.structures import IntArray, Kind
@@ -24,7 +25,7 @@ class Permutation(Transform):
     group = Group.PERMUTATION
 
     def __init__(self, seed: int = 0, *, inverted: bool = False) -> None:
-        self.seed = int(seed)
+        self.seed = as_seed(seed)
         self.inverted = bool(inverted)
 
     def __repr__(self) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from invariance.core.arguments import as_seed
 from invariance.core.groups import Group
 from invariance.core.rng import generator
 from invariance.symmetry.structures import Kind
@@ -26,7 +27,7 @@ class SignFlip(Transform):
     group = Group.SIGN_FLIP
 
     def __init__(self, seed: int = 0) -> None:
-        self.seed = int(seed)
+        self.seed = as_seed(seed)
 
     def __repr__(self) -> str:
         return f"SignFlip(seed={self.seed!r})"

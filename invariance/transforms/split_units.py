@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from invariance.core.arguments import as_seed
 from invariance.core.groups import Group
 from invariance.core.rng import generator
 from invariance.symmetry.structures import Role
@@ -55,7 +56,7 @@ class SplitUnits(Transform):
         power_of_two: bool = False,
     ) -> None:
         check_count("SplitUnits", count)
-        self.count, self.seed = int(count), int(seed)
+        self.count, self.seed = int(count), as_seed(seed)
         self.sites = None if groups is None else tuple(groups)
         self.power_of_two = bool(power_of_two)
 
