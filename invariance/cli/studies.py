@@ -22,7 +22,10 @@ def add_parser(subparsers: Any) -> None:
         type=Path,
         action="append",
         metavar="DIR",
-        help="folder with results, or with folders of results (again for more; ./results)",
+        help=(
+            "folder with results, or with folders of results (again for more; by default "
+            "results and, in a checkout of this project, demos/results)"
+        ),
     )
     parser.set_defaults(run=run)
 
@@ -36,6 +39,9 @@ def run(options: argparse.Namespace) -> int:
     Returns:
         0.
     """
+    from rich.padding import Padding
+    from rich.text import Text
+
     from invariance.cli.progress import report_console
     from invariance.core.errors import UsageError
     from invariance.studies.catalog import STUDIES
@@ -45,11 +51,12 @@ def run(options: argparse.Namespace) -> int:
     for folder in options.results or ():
         if not folder.is_dir():
             raise UsageError(f"No folder {folder} to look for results in.")
-    found = find_results(options.results or [Path("results")])
+    found = find_results(options.results or [Path("results"), Path("demos", "results")])
     console = report_console()
 
     def say(text: str, style: str = "") -> None:
-        console.print(text, style=style, highlight=False, markup=False)
+        indent = len(text) - len(text.lstrip())
+        console.print(Padding(Text(text.strip(), style=style), (0, 0, 0, indent)))
 
     titles = {study.name: study.title for study in STUDIES}
     for _, entry in found:  # studies of the user's own
@@ -60,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
             (study,) = [study for study in STUDIES if study.name == name]
             say(f"{name}: {title}", "bold")
             say(f"  {study.paper}")
+            say(f"  {study.question}")
             say(f"  not run yet: invariance study {name} [--quick]", "dim")
         else:
             path, results = chosen

@@ -26,6 +26,13 @@ _CORRELATION_COLUMNS = (
 )
 
 
+_LEGEND = (
+    "Spearman's rho with its bootstrap interval; p from permutations. Partial rho: all "
+    "covariates held fixed. Rescaling: random and function-preserving, another one for every "
+    "network. Rows with intervals of everything are in `results.json`."
+)
+
+
 def render_markdown(results: Mapping[str, Any]) -> str:
     """Render a study's results as Markdown.
 
@@ -52,6 +59,7 @@ def _parts(results: Mapping[str, Any]) -> Iterator[str]:
         yield "\n".join(f"* **{claim['name']}**: {_basis(claim)}" for claim in results["claims"])
     if results["correlations"]:
         yield "## Correlations"
+        yield _LEGEND
         yield _correlations(results["correlations"])
     for table in results["tables"]:
         yield f"## {table['title']}"
@@ -120,7 +128,7 @@ def _basis(claim: Mapping[str, Any]) -> str:
     low, high = claim["region"]
     region = Region(-math.inf if low is None else low, math.inf if high is None else high)
     level = f", {100 * claim['level']:g} % interval" if claim["level"] != 0.95 else ""
-    note = f" {claim['note']}" if claim["note"] else ""
+    note = f" {claim['note'][0].upper()}{claim['note'][1:]}" if claim["note"] else ""
     return f"{claim['quantity']}; true if {region}{level}.{note}"
 
 

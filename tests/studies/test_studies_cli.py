@@ -7,47 +7,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
 import pytest
 
+from invariance import studies
 from invariance.cli import study_options
 from invariance.cli.main import main
 from invariance.core import files
 from invariance.studies import catalog
 
-HERE = Path(__file__).parent
 
-#: A whole study of one's own.
-OWN = """
-import torch
-from invariance.studies import Claim, Config, Findings, Options, Region, Study, Trained
-
-def grid(options):
-    return [Config("coin/1", {"sides": 2}, options.seed + i) for i in range(options.networks)]
-
-def train(configs, context):
-    random = [torch.Generator().manual_seed(config.seed) for config in configs]
-    return [Trained({"side": torch.rand(1, generator=r)}, {}) for r in random]
-
-def measure(configs, trained, context):
-    return [{"measures": {"side": float(kept.tensors["side"])}} for kept in trained]
-
-def analyse(records, options):
-    mean = sum(r.measured["measures"]["side"] for r in records) / len(records)
-    return Findings(claims=(Claim(
-        "fair", "The coin is fair.", "mean side", 0.5, Region(0.3, 0.7),
-        mean, mean - 0.1, mean + 0.1, len(records)),))
-
-COIN = Study(
-    name="coin", title="A coin", paper="Nobody", question="Is it fair?",
-    full=Options(networks=50), quick=Options(networks=10, quick=True, scale={"tosses": 1}),
-    grid=grid, train=train, measure=measure, measurement=lambda options: {"version": 1},
-    analyse=analyse, figures=lambda records, findings, folder: [],
-    batch_size=lambda config: 10, cost=lambda config: 1.0,
-)
-"""
+#: A whole study of one's own: the example that the package's documentation shows.
+OWN = textwrap.dedent(studies.__doc__.split("::\n")[1].split("\nThe engine does")[0])
 
 
 @pytest.fixture
@@ -67,7 +41,8 @@ def test_a_study_of_ones_own_is_one_file(here, capsys):
     assert "supported" in out
     assert str(Path("results", "coin-quick", "results.json")) in out
     plain = json.loads((here / "results" / "coin-quick" / "results.json").read_text())
-    assert len(plain["networks"]) == 10
+    assert len(plain["networks"]) == 100
+    assert abs(plain["claims"][0]["value"] - 0.5) < 0.1
     assert plain["command"] == "invariance study my_coin:COIN --quick"
 
 
@@ -175,27 +150,29 @@ def test_overview_shows_results_and_what_was_not_run(here, capsys, monkeypatch):
     assert main(["studies", "--results", "nowhere"]) == 2
 
 
+TRAIN = 'def train(configs, context):  # one batch of one cell; here a "network" is one toss\n'
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_ends_promptly_and_says_how_to_go_on(here, workers):
+    assert TRAIN in OWN
     (here / "slow_coin.py").write_text(
         OWN.replace(
-            "def train(configs, context):\n",
-            "import pathlib, time\n"
-            "def train(configs, context):\n"
-            "    if configs[0].seed:\n"
+            TRAIN,
+            "import pathlib, time\n" + TRAIN + "    if configs[0].seed:\n"
             "        pathlib.Path(__file__).with_name('running').touch()\n"
             "        time.sleep(600)\n",
         )
     )
     command = [sys.executable, "-m", "invariance", "study", "slow_coin:COIN", "--out", "o"]
     process = subprocess.Popen(
-        [*command, "--networks", "20", "--workers", str(workers)],
+        [*command, "--networks", "100", "--workers", str(workers)],
         cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
     try:
         weights = here / "o" / "weights"
-        while not ((here / "running").exists() and len(list(weights.glob("*.safetensors"))) == 10):
+        while not ((here / "running").exists() and len(list(weights.glob("*.safetensors"))) == 50):
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
@@ -203,5 +180,5 @@ def test_ctrl_c_ends_promptly_and_says_how_to_go_on(here, workers):
     finally:
         process.kill()
     assert process.returncode == 130, err
-    assert "10 of 20 networks are kept in o; go on with --resume" in err
+    assert "50 of 100 networks are kept in o; go on with --resume" in err
     assert "Traceback" not in err

@@ -1,4 +1,11 @@
-"""The studies: one file each, listed here. A new study is a new file and a line below."""
+"""The studies: one file each, listed here. A new study is a new file and a line below.
+
+A file exports ``STUDY``. What it has to say, in order: ``grid`` (every configuration),
+``train`` and ``measure`` (one batch; reuse those of ``invariance.studies.recipes``),
+``measurement`` (what decides the measured numbers, with a version), ``analyse`` (records to
+claims, with regions that were fixed before) and ``figures``. ``invariance.studies`` shows a
+whole study in forty lines.
+"""
 
 from __future__ import annotations
 
