@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from invariance.studies.recipes.figures import INK, plain, save
 from invariance.studies.study import Findings, Record
@@ -88,7 +89,12 @@ def trajectories(records: Sequence[Record]) -> Figure:
         if least is not None:
             axes.axvline(least, color=INK, lw=1.0, ls="--")
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("sharpness")
+    first = next(iter(panels.values()))
+    first.plot([], [], color=INK, lw=1.0, ls="--", label="least sharpness")
     _finish(figure, panels, records)
     return figure
 
@@ -137,7 +143,7 @@ def _finish(figure: Figure, panels: Mapping[str, Axes], records: Sequence[Record
             shown.setdefault(colour, []).append(label)
     for colour, labels in shown.items():
         axes.plot([], [], color=colour, lw=2, label=" / ".join(labels))
-    figure.legend(loc="outside lower center", ncols=len(shown), frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=len(shown) + 1, frameon=False, fontsize=9)
 
 
 def _of(records: Sequence[Record], name: str) -> list[Record]:

@@ -70,8 +70,9 @@ def least_sharpness(model: nn.Module, x: Tensor, outputs: Tensor, recipe: Recipe
     """Return what ``(2/n) sum |grad f|^2`` cannot fall below, given the network's outputs.
 
     The inequalities of `constructions` hold for the outputs that a network has, whether they
-    are the labels or not: ``4 sqrt(F) mean |f|`` without normalisation, ``2`` with the simplified
-    LayerNorm above its floor, ``4 sum |a_j g_j|`` of the same network with BatchNorm.
+    are the labels or not: ``4 sqrt(F) mean |f|`` without normalisation, ``2 mean min(1, 2 sqrt(F)
+    |f| / floor)`` with the simplified LayerNorm (2 unless an output is nearly 0), ``4 sum |a_j
+    g_j|`` of the same network with BatchNorm.
 
     Args:
         model: The network.
@@ -88,7 +89,8 @@ def least_sharpness(model: nn.Module, x: Tensor, outputs: Tensor, recipe: Recipe
     if recipe.architecture == "plain":
         return 4 * math.sqrt(features) * float(outputs.abs().mean())
     if recipe.architecture == "layer":
-        return 2.0
+        share = 2 * math.sqrt(features) * outputs.abs() / recipe.floor
+        return 2 * float(share.clamp(max=1.0).mean())
     live = (with_bias(x, hidden) @ stacked(hidden).T > 0).any(0)
     readout = torch.as_tensor(output.weight).detach()[0]
     product = torch.as_tensor(model.scale).detach() * readout
