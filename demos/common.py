@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from invariance.studies.output import Outcome
+    from invariance.studies.study import Study
 
 
 def options(description: str | None, arguments: list[str] | None = None) -> argparse.Namespace:
@@ -25,3 +30,34 @@ def save(figure: Figure, out: Path, name: str) -> Path:
     figure.savefig(path, dpi=150)
     print(f"figure: {path}")
     return path
+
+
+def run_study_quickly(
+    study: Study, description: str | None, arguments: list[str] | None, small: dict[str, Any]
+) -> Outcome:
+    """Run a study at its quick size, print its verdicts, and say where its figures are.
+
+    Args:
+        study: The study.
+        description: What ``--help`` says.
+        arguments: The command line; that of the process by default.
+        small: Options of ``--small`` that differ from the quick ones.
+
+    Returns:
+        Records, findings and files.
+    """
+    from rich.console import Console
+
+    from invariance.studies.engine import run_study
+    from invariance.studies.terminal import claims_table
+
+    chosen = options(description, arguments)
+    sizes = study.quick.but(task=chosen.task, seed=chosen.seed)
+    if chosen.small:
+        sizes = sizes.but(**small)
+    folder = chosen.out / f"study-{study.name}"
+    outcome = run_study(study, sizes, out=folder, resume=True, workers=1)
+    Console().print(claims_table(study.title, outcome.results["claims"]))
+    for figure in outcome.results["figures"]:
+        print(f"figure: {folder / figure['file']}")
+    return outcome
