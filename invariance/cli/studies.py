@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def run(options: argparse.Namespace) -> int:
     for folder in options.results or ():
         if not folder.is_dir():
             raise UsageError(f"No folder {folder} to look for results in.")
-    found = find_results(options.results or [Path("results"), Path("demos", "results")])
+    found, problems = find_results(options.results or [Path("results"), Path("demos", "results")])
+    for problem in problems:
+        sys.stderr.write(f"invariance: skipped: {problem}\n")
     console = report_console()
 
     def say(text: str, style: str = "") -> None:

@@ -113,10 +113,9 @@ def _executor(
 
         return Cluster(scheduler, session.study)
     from invariance.studies.executors.inline import Inline
-    from invariance.studies.executors.local import Pool
-    from invariance.weakness.threads import available_cores
+    from invariance.studies.executors.local import Pool, usable_cores
 
-    count = min(workers or available_cores(), len(session.waiting))
+    count = min(workers or usable_cores(), len(session.waiting))
     # One GPU is best used by one process.
     if count <= 1 or session.device != "cpu":
         return Inline(told)

@@ -38,22 +38,31 @@ def read_results(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def find_results(folders: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
+def find_results(
+    folders: Sequence[Path],
+) -> tuple[list[tuple[Path, dict[str, Any]]], list[StudyError]]:
     """Read all results in folders: directly in them, or one folder below.
 
     Args:
         folders: Where to look; one that does not exist holds none.
 
     Returns:
-        File and content of each, in the order of folders and names.
+        File and content of each, in the order of folders and names; and what is wrong with
+        files of that name that are no results of a study.
     """
+    found, problems = [], []
     paths = [
         path
         for folder in folders
         for path in (folder / "results.json", *sorted(folder.glob("*/results.json")))
         if path.is_file()
     ]
-    return [(path, read_results(path)) for path in dict.fromkeys(paths)]
+    for path in dict.fromkeys(paths):
+        try:
+            found.append((path, read_results(path)))
+        except StudyError as error:
+            problems.append(error)
+    return found, problems
 
 
 def best(
@@ -62,7 +71,7 @@ def best(
     """Choose which results of a study to show: the most networks; quick ones last.
 
     Args:
-        found: What :func:`find_results` gave.
+        found: Files and their content, as :func:`find_results` gives them.
         study: The study's name.
 
     Returns:

@@ -19,7 +19,6 @@ from invariance.cli.main import main
 from invariance.core import files
 from invariance.studies import catalog
 
-
 #: A whole study of one's own: the example that the package's documentation shows.
 OWN = textwrap.dedent(studies.__doc__.split("::\n")[1].split("\nThe engine does")[0])
 
@@ -127,7 +126,7 @@ def test_a_full_disk_is_one_sentence(here, capsys, monkeypatch):
 
 
 def test_overview_shows_results_and_what_was_not_run(here, capsys, monkeypatch):
-    from my_coin import COIN
+    COIN = study_options.find_study("my_coin:COIN")
 
     monkeypatch.setattr(catalog, "STUDIES", (COIN,))
     assert main(["studies"]) == 0

@@ -18,7 +18,7 @@ from toy_study import STUDY as TOY
 from invariance.core.errors import StudyError, UsageError
 from invariance.studies import Context, Interrupted, Options, run_study
 from invariance.studies.executors import Work
-from invariance.studies.executors.local import Pool, require_portable
+from invariance.studies.executors.local import Pool, require_portable, usable_cores
 from invariance.studies.jobs import ONE_THREAD, Job
 from invariance.studies.plan import batches_of, grid_of
 from invariance.studies.recipes import perceptrons
@@ -278,6 +278,16 @@ def test_an_error_in_a_worker_names_the_batch():
         message = r"DatasetGoneError while training 2 .*toy/1 \(n=1; seeds 0 to 1\): mnist is gone"
         with pytest.raises(StudyError, match=message):
             pool.wait()
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"), [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("", 8)]
+)
+def test_a_container_with_less_time_than_cores(tmp_path, monkeypatch, text, cores):
+    monkeypatch.setattr("invariance.studies.executors.local.available_cores", lambda: 8)
+    (tmp_path / "cpu.max").write_text(text)
+    assert usable_cores(tmp_path / "cpu.max") == cores
+    assert usable_cores(tmp_path / "none") == 8
 
 
 def test_functions_that_only_this_process_has_are_refused_with_the_remedy():

@@ -232,11 +232,14 @@ def test_results_are_found_and_the_largest_full_ones_shown(outcome, results, tmp
     }.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(json.dumps(results | changes))
-    everything = find_results([tmp_path, tmp_path / "nowhere", tmp_path / "c"])
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "results.json").write_text("[]")  # of some other program
+    everything, problems = find_results([tmp_path, tmp_path / "nowhere", tmp_path / "c"])
     assert [path.parent.name for path, _ in everything] == ["a", "b", "c", "d"]
     assert best(everything, "toy")[0] == tmp_path / "c" / "results.json"
     assert best(everything, "other")[0] == tmp_path / "d" / "results.json"
     assert best(everything, "third") is None
+    assert [str(tmp_path / "e" / "results.json") in str(problem) for problem in problems] == [True]
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from invariance.core.errors import StudyError, UsageError
 from invariance.studies.executors.base import Done, Event, Told, Work
 from invariance.studies.jobs import ONE_THREAD, Job, limit_threads, run_job
+from invariance.weakness.threads import available_cores
 
 #: Seconds between two reports of progress from one worker.
 _PACE = 0.2
@@ -120,6 +122,23 @@ class Pool:
         for worker in self._workers:
             worker.process.join()
             worker.pipe.close()
+
+
+def usable_cores(limits: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Return how many processes can compute at once.
+
+    Args:
+        limits: Where Linux says how much time a container gets of the cores that it sees.
+
+    Returns:
+        The cores that this process may use, or the container's share if that is less.
+    """
+    cores = available_cores()
+    try:
+        quota, period = limits.read_text(encoding="ascii").split()
+        return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError, ZeroDivisionError):  # not in a container, or not Linux
+        return cores
 
 
 def require_portable(job: Job) -> None:
