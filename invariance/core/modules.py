@@ -140,8 +140,11 @@ TRAIN_MODE_MATTERS: tuple[type[nn.Module], ...] = (
 def in_train_mode(
     model: nn.Module, kinds: tuple[type[nn.Module], ...] = TRAIN_MODE_MATTERS
 ) -> str | None:
-    """Name the first submodule of one of ``kinds`` that is in train mode, if any."""
+    """Name the first submodule of one of ``kinds`` that is in train mode, if any.
+
+    A dropout that drops nothing does not count.
+    """
     for name, module in model.named_modules():
-        if isinstance(module, kinds) and module.training:
+        if isinstance(module, kinds) and module.training and getattr(module, "p", 1.0) != 0:
             return name or type(module).__name__
     return None

@@ -6,12 +6,13 @@ from torch import Tensor, nn
 
 from invariance.core.estimate import Estimate
 from invariance.core.groups import Group
-from invariance.core.modules import weight_layers
+from invariance.curvature.batches import collect_batches
+from invariance.curvature.exact import require_deterministic
 from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET, qualified
 from invariance.curvature.exact_route import hessian_diagonal
 from invariance.curvature.losses import LossLike
+from invariance.measures.layer_choice import chosen_layer
 from invariance.measures.registry import measure
-from invariance.measures.relative_flatness import pick_layer
 
 
 @measure(
@@ -43,15 +44,19 @@ def diagonal_relative_flatness(
         model: The network, in eval mode if it has BatchNorm or dropout.
         x: ``(n, ...)`` inputs.
         y: ``(n,)`` labels.
-        layer: Index among the weight layers in registration order, or a module's name.
+        layer: Index among the weight layers in the order of execution, or a module's name.
         loss: The mean loss.
         memory_budget: Bytes for temporaries.
 
     Returns:
         The sum over the rows (filters) of the layer's weight.
     """
-    name = qualified(pick_layer([name for name, _ in weight_layers(model)], layer), "weight")
-    found = hessian_diagonal(model, x, y, loss=loss, parameters=[name], memory_budget=memory_budget)
+    require_deterministic(model)
+    batches = collect_batches(x, y)
+    name = qualified(chosen_layer(model, batches, layer), "weight")
+    found = hessian_diagonal(
+        model, batches, loss=loss, parameters=[name], memory_budget=memory_budget
+    )
     rows = model.get_parameter(name).detach().cpu().double().flatten(1)
     traces = found[name].cpu().double().flatten(1).sum(1)
     return Estimate(

@@ -6,13 +6,15 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from invariance.core.errors import MeasureError
 from invariance.core.estimate import Estimate
 from invariance.core.groups import Group
 from invariance.core.modules import weight_layers
+from invariance.curvature.batches import collect_batches
+from invariance.curvature.exact import require_deterministic
 from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET
 from invariance.curvature.exact_route import layer_relative_flatness
 from invariance.curvature.losses import LossLike
+from invariance.measures.layer_choice import chosen_layer, executed_layers
 from invariance.measures.registry import measure
 
 
@@ -50,8 +52,8 @@ def relative_flatness(
         model: The network, in eval mode if it has BatchNorm or dropout.
         x: ``(n, ...)`` inputs.
         y: ``(n,)`` labels.
-        layer: Index among the weight layers in registration order, or a module's name;
-            ``None`` gives all layers as a vector.
+        layer: Index among the weight layers in the order of execution (as ``LayerScaling``
+            counts them), or a module's name; ``None`` gives all layers as a vector.
         loss: The mean loss.
         memory_budget: Bytes for temporaries.
 
@@ -59,22 +61,17 @@ def relative_flatness(
         The relative flatness; ``parts`` has it by layer.
 
     Raises:
-        MeasureError: There is no such layer.
+        MeasureError: There is no such layer, or an index is given for a network in which a
+            layer is never called.
     """
-    names = [name for name, _ in weight_layers(model)]
-    chosen = names if layer is None else [pick_layer(names, layer)]
+    require_deterministic(model)
+    batches = collect_batches(x, y)
+    if layer is None:
+        called = executed_layers(model, batches)
+        chosen = called + [name for name, _ in weight_layers(model) if name not in called]
+    else:
+        chosen = [chosen_layer(model, batches, layer)]
     found = layer_relative_flatness(
-        model, x, y, layers=chosen, loss=loss, memory_budget=memory_budget
+        model, batches, layers=chosen, loss=loss, memory_budget=memory_budget
     )
     return found if layer is None else replace(found, value=found[0])
-
-
-def pick_layer(names: list[str], layer: int | str) -> str:
-    """Return the name of the layer that an index or a name means."""
-    if isinstance(layer, str):
-        if layer in names:
-            return layer
-    elif -len(names) <= layer < len(names):
-        return names[layer]
-    listed = ", ".join(f"{i}: {name}" for i, name in enumerate(names)) or "none"
-    raise MeasureError(f"There is no weight layer {layer!r}. The model has {listed}.")

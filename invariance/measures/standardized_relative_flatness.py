@@ -12,15 +12,15 @@ from invariance.core.errors import MeasureError
 from invariance.core.estimate import Estimate
 from invariance.core.forward import reading
 from invariance.core.groups import Group
-from invariance.core.modules import clone, weight_layers
+from invariance.core.modules import clone
 from invariance.curvature.batches import Batches, collect_batches
 from invariance.curvature.exact import require_deterministic
 from invariance.curvature.exact_directional import move_like
 from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET
 from invariance.curvature.exact_route import layer_relative_flatness
 from invariance.curvature.losses import LossLike
+from invariance.measures.layer_choice import chosen_layer
 from invariance.measures.registry import measure
-from invariance.measures.relative_flatness import pick_layer
 
 #: A feature counts as constant if its deviation is below this many units of round-off.
 _ROUND_OFF = 64.0
@@ -64,7 +64,7 @@ def standardized_relative_flatness(
         model: The network, in eval mode if it has BatchNorm or dropout.
         x: ``(n, ...)`` inputs.
         y: ``(n,)`` labels.
-        layer: Index among the weight layers in registration order, or a module's name; it
+        layer: Index among the weight layers in the order of execution, or a module's name; it
             must be linear.
         loss: The mean loss.
         memory_budget: Bytes for temporaries.
@@ -76,14 +76,14 @@ def standardized_relative_flatness(
         MeasureError: There is no such layer, or it is no linear layer.
     """
     require_deterministic(model)
-    name = pick_layer([name for name, _ in weight_layers(model)], layer)
+    batches = collect_batches(x, y)
+    name = chosen_layer(model, batches, layer)
     module = model.get_submodule(name)
     if not isinstance(module, nn.Linear):
         raise MeasureError(
             f"Features are standardized in front of linear layers. Layer {name!r} is a "
             f"{type(module).__name__}, whose padding would not scale along. Choose another layer."
         )
-    batches = collect_batches(x, y)
     moments = _moments(model, name, batches)
     changed, place = standardized_model(model, name, moments)
     found = layer_relative_flatness(

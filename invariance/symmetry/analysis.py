@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core.errors import InvarianceError, TransformError
-from invariance.core.modules import WEIGHT_LAYERS, clone, model_device, model_dtype
+from invariance.core.modules import (
+    WEIGHT_LAYERS,
+    clone,
+    in_train_mode,
+    model_device,
+    model_dtype,
+)
 from invariance.core.rng import generator
 from invariance.symmetry.context import MOVE, SCALE, SIGN, Context, NotUnderstoodError
 from invariance.symmetry.folding import norm_sites
@@ -226,15 +232,10 @@ def refuse_train_mode(model: nn.Module) -> None:
     """Raise unless this is a module with BatchNorm and dropout in eval mode."""
     if not isinstance(model, nn.Module):
         raise TransformError(f"Expected an nn.Module. Got {type(model).__name__}: {model!r:.60}.")
-    random = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-    for name, module in model.named_modules():
-        if not module.training or not isinstance(module, random):
-            continue
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p == 0:
-            continue
+    if where := in_train_mode(model):
         raise TransformError(
-            f"{type(module).__name__} `{name}` is in train mode, where it is a different "
-            "function (batch statistics, random masks). Call model.eval() first."
+            f"`{where}` is in train mode, where it is a different function (batch statistics, "
+            "random masks). Call model.eval() first."
         )
 
 
