@@ -57,9 +57,9 @@ def analyse(records: Sequence[Record], options: Options) -> Findings:
             "the factors at which it makes no mistake on train and test points, and average its "
             "rank correlation. The correlation rows pool networks as if they were independent; "
             "their 'given train_loss' columns hold the training loss fixed instead of matching.",
-            "A common loss or margin is reached by multiplying all logits by one number, put "
-            "into the last layer. No predicted class changes. Where the number is put matters "
-            "for measures that are not invariant: with it in the first layer they would differ.",
+            "A common loss or mean margin is reached by one temperature for each network, which "
+            "multiplies all logits and changes no predicted class. It is put into the last layer; "
+            "measures that are not invariant would differ with it in the first.",
             "The random rescaling is drawn for each network, so what remains of a trend in the "
             "Hessian trace after it is a trend larger than factors of 30 for a layer and 10 for "
             "a unit.",
