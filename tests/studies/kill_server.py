@@ -8,8 +8,8 @@ everything and done nothing. Reads one JSON line a run from standard input:
     {"out": FOLDER, "after": S}     SIGKILL after S seconds
     {"out": FOLDER}                 not killed
 
-An event is a moment before or after a file is synced or renamed, or before a statement of
-SQL. Answers with one line: ``{"killed": bool, "code": int, "events": int, "seconds": float}``.
+With ``"quick": true`` it is the quick version. An event is a moment before or after a file is
+synced or renamed, or before a statement of SQL. Answers with one line: ``{"killed": bool, "code": int, "events": int, "seconds": float}``.
 """
 
 import json
@@ -68,7 +68,8 @@ class Killer:
 
 def child(order, report):
     killer = Killer(order)
-    run_study(STUDY, out=Path(order["out"]), resume=True, workers=1)
+    options = STUDY.quick if order.get("quick") else STUDY.full
+    run_study(STUDY, options, out=Path(order["out"]), resume=True, workers=1)
     os.write(report, struct.pack("q", killer.count))
 
 

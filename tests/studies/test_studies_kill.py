@@ -112,13 +112,16 @@ def test_killed_at_random_times(run, undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_event_of_the_first_batch_and_of_the_end(run, undisturbed, tmp_path):
-    """Opening an empty folder, two networks kept and measured, and the last files written."""
-    events = undisturbed[1]
-    for event in (*range(1, 80, 2), *range(events - 12, events + 1)):
+def test_killed_once_at_every_sixth_event(run, tmp_path):
+    """From the first look at an empty folder to the last rename."""
+    events = run(tmp_path / "undisturbed", quick=True)["events"]
+    expected = everything(tmp_path / "undisturbed")
+    assert events > 100
+    for event in (*range(1, events, 6), events):
         out = tmp_path / str(event)
-        assert until_done(run, out, [{"event": event}]) == 1
-        assert everything(out) == undisturbed[0], event
+        assert run(out, event=event, quick=True)["killed"]
+        run(out, quick=True)
+        assert everything(out) == expected, event
 
 
 def test_a_killed_pool_takes_its_workers_along_and_resumes(run, undisturbed, tmp_path):

@@ -255,16 +255,18 @@ def damage(folder, what):
         path.write_bytes(b"")
     elif what == "text":
         path.write_text("not a database, but long enough to look like one\n" * 100)
-    elif what == "zeroed page":
+    elif what in ("zeroed page", "zeroed last page"):
         whole = bytearray(path.read_bytes())
-        whole[4096:8192] = bytes(4096)
+        start = 4096 if what == "zeroed page" else len(whole) - 4096
+        whole[start : start + 4096] = bytes(4096)
         path.write_bytes(whole)
 
 
 @pytest.mark.parametrize(
     ("kind", "what"),
     [
-        *(("closed", what) for what in ("half", "one page less", "empty", "text", "zeroed page")),
+        *(("closed", what) for what in ("half", "one page less", "empty", "text")),
+        *(("closed", what) for what in ("zeroed page", "zeroed last page")),
         *(("pending", what) for what in ("empty", "text", "zeroed page")),
     ],
 )
