@@ -115,7 +115,12 @@ def function_features(rows: Array, weight: Array, *, bias: bool, tolerance: floa
     reads = (centred(weight)[:, alive] * size[alive]) @ right[:rank].T * spectrum[:rank]
     _, gains, directions = np.linalg.svd(reads, full_matrices=False)
     used = int((gains > tolerance * gains[0]).sum()) if gains[0] > 0.0 else 0
-    projected: Array = left[:, :rank] @ directions[:used].T
+    whole = left[:, :rank]
+    projected: Array = whole @ directions[:used].T
+    # A point of which the last layer reads nothing is the origin. Round-off in its place
+    # would count as a direction of its own, since only directions of points matter.
+    read, there = np.linalg.norm(projected, axis=1), np.linalg.norm(whole, axis=1)
+    projected[read <= tolerance * there] = 0.0
     return projected
 
 

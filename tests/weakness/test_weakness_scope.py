@@ -252,6 +252,25 @@ def test_used_features_by_hand():
     assert default_rank_tolerance(torch.finfo(torch.float64).eps) == 1e-11
 
 
+def test_a_point_that_the_function_maps_to_zero_stays_the_origin():
+    """Without biases such a point is no direction; a dormant unit that it activates is none."""
+    train = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.3, 0.1, 0.2], [0.5, 0.7, 0.0]])
+    unseen = torch.tensor([[1.1, 0.4, 0.3], [1.2, 0.6, 0.2]])
+    labels = torch.tensor([2, 2, 0, 0])
+    weight = torch.tensor([[0.35, 0.67], [-0.79, -0.16], [-0.08, 0.45]])
+    counts = []
+    for width in (2, 3):  # without the dormant feature, and with it
+        reader = nn.Linear(width, 3, bias=False).double()
+        with torch.no_grad():
+            reader.weight.zero_()
+            reader.weight[:, :2] = weight
+        model = nn.Sequential(nn.Flatten(), reader).eval()
+        points = [rows[:, :width].double() for rows in (train, unseen)]
+        counts.append(repaired_pair_proxy(model, points[0], labels, points[1], features="function"))
+    assert counts[0].detail["policy_feasible"] is False
+    assert [float(count) for count in counts] == [0.0, 0.0]
+
+
 def test_free_parameters_follow_their_law_under_splitting(networks, task):
     x, u = task.x_train.double(), task.x_unseen.double()
     model = networks["plain 0"]
