@@ -9,7 +9,8 @@ everything and done nothing. Reads one JSON line a run from standard input:
     {"out": FOLDER}                 not killed
 
 With ``"quick": true`` it is the quick version. An event is a moment before or after a file is
-synced or renamed, or before a statement of SQL. Answers with one line: ``{"killed": bool, "code": int, "events": int, "seconds": float}``.
+synced or renamed, or before a statement of SQL. Answers with one line:
+``{"killed": bool, "code": int, "events": int, "seconds": float}``.
 """
 
 import json
