@@ -165,3 +165,15 @@ def test_which_published_constants_survive():
     root = math.sqrt(8**2 + 1)
     assert wrong.found == pytest.approx(2 * (root + 9 / root), rel=1e-12)
     assert all(one.correct for one in checked.values() if not one.survives)
+
+
+def test_any_layer_normalised_network_flattens_as_its_first_layer_grows():
+    model = build("layer", dimension=6, width=9, seed=2)
+    before = model(SMALL.x_train).detach()
+    first = sharpness(model, SMALL.x_train, SMALL.y_train).gauss_newton
+    with torch.no_grad():
+        model.hidden.weight.mul_(1e6)
+        model.hidden.bias.mul_(1e6)
+    torch.testing.assert_close(model(SMALL.x_train), before)
+    assert first > 2.01
+    assert sharpness(model, SMALL.x_train, SMALL.y_train).gauss_newton == pytest.approx(2, abs=1e-9)

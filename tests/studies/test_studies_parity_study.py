@@ -69,7 +69,9 @@ def test_which_way_a_measure_orders(name, memoriser, generaliser, noise, verdict
 
 def record(cell, seed, accuracy, sharp, excess):
     config = config_of(cell, CELLS[cell], STUDY.full, seed)
+    least = 22.0 if "SAM" in cell else 44.0 + seed
     measures = {"gauss_newton_trace": sharp, "excess_sharpness": excess}
+    measures |= {"minimum_sharpness": least}
     return Record(config, {}, {"targets": {"test_accuracy": accuracy}, "measures": measures})
 
 
@@ -93,6 +95,7 @@ def test_claims_follow_their_regions():
     flatter = found["bias-sam-flatter"]
     assert flatter.value == pytest.approx((70 + 71 + 72) / 3 / 22.3)
     assert flatter.verdict == "supported"
+    assert found["bias-sam-flatter-rescaled"].value == pytest.approx(45 / 22)
     assert (GENERALISES.low, FAILS.high, FLATTEST.high) == (0.9, 0.9, 1.1)
 
 

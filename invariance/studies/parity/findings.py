@@ -231,6 +231,9 @@ def _notes(options: Options, data: Problem) -> tuple[str, ...]:
         "SAM, adaptive and worst-case sharpness climb the gradient of the loss, which is zero at "
         "both networks: what they would climb is round-off, so they do not apply. To second order "
         "the worst case is the top eigenvalue, which ranks the two the wrong way.",
+        "Without normalisation, units can be rescaled with no change of function; 'least over "
+        "rescalings' is the sharpness that is left when that is used up. Compare networks there: "
+        "weight decay does not use it up, SAM does.",
         "Table 2 of the paper gives lr 0.005 then 0.003 and rho 0.1 then 1 for simplified "
         "BatchNorm (Figure 2a), and lr 0.01, rho 0.05 then 0.1 for the network with bias (Figure "
         "4b). Both schedules are run with the bias.",

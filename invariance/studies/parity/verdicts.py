@@ -81,6 +81,10 @@ def claims(
         _paired("bias-sam-flatter", "With a hidden bias, 1-SAM ends flatter than gradient descent "
                 "with weight decay.", "sharpness, baseline over SAM, same seed",
                 SHARPER, cells, _sharpness_gained),
+        _paired("bias-sam-flatter-rescaled", "With a hidden bias, 1-SAM ends flatter also where "
+                "both are rescaled to be as flat as their functions allow.",
+                "least sharpness over rescalings of units, baseline over SAM, same seed",
+                SHARPER, cells, _least_gained),
         accuracy("layer-sam-generalises", "With simplified LayerNorm, 1-SAM generalises.",
                  "layer, SAM", GENERALISES),
         accuracy("layer-sam-projected-generalises", "With simplified LayerNorm and a first layer "
@@ -159,6 +163,10 @@ def _accuracy_lost(baseline: Record, sam: Record) -> float:
 
 def _sharpness_gained(baseline: Record, sam: Record) -> float:
     return _measure(baseline, "gauss_newton_trace") / _measure(sam, "gauss_newton_trace")
+
+
+def _least_gained(baseline: Record, sam: Record) -> float:
+    return _measure(baseline, "minimum_sharpness") / _measure(sam, "minimum_sharpness")
 
 
 def _paired(
