@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,16 +23,11 @@ from invariance.core.errors import StudyError
 from invariance.core.files import write_durably
 from invariance.studies import weights
 from invariance.studies.config import Config, canonical_json, digest
-from invariance.studies.lock import LOCK_FILE, RunLock
+from invariance.studies.folder import require_place, told
+from invariance.studies.lock import RunLock
 from invariance.studies.plainly import to_json
 from invariance.studies.schema import DATABASE_FILE, create, open_database
 from invariance.studies.study import Record
-
-#: What a study puts into its folder; anything else there belongs to somebody else.
-OWN_FILES = (DATABASE_FILE, LOCK_FILE, "weights", "figures", "results.json", "report.md")
-
-#: What a run leaves that was killed before it had anything to keep.
-_BEFORE_ANYTHING = (LOCK_FILE, f".{DATABASE_FILE}.new")  # and what SQLite puts beside them
 
 
 @dataclass(frozen=True)
@@ -74,11 +68,11 @@ class Store:
         self.folder = folder
         self._began = time.monotonic()
         self._run = 0
-        _require_place(folder, resume=resume)
+        require_place(folder, resume=resume)
         self._lock = RunLock(folder)
         try:
             path = folder / DATABASE_FILE
-            with _told(path):
+            with told(path):
                 (folder / "weights").mkdir(exist_ok=True)
                 if not path.exists():
                     create(path, {"study": study})
@@ -149,10 +143,9 @@ class Store:
         path = self.weights_path(config.id)
         if not path.exists():
             return False
-        with _told(path):
+        with told(path):
             content = path.read_bytes()
-        tensors, metadata = weights.decode(content, str(path))
-        _require_network(path, config, tensors, metadata, content)
+        metadata = weights.require_network(content, config, path)
         environment = metadata.get("environment")
         facts = to_json(json.loads(metadata["facts"]))
         self._insert_network(config, facts, content, environment, "adopted")
@@ -178,7 +171,7 @@ class Store:
             },
         )
         path = self.weights_path(config.id)
-        with _told(path):
+        with told(path):
             write_durably(path, content)
         self._insert_network(config, facts, content, environment, "trained")
 
@@ -220,7 +213,7 @@ class Store:
         expected, facts = self._database.execute(
             "SELECT weights, facts FROM networks WHERE id = ?", (config.id,)
         ).fetchone()
-        with _told(path):
+        with told(path):
             content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != expected:
             raise StudyError(
@@ -310,7 +303,7 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with _told(self.folder / DATABASE_FILE):
+        with told(self.folder / DATABASE_FILE):
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -324,77 +317,3 @@ class Store:
 def measurement_key(settings: Mapping[str, Any]) -> str:
     """Return the name of a way to measure: the digest of its settings."""
     return digest(canonical_json(settings))
-
-
-def _require_place(folder: Path, *, resume: bool) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        there = sorted(entry.name for entry in folder.iterdir())
-    except OSError as error:
-        raise StudyError(
-            f"Cannot use {folder} for results: {error.strerror or error}. "
-            "Choose another folder with --out."
-        ) from error
-    there = [name for name in there if not name.startswith(_BEFORE_ANYTHING)]
-    if there and not resume:
-        if (folder / LOCK_FILE).exists():
-            RunLock(folder).close()  # says so if somebody is at work there
-        raise StudyError(
-            f"{folder} is not empty. Go on with what is there with --resume, or choose another "
-            "folder with --out."
-        )
-    if there and not any(name in OWN_FILES for name in there):
-        raise StudyError(
-            f"{folder} holds no study to go on with, but other files ({there[0]}, ...). "
-            "Choose another folder with --out."
-        )
-
-
-def _require_network(
-    path: Path,
-    config: Config,
-    tensors: Mapping[str, Any],
-    metadata: Mapping[str, str],
-    content: bytes,
-) -> None:
-    def refuse(reason: str) -> StudyError:
-        return StudyError(
-            f"{path} cannot be taken over: {reason}. Delete it, and the network is trained anew."
-        )
-
-    if metadata.get("schema") != weights.WEIGHTS_SCHEMA:
-        raise refuse(
-            f"its schema is {metadata.get('schema')!r}, expected {weights.WEIGHTS_SCHEMA!r}"
-        )
-    if metadata.get("config") != config.canonical():
-        raise refuse(
-            f"it holds the network {metadata.get('config')}, expected {config.canonical()}"
-        )
-    try:
-        facts = json.loads(metadata["facts"])
-    except (KeyError, ValueError) as error:
-        raise refuse("it does not say how training went") from error
-    if metadata.get("sha256", weights.data_digest(content)) != weights.data_digest(content):
-        raise refuse("its content has changed since it was written")
-    broken = weights.not_finite(tensors)
-    if broken and not (isinstance(facts, dict) and facts.get("diverged")):
-        raise refuse(f"{broken[0]} holds NaN or infinity though training did not diverge")
-
-
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Turn what the operating system or SQLite refuse into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise _failed(path, reason) from error
-    except sqlite3.Error as error:
-        raise _failed(path, str(error)) from error
-
-
-def _failed(path: Path, reason: str) -> StudyError:
-    return StudyError(
-        f"Cannot use {path}: {reason}. What is recorded is safe: put that right (free some "
-        "space, make the folder writable), then go on with --resume."
-    )

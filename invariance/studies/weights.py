@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import safetensors
 import safetensors.torch
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from invariance.core.errors import StudyError
+from invariance.studies.config import Config
 
 #: Version of what the metadata says.
 WEIGHTS_SCHEMA = "1"
@@ -97,6 +99,45 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
         for name, tensor in tensors.items()
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
     ]
+
+
+def require_network(content: bytes, config: Config, path: Path) -> dict[str, str]:
+    """Make sure that weights without a record are those of a network.
+
+    Args:
+        content: The bytes of a safetensors file.
+        config: What the network should be.
+        path: The file.
+
+    Returns:
+        The file's metadata.
+
+    Raises:
+        StudyError: If it is damaged, or holds another network.
+    """
+    tensors, metadata = decode(content, str(path))
+
+    def refuse(reason: str) -> StudyError:
+        return StudyError(
+            f"{path} cannot be taken over: {reason}. Delete it, and the network is trained anew."
+        )
+
+    if metadata.get("schema") != WEIGHTS_SCHEMA:
+        raise refuse(f"its schema is {metadata.get('schema')!r}, expected {WEIGHTS_SCHEMA!r}")
+    if metadata.get("config") != config.canonical():
+        raise refuse(
+            f"it holds the network {metadata.get('config')}, expected {config.canonical()}"
+        )
+    try:
+        facts = json.loads(metadata["facts"])
+    except (KeyError, ValueError) as error:
+        raise refuse("it does not say how training went") from error
+    if metadata.get("sha256", data_digest(content)) != data_digest(content):
+        raise refuse("its content has changed since it was written")
+    broken = not_finite(tensors)
+    if broken and not (isinstance(facts, dict) and facts.get("diverged")):
+        raise refuse(f"{broken[0]} holds NaN or infinity though training did not diverge")
+    return metadata
 
 
 def _split(content: bytes) -> tuple[dict[str, dict[str, str]], bytes]:

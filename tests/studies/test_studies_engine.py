@@ -115,6 +115,17 @@ def test_weights_that_were_deleted_are_trained_anew_only_if_needed(tmp_path):
     assert path.read_bytes() == whole
 
 
+def test_weights_without_records_are_not_trained_again(tmp_path):
+    """What is left to do when study.db was damaged and moved away, as its error says."""
+    first = run_study(TOY, out=tmp_path, resume=True, workers=1)
+    (tmp_path / "study.db").unlink()
+    spy = Spy()
+    again = run_study(spy.study, out=tmp_path, resume=True, workers=1)
+    assert (spy.trained, len(spy.measured)) == ([], 4)
+    assert content(again) == content(first)
+    assert again.results["run"]["runs"][0]["adopted"] == 10
+
+
 def test_changed_weights_stop_the_study_before_they_are_measured(tmp_path):
     first = run_study(TOY, out=tmp_path, resume=True, workers=1)
     path = tmp_path / "weights" / f"{first.records[0].config.id}.safetensors"
