@@ -175,7 +175,7 @@ def test_ctrl_c_ends_promptly_and_says_how_to_go_on(here, workers):
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 130, err

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _PACE = 1.0
 
 #: Seconds to wait for the scheduler, and for its first worker.
-_PATIENCE = 30
+_PATIENCE = 60
 
 
 class Cluster:
