@@ -12,9 +12,9 @@ from invariance.core.errors import TransformError
 from invariance.core.groups import Group
 from invariance.core.rng import generator
 from invariance.models import mlp
+from invariance.testing.drawing import random_data, randomize, train_briefly
 from invariance.testing.members import draw_member
 from invariance.testing.stage import BrokenTransformError, Stage
-from invariance.testing.strategies import random_data, randomize, train_briefly
 from invariance.testing.subject import make_stage
 from invariance.transforms.base import Transform
 

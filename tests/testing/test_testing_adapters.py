@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import invariance as inv
 from invariance.testing import FaultyMeasureError, adapters, assert_equal_in_law, assert_invariant
+from invariance.testing.adapters import pyhessian
 from invariance.testing.statistical import NotEqualInLawError, compare_draws
 from invariance.transforms import LayerScaling, NeuronScaling
 
@@ -123,7 +124,7 @@ def test_unused_parameters_are_frozen_for_pyhessian(net):
         def forward(self, x):
             return self.used(x)
 
-    ready = adapters._with_used_parameters(Half(), net[1])
+    ready = pyhessian._with_used_parameters(Half(), net[1])
     assert [p.requires_grad for p in ready.parameters()] == [True, True, False, False]
 
 

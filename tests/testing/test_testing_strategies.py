@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, Phase, find, given, settings
 
 import invariance as inv
-from invariance.testing import strategies
+from invariance.testing import drawing, strategies
 
 QUICK = settings(
     max_examples=25,
@@ -130,7 +130,7 @@ def test_recipe_rebuilds_the_network():
             repr(network).replace(", steps=0", ", dtype=torch.float64"),
             {"mlp": inv.models.mlp, "torch": torch},
         )
-        strategies.randomize(built, int(repr(network).split("seed=")[1].split(",")[0]))
+        drawing.randomize(built, int(repr(network).split("seed=")[1].split(",")[0]))
         for old, new in zip(network.model.parameters(), built.parameters(), strict=True):
             assert torch.equal(old, new)
 
