@@ -1,6 +1,6 @@
 """Curvature against PyHessian, hessian-eigenthings, curvlinops and BackPACK, in one run.
 
-    python benchmarks/curvature.py [--nets mlp cnn resnet] [--quick] [--device cpu]
+    python benchmarks/curvature.py [--nets mlp cnn ensemble memory resnet] [--quick] [--device cpu]
 
 Sides are interleaved: every round runs each contender once, and the table shows minima, in
 units of one gradient of the same loss timed in the same rounds. Goals that are missed are
@@ -16,6 +16,8 @@ import time
 import warnings
 
 import torch
+from curvature_ensemble import compare_ensemble
+from curvature_large import compare_large
 from curvature_peers import available, products, top_eigenvalues, traces
 from torch import nn
 
@@ -23,8 +25,6 @@ from invariance.curvature import (
     HessianOperator,
     exact_curvature,
     hessian_eigenvalues,
-    hessian_eigenvalues_ensemble,
-    hessian_trace_ensemble,
 )
 from invariance.models import mlp, resnet18
 
@@ -60,8 +60,9 @@ def problem(name: str, quick: bool, device: str):
     x = (prototypes[y] + 0.5 * torch.rand(rows, *shape, generator=draws) - 0.8).clamp_min(0)
     model, x, y = model.to(device), x.to(device), y.to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    for step in range(0 if name == "resnet" and device == "cpu" else 100):
-        pick = torch.arange(step * 64, step * 64 + 64) % rows
+    steps, batch = (40, 32) if name == "resnet" else (100, 64)
+    for step in range(steps):
+        pick = torch.arange(step * batch, step * batch + batch) % rows
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x[pick]), y[pick]).backward()
         optimizer.step()
@@ -126,7 +127,7 @@ def compare(name: str, args: argparse.Namespace) -> None:
 
     compare_products(model, x, y, gradient, args)
     compare_traces(model, x, y, gradient, args)
-    compare_eigenvalues(name, model, x, y, gradient, args)
+    compare_eigenvalues(model, x, y, gradient, args)
 
 
 def compare_products(model, x, y, gradient, args) -> None:
@@ -199,10 +200,10 @@ def compare_traces(model, x, y, gradient, args) -> None:
         verdict("best peer's 1 % estimate over the exact trace", ratio, 40, at_least=True)
 
 
-def compare_eigenvalues(name, model, x, y, gradient, args) -> None:
+def compare_eigenvalues(model, x, y, gradient, args) -> None:
     """Compare the largest eigenvalue, each call from scratch."""
     theirs, missing = available(top_eigenvalues(model, x, y))
-    double = torch.float64 if name != "resnet" else None
+    double = torch.float64
 
     def ours():
         return hessian_eigenvalues(
@@ -216,12 +217,10 @@ def compare_eigenvalues(name, model, x, y, gradient, args) -> None:
         )
 
     contenders = {"one gradient": gradient, "invariance": ours, **theirs}
-    rounds = 0 if name == "resnet" else max(1, args.rounds // 4)
+    rounds = max(1, args.rounds // 4)
     best, last = interleaved(contenders, rounds, args)
     found = last["invariance"]
-    truth = float(found)
-    if name != "resnet":
-        truth = float(hessian_eigenvalues(model, x, y, dtype=torch.float64, tolerance=1e-9))
+    truth = float(hessian_eigenvalues(model, x, y, dtype=torch.float64, tolerance=1e-9))
     notes: dict[str, object] = {"missing": missing}
     notes["invariance"] = (
         f"{float(found):.8g}, error {abs(float(found) / truth - 1):.1e}, bound "
@@ -242,31 +241,6 @@ def compare_eigenvalues(name, model, x, y, gradient, args) -> None:
     ]
     if accurate:
         verdict("top eigenvalue over the best peer", best["invariance"] / min(accurate), 1)
-
-
-def compare_ensemble(args) -> None:
-    """A stack of networks against a loop over them."""
-    count = 10 if args.quick else 100
-    draws = torch.Generator().manual_seed(0)
-    x = (torch.rand(250, 784, generator=draws) - 0.8).clamp_min(0).to(args.device)
-    y = torch.randint(0, 10, (250,), generator=draws).to(args.device)
-    models = [mlp([784, 64, 8, 10], seed=seed).to(args.device) for seed in range(count)]
-    asked = {"tolerance": 1e-3}
-    best, _ = interleaved(
-        {
-            "trace, loop": lambda: [exact_curvature(m, x, y).trace for m in models],
-            "trace, stack": lambda: hessian_trace_ensemble(models, x, y).trace,
-            "top eigenvalue, loop": lambda: [hessian_eigenvalues(m, x, y, **asked) for m in models],
-            "top eigenvalue, stack": lambda: hessian_eigenvalues_ensemble(models, x, y, **asked),
-        },
-        max(1, args.rounds // 4),
-        args,
-    )
-    print(f"\n## ensemble: {count} networks 784-64-8-10, 250 rows, {args.device}")
-    for what in ("trace", "top eigenvalue"):
-        loop, stack = best[f"{what}, loop"], best[f"{what}, stack"]
-        print(f"{what}: loop {loop:.3f} s, stack {stack:.3f} s")
-        verdict(f"{what}, loop over stack", loop / stack, 10, at_least=True)
 
 
 MEMORY = """
@@ -303,11 +277,20 @@ def compare_memory(args) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    names = ["mlp", "cnn", "resnet", "ensemble", "memory"]
-    parser.add_argument("--nets", nargs="*", default=names, choices=names)
+    quick = ["mlp", "cnn", "ensemble", "memory"]
+    parser.add_argument(
+        "--nets",
+        nargs="*",
+        default=quick,
+        choices=[*quick, "resnet"],
+        help="all but resnet by default, which takes half an hour on one core",
+    )
     parser.add_argument("--quick", action="store_true", help="small data, two rounds")
     parser.add_argument("--rounds", type=int, default=None, help="interleaved rounds (default 12)")
     parser.add_argument("--probes", type=int, default=40, help="probes of the peers' traces")
+    parser.add_argument(
+        "--limit", type=float, default=1800, help="seconds after which resnet starts nothing more"
+    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
     args = parser.parse_args()
@@ -317,7 +300,9 @@ def main() -> None:
     )
     for name in args.nets:
         if name == "ensemble":
-            compare_ensemble(args)
+            compare_ensemble(args, interleaved, verdict)
+        elif name == "resnet":
+            compare_large(*problem(name, args.quick, args.device), args, interleaved, table)
         elif name == "memory":
             compare_memory(args)
         else:

@@ -123,18 +123,20 @@ def traces(model, x, y, probes: int) -> dict[str, Callable[[], Callable[[], list
     return dict(zip(PEERS, (pyhessian, eigenthings, curvlinops, backpack), strict=True))
 
 
-def top_eigenvalues(model, x, y) -> dict[str, Callable[[], Callable[[], float]]]:
-    """The algebraically largest eigenvalue, asked for at 1e-6 relative."""
+def top_eigenvalues(
+    model, x, y, *, tol: float = 1e-6
+) -> dict[str, Callable[[], Callable[[], float]]]:
+    """The algebraically largest eigenvalue, asked for at a relative tolerance."""
 
     def pyhessian():
-        return lambda: float(_pyhessian(model, x, y).eigenvalues(maxIter=300, tol=1e-6)[0][0])
+        return lambda: float(_pyhessian(model, x, y).eigenvalues(maxIter=300, tol=tol)[0][0])
 
     def eigenthings():
         from hessian_eigenthings import lanczos
 
         def run():
             operator = _eigenthings(model, x, y)
-            found = lanczos(operator, k=1, max_iter=40, tol=1e-6, which="LA", seed=0)
+            found = lanczos(operator, k=1, max_iter=40, tol=tol, which="LA", seed=0)
             return float(found.eigenvalues[0])
 
         return run
@@ -144,7 +146,7 @@ def top_eigenvalues(model, x, y) -> dict[str, Callable[[], Callable[[], float]]]
 
         def run():
             view = _curvlinops(model, x, y).to_scipy()
-            return float(eigsh(view, k=1, which="LA", tol=1e-6, return_eigenvectors=False)[0])
+            return float(eigsh(view, k=1, which="LA", tol=tol, return_eigenvectors=False)[0])
 
         return run
 
