@@ -154,7 +154,7 @@ def _claims(
             gap,
             region=POSITIVE,
             n=n,
-            paper=PAPER["free_regions"] + PAPER["hessian_trace"] if published else None,
+            paper=round(PAPER["free_regions"] + PAPER["hessian_trace"], 3) if published else None,
         )
     )
     claims.append(

@@ -199,7 +199,7 @@ def _claims(
                 gap,
                 region=POSITIVE,
                 n=n,
-                paper=paper["pair_proxy"] - sign * paper[rival] if paper else None,
+                paper=round(paper["pair_proxy"] - sign * paper[rival], 3) if paper else None,
             )
         )
     claims.append(
