@@ -7,6 +7,11 @@
 2. else one Hessian-vector product a parameter entry, exact too, if at most ``max_products``
    are needed for all of them;
 3. else an estimate with a standard error from ``budget`` products.
+
+So a smooth network that is no perceptron (convolutions or attention with GELU, SiLU or tanh) is
+exact behind its last curved operation only, unless it is small: carrying second derivatives
+through a convolution takes, for every row, a matrix over all entries of a feature map.
+``method="exact"`` forces one product an entry, whatever it costs.
 """
 
 from __future__ import annotations

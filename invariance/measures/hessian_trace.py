@@ -30,8 +30,15 @@ def hessian_trace(
 ) -> Estimate:
     """Trace of the Hessian of the mean loss.
 
-    Exact for piecewise-linear networks. It depends on how the function is parameterised:
-    along one layer-scaling axis it is ``A / a^2 + C + B a^2``.
+    Exact for piecewise-linear networks and for perceptrons with smooth activations. It depends
+    on how the function is parameterised: along one layer-scaling axis it is
+    ``A / a^2 + C + B a^2``.
+
+    A convolutional network or a transformer with smooth activations (GELU, SiLU, tanh) is exact
+    in the parameter tensors behind its last curved operation, and in all others if they have at
+    most 1,024 entries together (one Hessian-vector product an entry). Larger ones are estimated,
+    and ``exact``, ``stderr`` and ``method`` say so: the recursion for second derivatives would
+    carry, for every row, a matrix over all entries of a feature map.
 
     Args:
         model: The network, in eval mode if it has BatchNorm or dropout.
