@@ -124,15 +124,33 @@ def test_killed_once_at_every_sixth_event(run, tmp_path):
         assert everything(out) == expected, event
 
 
+#: The tiny study with a batch that never ends.
+STUCK = """
+import pathlib, time
+from dataclasses import replace
+import tiny_study
+
+def train(configs, context):
+    if configs[0].settings["n_train"] == 40:
+        pathlib.Path("stuck").touch()
+        time.sleep(600)
+    return tiny_study.train(configs, context)
+
+STUDY = replace(tiny_study.STUDY, train=train)
+"""
+
+
 def test_a_killed_pool_takes_its_workers_along_and_resumes(run, undisturbed, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "invariance", "study", "tiny_study:STUDY", "--out", str(out)]
+    (tmp_path / "stuck_study.py").write_text(STUCK)
+    command = [sys.executable, "-m", "invariance", "study", "stuck_study:STUDY", "--out", str(out)]
     parent = subprocess.Popen(
-        [*command, "--workers", "2"], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+        [*command, "--workers", "2"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(HERE)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
     workers = []
     try:
-        while len(list(out.glob("weights/*.safetensors"))) < 3:
+        while not (tmp_path / "stuck").exists():
             assert parent.poll() is None, parent.stdout.read()
             time.sleep(0.01)
         workers = children(parent.pid)
@@ -146,6 +164,7 @@ def test_a_killed_pool_takes_its_workers_along_and_resumes(run, undisturbed, tmp
         parent.kill()
         parent.communicate()
     assert len(workers) >= 2
+    assert list(out.glob("weights/*.safetensors"))
     assert not (out / "results.json").exists()
     run(out)
     assert everything(out) == undisturbed[0]
