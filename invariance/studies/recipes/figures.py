@@ -16,6 +16,9 @@ from invariance.studies.study import Record
 #: Colours that stay apart in print and for colour-blind readers (Okabe and Ito).
 MOVES, STAYS, INK, THIRD = "#d55e00", "#0072b2", "#333333", "#009e73"
 
+#: Colour of a measure that was not measured again after rescaling.
+UNKNOWN = "#888888"
+
 Row = Mapping[str, Any]
 
 
@@ -41,8 +44,11 @@ def forest(rows: Sequence[Row], title: str, published: Mapping[str, float] | Non
     shown.sort(key=lambda row: row["rho"])
     figure = Figure(figsize=(7.6, 1.5 + 0.36 * max(len(shown), 1)), layout="constrained")
     axes = figure.add_subplot()
+    unknown = False
     for place, row in enumerate(shown):
-        colour = STAYS if row["stays_fixed"] else MOVES
+        known = row["max_relative_change"] is not None
+        colour = (STAYS if row["stays_fixed"] else MOVES) if known else UNKNOWN
+        unknown = unknown or not known
         for offset, keys, filled in (
             (0.14, ("rho", "ci_low", "ci_high"), True),
             (-0.18, ("rho_after_rescaling", "ci_low_after", "ci_high_after"), False),
@@ -73,10 +79,11 @@ def forest(rows: Sequence[Row], title: str, published: Mapping[str, float] | Non
         ("after random rescaling", {"marker": "s", "color": INK, "markerfacecolor": "white"}),
         ("stays fixed", {"marker": "o", "color": STAYS}),
         ("moves", {"marker": "o", "color": MOVES}),
+        *((("not rescaled", {"marker": "o", "color": UNKNOWN}),) if unknown else ()),
         *((("paper", {"marker": "x", "color": INK}),) if published else ()),
     ):
         axes.plot([], [], linestyle="none", label=label, **options)
-    figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8.5)
+    figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=8.5)
     plain(axes)
     return figure
 
