@@ -83,7 +83,7 @@ def scenario(record: Record) -> str:
 def _correlations(records: Sequence[Record]) -> list[dict[str, Any]]:
     if len(records) < 4:
         return []
-    return correlation_rows(
+    rows = correlation_rows(
         records,
         measures=("gauss_newton_trace", "minimum_sharpness", "path_norm", "parameter_norm"),
         targets=("test_accuracy",),
@@ -92,6 +92,7 @@ def _correlations(records: Sequence[Record]) -> list[dict[str, Any]]:
         pooled=False,
         resamples=2_000,
     )
+    return [row for row in rows if row["n"]]  # with a norm, some measures are not defined
 
 
 def training_table(records: Sequence[Record]) -> Table:
@@ -223,6 +224,8 @@ def constants_table(constants: Sequence[PublishedConstant]) -> Table:
 
 def _notes(options: Options, data: Problem) -> tuple[str, ...]:
     notes = [
+        "A correlation's group is an architecture: all algorithms and seeds together; it says "
+        "as much about algorithms as about networks.",
         "Any interpolating network with simplified LayerNorm comes as near to the least sharpness "
         "as one likes by growing its first layer, which leaves its function alone: there, being "
         "flattest says nothing about the function.",
