@@ -48,8 +48,9 @@ def figures(
         beside.plot(marks, means, "o--", color=colour, markersize=3, label=fact.replace("_", " "))
     beside.set_ylim(0.4, 1.02)
     beside.tick_params(labelsize=8)
-    third.legend(loc="upper left", fontsize=7, frameon=False)
-    beside.legend(loc="lower right", fontsize=7, frameon=False)
+    beside.set_ylabel("accuracy", fontsize=8)
+    lines = [entry for one in (third, beside) for entry in one.get_legend_handles_labels()[0]]
+    beside.legend(handles=lines, loc="lower right", fontsize=7, frameon=False)
     first.legend(loc="upper left", fontsize=7, frameon=False)
     caption = (
         "Left and middle: networks without a mistake, geometric mean and middle 80 % of the "
