@@ -60,7 +60,7 @@ def problem(name: str, quick: bool, device: str):
     x = (prototypes[y] + 0.5 * torch.rand(rows, *shape, generator=draws) - 0.8).clamp_min(0)
     model, x, y = model.to(device), x.to(device), y.to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    steps, batch = (40, 32) if name == "resnet" else (100, 64)
+    steps, batch = (20, 32) if name == "resnet" else (100, 64)
     for step in range(steps):
         pick = torch.arange(step * batch, step * batch + batch) % rows
         optimizer.zero_grad()
