@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     from invariance.cli.progress import report_console
     from invariance.core.errors import UsageError
     from invariance.studies.catalog import STUDIES
-    from invariance.studies.overview import best, find_results
+    from invariance.studies.overview import find_results, worth_showing
     from invariance.studies.terminal import claims_table
 
     for folder in options.results or ():
@@ -65,15 +65,14 @@ def run(options: argparse.Namespace) -> int:
     for _, entry in found:  # studies of the user's own
         titles.setdefault(entry["study"], entry["title"])
     for name, title in titles.items():
-        chosen = best(found, name)
-        if chosen is None:
+        chosen = worth_showing(found, name)
+        if not chosen:
             (study,) = [study for study in STUDIES if study.name == name]
             say(f"{name}: {title}", "bold")
             say(f"  {study.paper}")
             say(f"  {study.question}")
             say(f"  not run yet: invariance study {name} [--quick]", "dim")
-        else:
-            path, results = chosen
+        for path, results in chosen:
             console.print(claims_table(f"{name}: {title}", results["claims"]))
             say(f"  {results['paper']}")
             say(f"  from {path}: {results['command']}", "dim")

@@ -65,19 +65,26 @@ def find_results(
     return found, problems
 
 
-def best(
+def worth_showing(
     found: Sequence[tuple[Path, Mapping[str, Any]]], study: str
-) -> tuple[Path, Mapping[str, Any]] | None:
-    """Choose which results of a study to show: the most networks; quick ones last.
+) -> list[tuple[Path, Mapping[str, Any]]]:
+    """Choose which results of a study to show: every full run, most networks first.
+
+    Runs of the same study with other options (sizes, tasks) answer for different claims, so
+    none of them stands for the others. A quick run is shown only where there is nothing else.
 
     Args:
         found: Files and their content, as :func:`find_results` gives them.
         study: The study's name.
 
     Returns:
-        File and content, or ``None`` if there are no results of it.
+        Files and contents; of two with the same options the one with more networks.
     """
     own = [entry for entry in found if entry[1]["study"] == study]
-    if not own:
-        return None
-    return max(own, key=lambda e: (not e[1]["options"]["quick"], len(e[1]["networks"])))
+    own.sort(key=lambda entry: (entry[1]["options"]["quick"], -len(entry[1]["networks"])))
+    shown: dict[str, tuple[Path, Mapping[str, Any]]] = {}
+    for path, content in own:
+        size = {name: v for name, v in content["options"].items() if name != "networks"}
+        shown.setdefault(json.dumps(size, sort_keys=True), (path, content))
+    full = [entry for entry in shown.values() if not entry[1]["options"]["quick"]]
+    return full or list(shown.values())[:1]

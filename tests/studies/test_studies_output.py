@@ -12,7 +12,7 @@ from toy_study import STUDY as TOY
 from invariance.core.errors import StudyError, UsageError
 from invariance.studies import Claim, Findings, Region, Table, run_study
 from invariance.studies.output import command_of
-from invariance.studies.overview import best, find_results, read_results
+from invariance.studies.overview import find_results, read_results, worth_showing
 from invariance.studies.plainly import finite, not_finite, plain, to_json
 from invariance.studies.report import duration, ours
 
@@ -236,9 +236,17 @@ def test_results_are_found_and_the_largest_full_ones_shown(outcome, results, tmp
     (tmp_path / "e" / "results.json").write_text("[]")  # of some other program
     everything, problems = find_results([tmp_path, tmp_path / "nowhere", tmp_path / "c"])
     assert [path.parent.name for path, _ in everything] == ["a", "b", "c", "d"]
-    assert best(everything, "toy")[0] == tmp_path / "c" / "results.json"
-    assert best(everything, "other")[0] == tmp_path / "d" / "results.json"
-    assert best(everything, "third") is None
+
+    def shown(found, study):
+        return [path.parent.name for path, _ in worth_showing(found, study)]
+
+    assert shown(everything, "toy") == ["c"]  # "a" is the same with fewer networks
+    assert shown(everything, "other") == ["d"]
+    assert shown(everything, "third") == []
+    assert shown([entry for entry in everything if entry[0].parent.name == "b"], "toy") == ["b"]
+    elsewhere = results | {"options": results["options"] | {"task": "mnist"}}
+    both = [*everything, (tmp_path / "f" / "results.json", elsewhere)]
+    assert shown(both, "toy") == ["c", "f"]  # other options answer for other claims
     assert [str(tmp_path / "e" / "results.json") in str(problem) for problem in problems] == [True]
 
 
