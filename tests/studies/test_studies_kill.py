@@ -143,9 +143,11 @@ STUDY = replace(tiny_study.STUDY, train=train)
 def test_a_killed_pool_takes_its_workers_along_and_resumes(run, undisturbed, tmp_path):
     out = tmp_path / "out"
     (tmp_path / "stuck_study.py").write_text(STUCK)
+    path = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
     command = [sys.executable, "-m", "invariance", "study", "stuck_study:STUDY", "--out", str(out)]
     parent = subprocess.Popen(
-        [*command, "--workers", "2"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(HERE)},
+        [*command, "--workers", "2"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     workers = []
