@@ -244,7 +244,7 @@ def test_results_are_found_and_the_largest_full_ones_shown(outcome, results, tmp
     assert shown(everything, "other") == ["d"]
     assert shown(everything, "third") == []
     assert shown([entry for entry in everything if entry[0].parent.name == "b"], "toy") == ["b"]
-    elsewhere = results | {"options": results["options"] | {"task": "mnist"}}
+    elsewhere = results | {"options": results["options"] | {"task": "digits"}}
     both = [*everything, (tmp_path / "f" / "results.json", elsewhere)]
     assert shown(both, "toy") == ["c", "f"]  # other options answer for other claims
     assert [str(tmp_path / "e" / "results.json") in str(problem) for problem in problems] == [True]
