@@ -110,17 +110,21 @@ def function_features(rows: Array, weight: Array, *, bias: bool, tolerance: floa
     alive = size > tolerance * np.linalg.norm(rows, axis=0)
     if not alive.any():
         return np.zeros((rows.shape[0], 0))
-    left, spectrum, right = np.linalg.svd(moved[:, alive] / size[alive], full_matrices=False)
+    scaled = moved[:, alive] / size[alive]
+    _, spectrum, right = np.linalg.svd(scaled, full_matrices=False)
     rank = int((spectrum > tolerance * spectrum[0]).sum())
     reads = (centred(weight)[:, alive] * size[alive]) @ right[:rank].T * spectrum[:rank]
     _, gains, directions = np.linalg.svd(reads, full_matrices=False)
     used = int((gains > tolerance * gains[0]).sum()) if gains[0] > 0.0 else 0
-    whole = left[:, :rank]
+    # Not the left singular vectors: their round-off is that of the largest point, in each row.
+    whole = scaled @ right[:rank].T / spectrum[:rank]
     projected: Array = whole @ directions[:used].T
     # A point of which the last layer reads nothing is the origin. Round-off in its place
     # would count as a direction of its own, since only directions of points matter.
+    lengths = np.linalg.norm(scaled, axis=1) / spectrum[rank - 1]
+    rounding = 64 * np.finfo(np.float64).eps * lengths
     read, there = np.linalg.norm(projected, axis=1), np.linalg.norm(whole, axis=1)
-    projected[read <= tolerance * there] = 0.0
+    projected[read <= np.maximum(tolerance * there, rounding)] = 0.0
     return projected
 
 

@@ -29,7 +29,7 @@ from invariance.weakness.features import frozen_features
 from invariance.weakness.pairs import pair_proxy
 from invariance.weakness.patterns import activation_patterns
 from invariance.weakness.regions import free_parameters, free_regions, region_class_weakness
-from invariance.weakness.repair import repaired_pair_proxy, used_features
+from invariance.weakness.repair import function_features, repaired_pair_proxy, used_features
 from invariance.weakness.repair_patterns import (
     reduced_network,
     repaired_activation_patterns,
@@ -269,6 +269,20 @@ def test_a_point_that_the_function_maps_to_zero_stays_the_origin():
         counts.append(repaired_pair_proxy(model, points[0], labels, points[1], features="function"))
     assert counts[0].detail["policy_feasible"] is False
     assert [float(count) for count in counts] == [0.0, 0.0]
+
+
+def test_the_origin_is_one_for_the_function_whatever_the_units_are():
+    """A decomposition of all points leaves round-off where a point is exactly zero."""
+    train = [[0.0, 0.0], [0.2870650832549898, 0.0], [0.0, 0.29775510640642516]]
+    rows = np.array([*train, [0.35441041808090107, 0.02051467008535111], [0.24, 0.14], [0.0, 0.0]])
+    weight = np.array([[0.4, -0.3], [-0.6, 0.2], [0.1, 0.5], [0.3, 0.7]])
+    for factors in ([1.0, 1.0], [0.11, 4.97], [3e4, 1e-5]):
+        found = function_features(
+            rows * factors, weight / factors, bias=False, tolerance=default_rank_tolerance(1e-16)
+        )
+        assert found.shape == (6, 2)
+        assert (found[[0, 5]] == 0).all()
+        assert (np.linalg.norm(found[1:5], axis=1) > 1e-3).all()
 
 
 def test_free_parameters_follow_their_law_under_splitting(networks, task):
