@@ -19,8 +19,8 @@ from invariance.core.errors import UsageError
 from invariance.core.rng import generator
 from invariance.data import Task
 from invariance.studies.config import Config
+from invariance.studies.recipes.ensembles import fit_cell, settings_of_cell, trained
 from invariance.studies.study import Context, Trained
-from invariance.training import Progress, fit_ensemble
 
 RECIPE = "circles/1"
 
@@ -137,38 +137,17 @@ def train(configs: Sequence[Config], context: Context) -> list[Trained]:
     Raises:
         UsageError: If the configurations are not of this recipe, or not of one cell.
     """
-    first = configs[0]
-    if first.recipe != RECIPE or len({config.cell for config in configs}) != 1:
-        raise UsageError(f"Expected configurations of one cell of {RECIPE!r}. Got {configs!r}.")
-    s = dict(first.settings)
-
-    def tell(done: int, total: int, info: Progress) -> None:
-        context.tell(done / total)
-
-    fits = fit_ensemble(
-        s["sizes"],  # type: ignore[arg-type]
-        task_of(first),
-        seeds=[config.seed for config in configs],
-        lr=s["lr"],  # type: ignore[arg-type]
-        momentum=s["momentum"],  # type: ignore[arg-type]
-        batch_size=s["batch_size"],  # type: ignore[arg-type]
-        max_epochs=s["epochs"],  # type: ignore[arg-type]
-        check_every=s["epochs"],  # type: ignore[arg-type]
+    s = settings_of_cell(configs, RECIPE)
+    fits = fit_cell(
+        configs,
+        context,
+        s["sizes"],
+        task_of(configs[0]),
+        lr=s["lr"],
+        momentum=s["momentum"],
+        batch_size=s["batch_size"],
+        max_epochs=s["epochs"],
+        check_every=s["epochs"],
         target_accuracy=None,
-        device=context.device,
-        progress=tell,
-        on_divergence="keep",
     )
-    return [
-        Trained(
-            {k: v.detach().cpu().contiguous() for k, v in fit.model.state_dict().items()},
-            {
-                "epochs": fit.epochs,
-                "diverged": fit.diverged,
-                "train_accuracy": fit.train_accuracy,
-                "train_loss": fit.train_loss,
-                "test_accuracy": fit.test_accuracy,
-            },
-        )
-        for fit in fits
-    ]
+    return [trained(fit) for fit in fits]

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from invariance import models
-from invariance.core.errors import UsageError, unknown_name
+from invariance.core.errors import unknown_name
 from invariance.data import Task, load_task
 from invariance.studies.config import Config
+from invariance.studies.recipes.ensembles import fit_cell, settings_of_cell, trained
 from invariance.studies.study import Context, Trained
-from invariance.training import Progress, fit_ensemble
 from invariance.training.augmentation import image_shape
 
 RECIPE = "image/1"
@@ -215,45 +215,26 @@ def train(configs: Sequence[Config], context: Context) -> list[Trained]:
     Raises:
         UsageError: If the configurations are not of this recipe, or not of one cell.
     """
-    first = configs[0]
-    if first.recipe != RECIPE or len({config.cell for config in configs}) != 1:
-        raise UsageError(f"Expected configurations of one cell of {RECIPE!r}. Got {configs!r}.")
-    s = dict(first.settings)
+    s = settings_of_cell(configs, RECIPE)
     by_seed = {config.seed: config for config in configs}
-
-    def tell(done: int, total: int, info: Progress) -> None:
-        context.tell(done / total)
-
-    fits = fit_ensemble(
+    fits = fit_cell(
+        configs,
+        context,
         lambda seed: build(by_seed[seed]),
-        task_of(first),
-        seeds=list(by_seed),
-        max_epochs=s["epochs"],  # type: ignore[arg-type]
-        check_every=max(1, s["epochs"] // 10),  # type: ignore[operator,arg-type]
-        batch_size=min(s["batch_size"], s["n_train"]),  # type: ignore[arg-type,type-var]
+        task_of(configs[0]),
+        max_epochs=s["epochs"],
+        check_every=max(1, s["epochs"] // 10),
+        batch_size=min(s["batch_size"], s["n_train"]),
         target_accuracy=None,
-        lr=s["lr"],  # type: ignore[arg-type]
-        momentum=s["momentum"],  # type: ignore[arg-type]
-        weight_decay=s["weight_decay"],  # type: ignore[arg-type]
-        augmentation=s["augmentation"],  # type: ignore[arg-type]
-        sam_rho=s["sam_rho"],  # type: ignore[arg-type]
-        sam_adaptive=s["sam_adaptive"],  # type: ignore[arg-type]
-        device=context.device,
-        progress=tell,
-        on_divergence="keep",
+        lr=s["lr"],
+        momentum=s["momentum"],
+        weight_decay=s["weight_decay"],
+        augmentation=s["augmentation"],
+        sam_rho=s["sam_rho"],
+        sam_adaptive=s["sam_adaptive"],
     )
     return [
-        Trained(
-            {k: v.detach().cpu().contiguous() for k, v in fit.model.state_dict().items()},
-            {
-                "epochs": fit.epochs,
-                "diverged": fit.diverged,
-                "train_accuracy": fit.train_accuracy,
-                "train_loss": fit.train_loss,
-                "test_accuracy": fit.test_accuracy,
-                "curve": [[r.epoch, r.train_loss, r.train_accuracy] for r in fit.history],
-            },
-        )
+        trained(fit, curve=[[r.epoch, r.train_loss, r.train_accuracy] for r in fit.history])
         for fit in fits
     ]
 

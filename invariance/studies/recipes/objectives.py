@@ -10,10 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from invariance.core.errors import UsageError, unknown_name
+from invariance.core.errors import unknown_name
 from invariance.core.rng import generator
 from invariance.models import mlp
 from invariance.studies.config import Config
+from invariance.studies.recipes.ensembles import settings_of_cell
 from invariance.studies.recipes.full_batch import fit_full_batch
 from invariance.studies.study import Context, Trained
 
@@ -175,9 +176,7 @@ def train(configs: Sequence[Config], context: Context) -> list[Trained]:
     Raises:
         UsageError: If the configurations are not of this recipe, or not of one cell.
     """
-    first = configs[0]
-    if first.recipe != RECIPE or len({config.cell for config in configs}) != 1:
-        raise UsageError(f"Expected configurations of one cell of {RECIPE!r}. Got {configs!r}.")
+    settings_of_cell(configs, RECIPE)  # refuses a mixed batch
     size = 1 if context.device == "cpu" else len(configs)
     found: list[Trained] = []
     for start in range(0, len(configs), size):

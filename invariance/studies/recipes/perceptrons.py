@@ -13,12 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from invariance.core.errors import UsageError
 from invariance.data import Task, load_task
 from invariance.models import mlp
 from invariance.studies.config import Config
+from invariance.studies.recipes.ensembles import fit_cell, settings_of_cell, trained
 from invariance.studies.study import Context, Trained
-from invariance.training import Progress, fit_ensemble
 
 RECIPE = "perceptron/1"
 
@@ -113,42 +112,20 @@ def train(configs: Sequence[Config], context: Context) -> list[Trained]:
     Raises:
         UsageError: If the configurations are not of this recipe, or not of one cell.
     """
-    first = configs[0]
-    if first.recipe != RECIPE or len({config.cell for config in configs}) != 1:
-        raise UsageError(f"Expected configurations of one cell of {RECIPE!r}. Got {configs!r}.")
-    s = dict(first.settings)
-
-    def tell(done: int, total: int, info: Progress) -> None:
-        context.tell(done / total)
-
-    fits = fit_ensemble(
-        s["sizes"],  # type: ignore[arg-type]
-        task_of(first),
-        seeds=[config.seed for config in configs],
-        lr=s["lr"],  # type: ignore[arg-type]
-        batch_size=min(s["batch_size"], s["n_train"]),  # type: ignore[arg-type,type-var]
-        max_epochs=s["max_epochs"],  # type: ignore[arg-type]
-        target_accuracy=s["target_accuracy"],  # type: ignore[arg-type]
-        check_every=s["check_every"],  # type: ignore[arg-type]
-        lr_drop_at=s["lr_drop_at"],  # type: ignore[arg-type]
-        device=context.device,
-        progress=tell,
-        on_divergence="keep",
+    s = settings_of_cell(configs, RECIPE)
+    fits = fit_cell(
+        configs,
+        context,
+        s["sizes"],
+        task_of(configs[0]),
+        lr=s["lr"],
+        batch_size=min(s["batch_size"], s["n_train"]),
+        max_epochs=s["max_epochs"],
+        target_accuracy=s["target_accuracy"],
+        check_every=s["check_every"],
+        lr_drop_at=s["lr_drop_at"],
     )
-    return [
-        Trained(
-            {k: v.detach().cpu().contiguous() for k, v in fit.model.state_dict().items()},
-            {
-                "epochs": fit.epochs,
-                "reached_target": fit.reached_target,
-                "diverged": fit.diverged,
-                "train_accuracy": fit.train_accuracy,
-                "train_loss": fit.train_loss,
-                "test_accuracy": fit.test_accuracy,
-            },
-        )
-        for fit in fits
-    ]
+    return [trained(fit, reached_target=fit.reached_target) for fit in fits]
 
 
 def network(config: Config, trained: Trained, *, dtype: torch.dtype = torch.float64) -> nn.Module:
