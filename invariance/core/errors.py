@@ -55,6 +55,7 @@ def unknown_name(kind: str, name: object, known: object) -> UsageError:
     names = [str(entry) for entry in known]  # type: ignore[attr-defined]
     close = difflib.get_close_matches(str(name), names, n=1)
     head, of, rest = kind.partition(" of ")
-    plural = head + ("es" if head.endswith(("s", "ch")) else "s") + of + rest
+    stem = head[:-1] + "ie" if head.endswith("y") else head
+    plural = stem + ("es" if head.endswith(("s", "ch")) else "s") + of + rest
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return UsageError(f"Unknown {kind} {name!r}.{hint} Known {plural}: {', '.join(names)}.")
