@@ -210,6 +210,37 @@ def _route(
     return swept, rest, f" (for {rest[0]!r}, {reasons[rest[0]]})" if rest else ""
 
 
+def exact_parameters(
+    model: nn.Module,
+    x: Data,
+    y: Tensor | None = None,
+    *,
+    parameters: Iterable[str] | None = None,
+    max_products: int = DEFAULT_MAX_PRODUCTS,
+) -> tuple[list[str], list[str]]:
+    """Split the parameters by whether ``method="auto"`` knows their diagonal exactly.
+
+    Args:
+        model: The network, in eval mode if it has BatchNorm or dropout.
+        x: ``(n, ...)`` inputs, or a re-iterable of ``(x, y)`` batches.
+        y: Targets; left out when ``x`` is a re-iterable of batches.
+        parameters: Names of parameters or modules to cover; all trainable ones by default.
+        max_products: Most Hessian-vector products to spend on exactness.
+
+    Returns:
+        Names whose diagonal is exact, and names whose diagonal would be estimated. One pass
+        of a single row tells them apart.
+
+    Raises:
+        ModelError: A model in train mode where that matters, NaN parameters.
+        DataError: Malformed data.
+    """
+    swept, rest, _ = _route(model, x, y, parameters, "auto")
+    if _by_products(model, rest, "auto", max_products):
+        return [*swept, *rest], []
+    return list(swept), list(rest)
+
+
 def _by_products(model: nn.Module, rest: Sequence[str], method: str, max_products: int) -> bool:
     """Decide between exact products and an estimate."""
     return method == "exact" or (method == "auto" and _entries(model, rest) <= max_products)

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from invariance.core.estimate import Estimate
 from invariance.core.groups import Group
 from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET
-from invariance.curvature.exact_route import hessian_diagonal
 from invariance.curvature.losses import LossLike
+from invariance.curvature.scaled import scaled_trace
 from invariance.measures.laws import adaptive_trace_law
 from invariance.measures.registry import measure
 
@@ -40,7 +40,10 @@ def adaptive_trace(
     """Sum over all parameters of ``theta_i^2 H_ii``, the scale-free trace of the Hessian.
 
     The average-case elementwise adaptive sharpness (Kwon et al. 2021, ASAM) to second order,
-    without the usual ``eta > 0`` added to ``|theta|``, which would break its invariance.
+    without the usual ``eta > 0`` added to ``|theta|``, which would break its invariance. Where
+    the diagonal is not exact (see :func:`~invariance.measures.hessian_trace`), it is estimated
+    as the trace of ``D H D`` with D the parameters: no rescaling moves that matrix, so none
+    moves the estimate.
 
     Args:
         model: The network, in eval mode if it has BatchNorm or dropout.
@@ -52,18 +55,5 @@ def adaptive_trace(
     Returns:
         The sum; ``parts`` holds each parameter tensor's share.
     """
-    diagonal = hessian_diagonal(model, x, y, loss=loss, memory_budget=memory_budget)
-    parameters = dict(model.named_parameters())
-    parts = {
-        name: float(
-            (parameters[name].detach().cpu().double().square() * values.cpu().double()).sum()
-        )
-        for name, values in diagonal.values.items()
-    }
-    return Estimate(
-        sum(parts.values()),
-        stderr=0.0 if diagonal.exact else None,
-        exact=diagonal.exact,
-        method=diagonal.method,
-        parts=parts,
-    )
+    scales = {name: value.detach() for name, value in model.named_parameters()}
+    return scaled_trace(model, x, y, scales=scales, loss=loss, memory_budget=memory_budget)

@@ -15,7 +15,11 @@ from invariance.curvature.batches import collect_batches
 from invariance.curvature.exact import require_deterministic, sweep_steps
 from invariance.curvature.exact_fold import fold_steps
 from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET, Wants, qualified
-from invariance.curvature.exact_route import hessian_diagonal
+from invariance.curvature.exact_route import (
+    DEFAULT_MAX_PRODUCTS,
+    exact_parameters,
+    hessian_diagonal,
+)
 from invariance.curvature.exact_steps import Dense, Norm, Slope, Step, parse_mlp
 from invariance.curvature.losses import Loss, LossLike, resolve_loss
 from invariance.measures.folded_weights import folded_model
@@ -152,11 +156,16 @@ def _general(
             "homogeneous, or no unit lies between two weights."
         )
     names = [name for name, _ in folded.named_parameters()]
-    found = hessian_diagonal(folded, x, y, loss=loss, parameters=names, memory_budget=memory_budget)
-    if not found.exact:
+    _, estimated = exact_parameters(folded, x, y, parameters=names)
+    if estimated:  # told before any curvature is computed
         raise MeasureError(
-            f"Minimum sharpness needs an exact diagonal; here it is an estimate ({found.method})."
+            "Minimum sharpness needs an exact diagonal of the Hessian, and here that of "
+            f"{', '.join(map(repr, estimated[:3]))}{' and others' if len(estimated) > 3 else ''} "
+            "can only be estimated: behind these the network is not piecewise linear. Use ReLU, "
+            "LeakyReLU or linear layers behind every weight, or a network of at most "
+            f"{DEFAULT_MAX_PRODUCTS:,} parameters."
         )
+    found = hessian_diagonal(folded, x, y, loss=loss, parameters=names, memory_budget=memory_budget)
     return dict(found.values), design
 
 

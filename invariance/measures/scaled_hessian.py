@@ -10,21 +10,7 @@ from torch import Tensor, nn
 from invariance.core.estimate import Estimate
 from invariance.curvature.eigen import hessian_eigenvalues
 from invariance.curvature.losses import LossLike
-from invariance.curvature.operators import HessianOperator
-
-
-class ScaledHessianOperator(HessianOperator):
-    """``D H D`` with D the diagonal matrix of ``scale`` (all ones until it is set)."""
-
-    label = "scaled Hessian"
-    scale: Tensor | None = None
-
-    def rows(self, vectors: Tensor) -> Tensor:
-        """Multiply with each row of ``(k, d)``; returns ``(k, d)``."""
-        if self.scale is None:
-            return super().rows(vectors)
-        scale = self.scale.to(vectors)
-        return super().rows(vectors * scale) * scale.to(self.dtype)
+from invariance.curvature.scaled import ScaledHessianOperator
 
 
 def scaled_top_eigenvalue(
@@ -52,10 +38,6 @@ def scaled_top_eigenvalue(
         The eigenvalue, residual-certified.
     """
     operator = ScaledHessianOperator(model, x, y, loss=loss)
-    entries = [
-        scales[parameter].expand(shape).to(operator.device, operator.dtype)
-        for parameter, shape in zip(operator.names, operator.space.shapes, strict=True)
-    ]
-    operator.scale = operator.space.join([entry.contiguous() for entry in entries])
+    operator.set_scales(scales)
     found = hessian_eigenvalues(operator, k=1, seed=seed)
     return replace(found, method=f"D = {name}; {found.method}")
