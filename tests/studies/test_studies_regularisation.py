@@ -7,12 +7,14 @@ changes the function or is shared by networks, verdicts read off the wrong side.
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from invariance.core.errors import UsageError
+from invariance.core.estimate import Estimate
 from invariance.measures.registry import get_measure
 from invariance.outcomes import jensen_shannon_divergence, prediction_disagreement
 from invariance.studies import Context, Options, Record
@@ -215,6 +217,53 @@ def test_a_planted_answer_is_found():
     assert verdicts["about-the-function-sam_sharpness"] == "not supported"
     factor = next(c for c in findings.claims if c.name == "sharper-at-equal-loss-sam_sharpness")
     assert factor.value == pytest.approx(2.0, rel=0.05)
+
+
+def test_blocks_that_disagree_are_shown_apart():
+    records = []
+    for seed in range(8):
+        for task, gain in (("digits", 0.1), ("mnist", -0.1)):
+            records.append(record("baseline", seed, 0.8, 1.0, task=task))
+            records.append(record("sam", seed, 0.8 + gain + 0.001 * seed, 2.0, task=task))
+            records.append(record("adaptive-sam", seed, 0.8, 2.0, task=task))
+    findings = analyse(records, Options(quick=True))
+    pooled = next(c for c in findings.claims if c.name == "sharper-and-better-sam")
+    assert pooled.value == 0.5
+    table = findings.tables[0]
+    assert table.title == "What the claims pool, block by block"
+    shares = {row[:2]: row[-1] for row in table.rows}
+    assert shares["sam", "digits, mlp, n = 9"] == "1 [1, 1]"
+    assert shares["sam", "mnist, mlp, n = 9"] == "0 [0, 0]"
+    better = {row[:2]: row[3] for row in table.rows}
+    assert better["sam", "mnist, mlp, n = 9"] == "-1 [-1, -1]"
+    assert [row[0] for row in table.rows] == ["sam"] * 2 + ["adaptive-sam"] * 2
+    alone = analyse([r for r in records if r.config.settings["task"] == "digits"], Options())
+    assert alone.tables[0].title.startswith("Means by cell")
+
+
+def test_noisy_estimates_are_left_out_and_others_say_how_noisy_they_are(monkeypatch):
+    found = [
+        Estimate(2.0, stderr=0.1, exact=False, method="probes"),
+        Estimate(2.0, stderr=0.3, exact=False, method="probes"),
+        Estimate(3.0),
+    ]
+    stand_in = SimpleNamespace(fields={}, of_many=lambda models, **arguments: found)
+    monkeypatch.setattr(sharpness, "MEASURES", {"a": {}, "b": {"samples": 3}})
+    monkeypatch.setattr(sharpness, "get_measure", lambda name: stand_in)
+    values, refused, estimated = sharpness.measure_all(
+        [None] * 3, torch.zeros(2, 2), torch.zeros(2), score_rows=1
+    )
+    assert [entry["a"] for entry in values] == [2.0, None, 3.0]
+    assert [entry["b"] for entry in values] == [2.0, 2.0, 3.0]  # its draws are the measure
+    assert estimated == {"a": pytest.approx(0.05)}
+    assert "above 10%" in refused["a"]
+    config = images.image_network(
+        0, task="digits", n_train=9, architecture="vit", lr=0.1, batch_size=3, epochs=1
+    )
+    seen = Record(config, {}, {"refused": refused, "estimated": estimated})
+    notes = " ".join(analyse([seen], Options(quick=True)).notes)
+    assert "Not measured (vit): a: left out" in notes
+    assert "(vit): a, with a relative standard error of at most 0.05." in notes
 
 
 def test_the_study_runs_from_end_to_end(tmp_path):

@@ -129,7 +129,9 @@ def measure(
             continue
         model = images.network(config, network, dtype=dtype).to(context.device)
         other = sharpness.rescaled(model, x[:8], sharpness.rescaling_seed(config.id))
-        values, refused = sharpness.measure_all([model, other], x, y, score_rows=score_rows)
+        values, refused, estimated = sharpness.measure_all(
+            [model, other], x, y, score_rows=score_rows
+        )
         targets = sharpness.outcomes(
             model, x_test.to(dtype), y_test, rows=attacked, suite=suite, epsilon=EPSILON[channels]
         )
@@ -143,6 +145,7 @@ def measure(
                     model, x_test[: sharpness.LABEL_ROWS].to(dtype)
                 ),
                 "refused": refused,
+                "estimated": estimated,
             }
         )
         context.tell((position + 1) / len(configs))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core.errors import InvarianceError
+from invariance.core.estimate import Estimate
 from invariance.core.rng import generator
 from invariance.measures.registry import get_measure
 from invariance.outcomes import (
@@ -50,6 +51,9 @@ MEASURES: Mapping[str, Mapping[str, int]] = {
 #: Largest factor that a whole layer's units, and then each unit, may be scaled by.
 LAYER_SPREAD, UNIT_SPREAD = 30.0, 10.0
 
+#: Largest relative standard error of an estimate that is used, and what counts as rounding.
+NOISIEST, _ROUNDING = 0.1, 1e-6
+
 #: Rows whose predicted labels are kept, and of these, rows whose probabilities are.
 LABEL_ROWS, PROBABILITY_ROWS = 500, 100
 
@@ -84,7 +88,7 @@ def rescaling_seed(name: str) -> int:
 
 def measure_all(
     models: Sequence[nn.Module], x: Tensor, y: Tensor, *, score_rows: int
-) -> tuple[list[dict[str, float | None]], dict[str, str]]:
+) -> tuple[list[dict[str, float | None]], dict[str, str], dict[str, float]]:
     """Evaluate every measure on every model.
 
     Args:
@@ -95,23 +99,42 @@ def measure_all(
             square of their number.
 
     Returns:
-        A mapping for each model, ``None`` where a measure refused; and measure to reason.
+        A mapping for each model, ``None`` where a measure refused; measure to reason of a
+        refusal; and measure to the largest relative standard error of an estimate that stands
+        in for an exact value. Means over Gaussian draws are not among these: all networks see
+        the same draws, and their mean is the measure.
     """
     values: list[dict[str, float | None]] = [{} for _ in models]
     refused: dict[str, str] = {}
+    estimated: dict[str, float] = {}
     for name, arguments in MEASURES.items():
         measure = get_measure(name)
         rows = score_rows if name == "information_geometric_sharpness" else len(x)
         known = {"x_train": x[:rows], "y_train": y[:rows]}
         inputs = {argument: known[source] for argument, source in measure.fields.items()}
         try:
-            found = [float(e) for e in measure.of_many(models, **inputs, **arguments)]
+            estimates = list(measure.of_many(models, **inputs, **arguments))
+            found = [float(e) for e in estimates]
+            if "samples" not in arguments:
+                errors = [_relative_error(e) for e in estimates]
+                if max(errors) > NOISIEST:
+                    refused[name] = (
+                        "left out where it can only be estimated and the relative standard "
+                        f"error is above {NOISIEST:.0%}."
+                    )
+                found = [
+                    value if error <= NOISIEST else math.nan
+                    for value, error in zip(found, errors, strict=True)
+                ]
+                kept = max(error for error in (*errors, 0.0) if error <= NOISIEST)
+                if kept > _ROUNDING:
+                    estimated[name] = kept
         except InvarianceError as error:
             refused[name] = str(error)
             found = [math.nan] * len(models)
         for entry, value in zip(values, found, strict=True):
             entry[name] = value if math.isfinite(value) else None
-    return values, refused
+    return values, refused, estimated
 
 
 def outcomes(
@@ -202,6 +225,12 @@ def diversity(kept: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
             }
         )
     return out
+
+
+def _relative_error(estimate: Estimate) -> float:
+    if estimate.exact or not estimate.stderr:
+        return 0.0
+    return float(estimate.stderr) / max(abs(float(estimate)), math.ulp(0.0))
 
 
 def _bytes(text: str) -> npt.NDArray[np.uint8]:

@@ -13,7 +13,8 @@ from invariance.stats.rank import MINIMUM_POINTS
 from invariance.studies.claims import Claim
 from invariance.studies.correlations import POOLED, column, correlation_rows
 from invariance.studies.recipes.sharpness import MEASURES, diversity
-from invariance.studies.regularised.claims import claims_of
+from invariance.studies.regularised.claims import claims_of, sharper_and_better
+from invariance.studies.regularised.methods import METHODS
 from invariance.studies.regularised.reading import (
     FITTED,
     Block,
@@ -23,6 +24,7 @@ from invariance.studies.regularised.reading import (
     reader,
 )
 from invariance.studies.regularised.tables import (
+    blocks_table,
     cells_table,
     measures_table,
     outcomes_table,
@@ -36,6 +38,7 @@ from invariance.studies.treatments import (
     adjusted,
     effect,
     ratio_at_equal,
+    share_of,
 )
 
 #: Outcome to the direction that is better.
@@ -72,11 +75,21 @@ def analyse(records: Sequence[Record], options: Options) -> Findings:
     tables: list[Table] = []
     pairs: dict[str, list[Pair]] = {}
     claims: list[Claim] = []
+    by_block: list[tuple[str, str, Effect, Ratio]] = []
     for block, members in blocks.items():
         found = fitted_pairs(members)
         for name, entries in found.items():
             pairs.setdefault(name, []).extend(entries)
         title = f"{block[0]}, {block[1]}, n = {block[2]:,}"
+        by_block += [
+            (
+                name,
+                title,
+                effect(name, title, entries, reader("targets", "test_accuracy"), seed=options.seed),
+                share_of(entries, sharper_and_better, seed=options.seed),
+            )
+            for name, entries in found.items()
+        ]
         tables.append(cells_table(title, members))
         if found:
             tables.append(outcomes_table(title, outcome_effects(found, options.seed)))
@@ -86,6 +99,10 @@ def analyse(records: Sequence[Record], options: Options) -> Findings:
         tables.append(simpson_table(title, rows, within_cells(members)))
         correlations += [row | {"group": title} for row in rows if row["group"] == POOLED]
     claims += claims_of(pairs, seed=options.seed)
+    if len(blocks) > 1:
+        tables.insert(
+            0, blocks_table(sorted(by_block, key=lambda row: list(METHODS).index(row[0])))
+        )
     return Findings(tuple(correlations), tuple(claims), tuple(tables), _notes(records, pairs))
 
 
@@ -204,9 +221,28 @@ def _notes(records: Sequence[Record], pairs: Mapping[str, Sequence[Pair]]) -> tu
         notes.append(f"{diverged} networks diverged and are left out of every comparison.")
     if not pairs:
         notes.append("No untreated network found a minimum: nothing could be compared.")
-    refused = {
-        f"{name}: {reason}"
-        for record in records
-        for name, reason in (record.measured.get("refused") or {}).items()
-    }
-    return (*notes, *(f"Not measured: {entry}" for entry in sorted(refused)))
+    return (*notes, *_refusals(records), *_estimates(records))
+
+
+def _refusals(records: Sequence[Record]) -> list[str]:
+    found: dict[str, set[str]] = {}
+    for record in records:
+        for name, reason in (record.measured.get("refused") or {}).items():
+            found.setdefault(f"{name}: {reason}", set()).add(block_of(record)[1])
+    return [
+        f"Not measured ({', '.join(sorted(where))}): {entry}"
+        for entry, where in sorted(found.items())
+    ]
+
+
+def _estimates(records: Sequence[Record]) -> list[str]:
+    worst: dict[tuple[str, str], float] = {}
+    for record in records:
+        for name, error in (record.measured.get("estimated") or {}).items():
+            key = (block_of(record)[1], name)
+            worst[key] = max(worst.get(key, 0.0), float(error))
+    return [
+        f"Estimated from Hessian-vector products, not exact ({where}): {name}, with a relative "
+        f"standard error of at most {error:.2g}."
+        for (where, name), error in sorted(worst.items())
+    ]
