@@ -1,93 +1,37 @@
 """Loading tasks: what is verified, where files are found, how subsets are drawn.
 
 Catches: a corrupt file half used or skipped, pixels scaled wrongly, subsets that differ
-from the documented formula, unseen points that were trained on, a hang without a network.
+from the documented formula, unseen points that were trained on.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import gzip
 import hashlib
 import os
-import time
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import pytest
 import torch
+from data_cases import N_TEST, N_TRAIN, idx
 
 from invariance.core.errors import DataError, UsageError
 from invariance.data import Task, load_task
-from invariance.data import download as download_module
-from invariance.data import load as load_module
 from invariance.data import locate as locate_module
-from invariance.data.catalog import FILES, IMAGE_SETS, MNIST, ImageSet
+from invariance.data.catalog import FILES
 from invariance.data.idx import parse, read_verified
-
-N_TRAIN, N_TEST = 40, 15
-
-
-def idx(array: np.ndarray) -> bytes:
-    header = bytes([0, 0, 8, array.ndim])
-    return header + np.array(array.shape, dtype=">u4").tobytes() + array.tobytes()
-
-
-@pytest.fixture
-def tiny(tmp_path, monkeypatch):
-    """A fake MNIST of 3 x 3 images, its sums put in the catalog, and no other place to look."""
-    draw = np.random.default_rng(0)
-    arrays = {
-        "x_train": draw.integers(0, 256, (N_TRAIN, 3, 3), dtype=np.uint8),
-        "y_train": draw.integers(0, 10, N_TRAIN, dtype=np.uint8),
-        "x_test": draw.integers(0, 256, (N_TEST, 3, 3), dtype=np.uint8),
-        "y_test": draw.integers(0, 10, N_TEST, dtype=np.uint8),
-    }
-    arrays["x_train"][0, 0, 0] = 255
-    content = {name: idx(array) for name, array in arrays.items()}
-    sums = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
-    fake = dataclasses.replace(MNIST, sha256=MappingProxyType(sums))
-    monkeypatch.setattr(load_module, "MNIST", fake)
-    monkeypatch.setattr(load_module, "IMAGE_SETS", {**IMAGE_SETS, "mnist": fake})
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("INVARIANCE_DATA", raising=False)
-    monkeypatch.setattr(download_module, "_probe", lambda mirror: "no network in this test")
-
-    class Tiny:
-        root = tmp_path / "store"
-        raw = root / "MNIST" / "raw"
-        images: ImageSet = fake
-
-        @staticmethod
-        def write(folder: Path, *, packed=False, dotted=False, skip=()) -> Path:
-            folder.mkdir(parents=True, exist_ok=True)
-            for logical, name in FILES.items():
-                if logical in skip:
-                    continue
-                spelled = name.replace("-idx", ".idx") if dotted else name
-                if packed:
-                    (folder / f"{spelled}.gz").write_bytes(gzip.compress(content[logical]))
-                else:
-                    (folder / spelled).write_bytes(content[logical])
-            return folder
-
-    Tiny.arrays, Tiny.content, Tiny.sums = arrays, content, sums
-    return Tiny
 
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dotted", [False, True])
-def test_every_spelling_and_container_gives_the_same_pixels(tiny, packed, dotted):
-    tiny.write(tiny.raw, packed=packed, dotted=dotted)
-    task = load_task("mnist", root=tiny.root)
-    expected = torch.from_numpy(tiny.arrays["x_train"].reshape(N_TRAIN, 9)).float() / 255
+def test_every_spelling_and_container_gives_the_same_pixels(tiny_mnist, packed, dotted):
+    tiny_mnist.write(tiny_mnist.raw, packed=packed, dotted=dotted)
+    task = load_task("mnist", root=tiny_mnist.root)
+    expected = torch.from_numpy(tiny_mnist.arrays["x_train"].reshape(N_TRAIN, 9)).float() / 255
     assert torch.equal(task.x_train, expected)
     assert task.x_train.dtype == torch.float32
     assert task.x_train.max() == 1.0
-    assert task.y_train.tolist() == tiny.arrays["y_train"].tolist()
+    assert task.y_train.tolist() == tiny_mnist.arrays["y_train"].tolist()
     assert task.y_test.dtype == torch.int64
     assert task.x_test.shape == (N_TEST, 9)
     assert task.x_unseen.shape == (0, 9)
@@ -95,20 +39,20 @@ def test_every_spelling_and_container_gives_the_same_pixels(tiny, packed, dotted
     assert "SHA-256" in task.source
 
 
-def test_search_order(tiny, monkeypatch):
+def test_search_order(tiny_mnist, monkeypatch):
     places = {
-        "root": tiny.root / "MNIST" / "raw",
+        "root": tiny_mnist.root / "MNIST" / "raw",
         "INVARIANCE_DATA": Path("named/MNIST/raw"),
         "./data": Path("data/MNIST/raw"),
         "~/data": Path("home/data/MNIST/raw"),
         "~/.torch": Path("home/.torch/MNIST/raw"),
-        "cache": locate_module.cache_folder(tiny.images),
+        "cache": locate_module.cache_folder(tiny_mnist.images),
     }
     for folder in places.values():
-        tiny.write(folder)
+        tiny_mnist.write(folder)
     monkeypatch.setenv("INVARIANCE_DATA", "named")
     for place, folder in places.items():
-        root = tiny.root if place == "root" else None
+        root = tiny_mnist.root if place == "root" else None
         if place == "./data":
             monkeypatch.delenv("INVARIANCE_DATA")
         source = load_task("auto", root=root, n_train=3).source
@@ -118,9 +62,9 @@ def test_search_order(tiny, monkeypatch):
 
 
 @pytest.mark.parametrize("layout", ["MNIST/raw", "MNIST", "mnist", "raw", "."])
-def test_layouts_below_root(tiny, layout):
-    tiny.write(tiny.root / layout)
-    assert load_task("mnist", root=str(tiny.root), n_train=1).n_train == 1
+def test_layouts_below_root(tiny_mnist, layout):
+    tiny_mnist.write(tiny_mnist.root / layout)
+    assert load_task("mnist", root=str(tiny_mnist.root), n_train=1).n_train == 1
 
 
 DAMAGE = {
@@ -135,61 +79,61 @@ DAMAGE = {
 @pytest.mark.parametrize("name", ["mnist", "auto"])
 @pytest.mark.parametrize("logical", FILES)
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_file_is_an_error_even_if_a_good_copy_follows(tiny, name, logical, damage):
-    tiny.write(tiny.raw)
-    tiny.write(Path("data/MNIST/raw"))
-    path = tiny.raw / FILES[logical]
+def test_a_damaged_file_is_an_error_even_if_a_good_copy_follows(tiny_mnist, name, logical, damage):
+    tiny_mnist.write(tiny_mnist.raw)
+    tiny_mnist.write(Path("data/MNIST/raw"))
+    path = tiny_mnist.raw / FILES[logical]
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
     with pytest.raises(DataError) as caught:
-        load_task(name, root=tiny.root)
+        load_task(name, root=tiny_mnist.root)
     text = str(caught.value)
     assert str(path) in text
-    assert tiny.sums[logical] in text
+    assert tiny_mnist.sums[logical] in text
     assert hashlib.sha256(path.read_bytes()).hexdigest() in text
     assert "Delete the file" in text
 
 
 @pytest.mark.parametrize("keep", [0, 2, 12, 60])
-def test_a_truncated_archive_is_an_error(tiny, keep):
-    tiny.write(tiny.raw, packed=True)
-    path = tiny.raw / f"{FILES['x_train']}.gz"
+def test_a_truncated_archive_is_an_error(tiny_mnist, keep):
+    tiny_mnist.write(tiny_mnist.raw, packed=True)
+    path = tiny_mnist.raw / f"{FILES['x_train']}.gz"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(DataError, match=r"x3-ubyte\.gz.*expected") as caught:
-        load_task("mnist", root=tiny.root)
-    assert tiny.sums["x_train"] in str(caught.value)
+        load_task("mnist", root=tiny_mnist.root)
+    assert tiny_mnist.sums["x_train"] in str(caught.value)
 
 
-def test_a_damaged_archive_is_an_error(tiny):
-    tiny.write(tiny.raw, packed=True)
-    path = tiny.raw / f"{FILES['x_test']}.gz"
+def test_a_damaged_archive_is_an_error(tiny_mnist):
+    tiny_mnist.write(tiny_mnist.raw, packed=True)
+    path = tiny_mnist.raw / f"{FILES['x_test']}.gz"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
     path.write_bytes(bytes(data))
     with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz"):
-        load_task("mnist", root=tiny.root)
+        load_task("mnist", root=tiny_mnist.root)
 
 
-def test_swapped_files_are_an_error(tiny):
-    tiny.write(tiny.raw)
-    (tiny.raw / FILES["x_train"]).write_bytes(tiny.content["x_test"])
+def test_swapped_files_are_an_error(tiny_mnist):
+    tiny_mnist.write(tiny_mnist.raw)
+    (tiny_mnist.raw / FILES["x_train"]).write_bytes(tiny_mnist.content["x_test"])
     with pytest.raises(DataError, match="train-images"):
-        load_task("mnist", root=tiny.root)
+        load_task("mnist", root=tiny_mnist.root)
 
 
-def test_a_file_that_breaks_after_it_was_read_is_read_again(tiny):
-    tiny.write(tiny.raw)
-    load_task("mnist", root=tiny.root)
-    path = tiny.raw / FILES["y_test"]
+def test_a_file_that_breaks_after_it_was_read_is_read_again(tiny_mnist):
+    tiny_mnist.write(tiny_mnist.raw)
+    load_task("mnist", root=tiny_mnist.root)
+    path = tiny_mnist.raw / FILES["y_test"]
     path.write_bytes(path.read_bytes()[:-1] + b"\x63")
     os.utime(path, ns=(1, 1))
     with pytest.raises(DataError, match="t10k-labels"):
-        load_task("mnist", root=tiny.root)
+        load_task("mnist", root=tiny_mnist.root)
 
 
-def test_an_incomplete_folder_is_an_error(tiny):
-    tiny.write(tiny.raw, skip=("y_train", "x_test"))
+def test_an_incomplete_folder_is_an_error(tiny_mnist):
+    tiny_mnist.write(tiny_mnist.raw, skip=("y_train", "x_test"))
     with pytest.raises(DataError, match=r"only part of mnist: train-labels.*t10k-images"):
-        load_task("auto", root=tiny.root)
+        load_task("auto", root=tiny_mnist.root)
 
 
 def test_parse_refuses_what_is_no_image_file():
@@ -200,31 +144,31 @@ def test_parse_refuses_what_is_no_image_file():
             parse(Path("x"), bad)
 
 
-def test_verified_arrays_are_read_once_and_cannot_be_written(tiny):
-    path = tiny.write(tiny.raw) / FILES["x_train"]
-    first = read_verified(path, tiny.sums["x_train"])
-    assert read_verified(path, tiny.sums["x_train"]) is first
+def test_verified_arrays_are_read_once_and_cannot_be_written(tiny_mnist):
+    path = tiny_mnist.write(tiny_mnist.raw) / FILES["x_train"]
+    first = read_verified(path, tiny_mnist.sums["x_train"])
+    assert read_verified(path, tiny_mnist.sums["x_train"]) is first
     assert not first.flags.writeable
-    task = load_task("mnist", root=tiny.root)
+    task = load_task("mnist", root=tiny_mnist.root)
     task.x_train.zero_()
     task.y_train.zero_()
-    again = load_task("mnist", root=tiny.root)
+    again = load_task("mnist", root=tiny_mnist.root)
     assert again.x_train.max() == 1.0
-    assert again.y_train.tolist() == tiny.arrays["y_train"].tolist()
+    assert again.y_train.tolist() == tiny_mnist.arrays["y_train"].tolist()
 
 
-def test_an_unreadable_file_names_itself(tiny):
-    path = tiny.write(tiny.raw) / FILES["x_train"]
+def test_an_unreadable_file_names_itself(tiny_mnist):
+    path = tiny_mnist.write(tiny_mnist.raw) / FILES["x_train"]
     path.unlink()
     with pytest.raises(DataError, match="Cannot read"):
-        read_verified(path, tiny.sums["x_train"])
+        read_verified(path, tiny_mnist.sums["x_train"])
 
 
 @pytest.mark.parametrize("seed", [0, 42])
-def test_subsets_follow_the_documented_formula(tiny, seed):
-    tiny.write(tiny.raw)
-    task = load_task("mnist", n_train=12, n_unseen=20, seed=seed, root=tiny.root)
-    everything = load_task("mnist", root=tiny.root)
+def test_subsets_follow_the_documented_formula(tiny_mnist, seed):
+    tiny_mnist.write(tiny_mnist.raw)
+    task = load_task("mnist", n_train=12, n_unseen=20, seed=seed, root=tiny_mnist.root)
+    everything = load_task("mnist", root=tiny_mnist.root)
     order = torch.randperm(N_TRAIN, generator=torch.Generator().manual_seed(seed))[:12]
     assert torch.equal(task.x_train, everything.x_train[order])
     assert torch.equal(task.y_train, everything.y_train[order])
@@ -235,21 +179,23 @@ def test_subsets_follow_the_documented_formula(tiny, seed):
     chosen = torch.randperm(len(pool_y), generator=draw)[:20]
     assert torch.equal(task.x_unseen, pool_x[chosen])
     assert torch.equal(task.y_unseen, pool_y[chosen])
-    paper = load_task("mnist", n_train=12, n_unseen=20, seed=seed, unseen_seed=99, root=tiny.root)
+    paper = load_task(
+        "mnist", n_train=12, n_unseen=20, seed=seed, unseen_seed=99, root=tiny_mnist.root
+    )
     chosen = torch.randperm(len(pool_y), generator=torch.Generator().manual_seed(99))[:20]
     assert torch.equal(paper.x_unseen, pool_x[chosen])
     assert torch.equal(paper.x_train, task.x_train)
 
 
-def test_whole_pools_come_in_original_order(tiny):
-    tiny.write(tiny.raw)
+def test_whole_pools_come_in_original_order(tiny_mnist):
+    tiny_mnist.write(tiny_mnist.raw)
     sizes = {"rest": 28 + N_TEST, "train": 28, "test": N_TEST}
     for pool, size in sizes.items():
-        task = load_task("mnist", n_train=12, n_unseen=None, unseen_from=pool, root=tiny.root)
+        task = load_task("mnist", n_train=12, n_unseen=None, unseen_from=pool, root=tiny_mnist.root)
         assert len(task.y_unseen) == size
     assert torch.equal(task.x_unseen, task.x_test)
     seen = {tuple(row) for row in task.x_train.tolist()}
-    rest = load_task("mnist", n_train=12, n_unseen=None, root=tiny.root)
+    rest = load_task("mnist", n_train=12, n_unseen=None, root=tiny_mnist.root)
     assert not seen & {tuple(row) for row in rest.x_unseen.tolist()}
 
 
@@ -269,7 +215,7 @@ def test_digits_are_split_once_and_for_all():
     assert not torch.equal(load_task("digits", n_train=100, seed=6).x_train, other.x_train)
 
 
-def test_without_files_and_network_auto_takes_the_digits_and_says_why(tiny):
+def test_without_files_and_network_auto_takes_the_digits_and_says_why(tiny_mnist):
     task = load_task("auto", n_train=30)
     assert task.name == "digits"
     assert "MNIST is not on this machine" in task.source
@@ -279,94 +225,6 @@ def test_without_files_and_network_auto_takes_the_digits_and_says_why(tiny):
     with pytest.raises(DataError, match=r"not found in .*download=False"):
         load_task("mnist", download=False)
     assert "download=False" in load_task("auto", download=False).source
-
-
-def test_a_network_that_hangs_costs_a_few_seconds_at_most(tiny, monkeypatch):
-    monkeypatch.setattr(download_module, "CONNECT_SECONDS", 0.2)
-    monkeypatch.setattr(download_module, "_probe", lambda mirror: time.sleep(20))
-    task = load_task("auto")
-    assert task.name == "digits"
-    assert "no answer within 0.2 s" in task.source
-
-
-def served(tiny, monkeypatch, answer):
-    """Let mirrors answer, and ``answer(url) -> bytes`` stand for the transfer."""
-    asked = []
-
-    def transfer(url, target, stop):
-        asked.append(url)
-        Path(target).write_bytes(answer(url))
-
-    monkeypatch.setattr(download_module, "_probe", lambda mirror: None)
-    monkeypatch.setattr(download_module, "_transfer", transfer)
-    return asked
-
-
-def packed(tiny, url):
-    name = url.rsplit("/", 1)[1].removesuffix(".gz")
-    return gzip.compress(tiny.content[{v: k for k, v in FILES.items()}[name]])
-
-
-def test_downloads_are_verified_kept_and_not_repeated(tiny, monkeypatch):
-    asked = served(tiny, monkeypatch, lambda url: packed(tiny, url))
-    task = load_task("auto")
-    assert task.name == "mnist"
-    assert "downloaded" in task.source
-    assert len(asked) == 4
-    cache = locate_module.cache_folder(tiny.images)
-    assert sorted(path.name for path in cache.iterdir()) == sorted(
-        f"{name}.gz" for name in FILES.values()
-    )
-    assert "download cache" in load_task("mnist").source
-    assert len(asked) == 4
-
-
-def test_a_bad_mirror_is_passed_over_and_its_bytes_are_thrown_away(tiny, monkeypatch):
-    first, second = MNIST.mirrors[:2]
-    asked = served(
-        tiny,
-        monkeypatch,
-        lambda url: b"<html>pay here</html>" if url.startswith(first) else packed(tiny, url),
-    )
-    assert load_task("mnist").name == "mnist"
-    assert sum(url.startswith(second) for url in asked) == 4
-
-
-def test_only_bad_mirrors_leave_nothing_behind(tiny, monkeypatch):
-    served(tiny, monkeypatch, lambda url: b"<html>pay here</html>")
-    with pytest.raises(DataError, match="Could not download"):
-        load_task("mnist")
-    assert list(locate_module.cache_folder(tiny.images).iterdir()) == []
-    assert load_task("auto").name == "digits"
-
-
-def test_an_interrupted_download_goes_on_where_it_stopped(tiny, monkeypatch):
-    def cut(url):
-        if "t10k-images" in url:
-            raise ConnectionError("cut")
-        return packed(tiny, url)
-
-    served(tiny, monkeypatch, cut)
-    with pytest.raises(DataError, match="cut"):
-        load_task("mnist")
-    asked = served(tiny, monkeypatch, lambda url: packed(tiny, url))
-    assert load_task("mnist").n_train == N_TRAIN
-    assert len(asked) == 2
-
-
-def test_a_corrupt_file_in_the_cache_is_an_error(tiny, monkeypatch):
-    cache = tiny.write(locate_module.cache_folder(tiny.images), skip=("y_test",))
-    (cache / FILES["y_train"]).write_bytes(b"junk")
-    served(tiny, monkeypatch, lambda url: packed(tiny, url))
-    with pytest.raises(DataError, match="train-labels"):
-        load_task("auto")
-
-
-def test_a_deadline_ends_a_slow_transfer():
-    bar = download_module._Deadline(time.monotonic() - 1)
-    with pytest.raises(TimeoutError):
-        bar.update(1)
-    download_module._Deadline(None).update(1)
 
 
 @pytest.mark.parametrize(
@@ -389,7 +247,7 @@ def test_bad_arguments(arguments, error, message):
         load_task(**{"name": "digits", **arguments})
 
 
-def test_a_variable_that_names_no_folder(tiny, monkeypatch):
+def test_a_variable_that_names_no_folder(tiny_mnist, monkeypatch):
     monkeypatch.setenv("INVARIANCE_DATA", "/no/such/folder")
     with pytest.raises(DataError, match="environment variable INVARIANCE_DATA, is not a folder"):
         load_task("auto")

@@ -1,0 +1,114 @@
+"""How verdicts on correlations, differences and ratios come about.
+
+Would catch: intervals of the wrong kind, a difference of dependent correlations taken as
+independent, a test of zero that supports an absence, and verdicts that cannot fail.
+"""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from invariance.studies import Config, Record, Region
+from invariance.studies.recipes import judging
+
+
+def simulated(n, slope, seed=0):
+    """Records whose measure ``up`` follows the target, and ``noise`` does not."""
+    rng = np.random.default_rng(seed)
+    goal = rng.normal(size=n)
+    up, noise = slope * goal + rng.normal(size=n), rng.normal(size=n)
+    return [
+        Record(
+            Config("r/1", {}, i),
+            {},
+            {
+                "targets": {"test_accuracy": float(goal[i])},
+                "measures": {"up": float(up[i]), "noise": float(noise[i])},
+                "rescaled": {},
+            },
+        )
+        for i in range(n)
+    ]
+
+
+def test_dependent_differences_use_the_same_networks_twice():
+    records = simulated(80, 1.5)
+    (value, low, high), n = judging.dependent_difference(
+        records, "up", "noise", signs=(1.0, -1.0), resamples=2_000
+    )
+    columns = {
+        name: np.array([r.measured["measures"][name] for r in records]) for name in ("up", "noise")
+    }
+    goal = np.array([r.measured["targets"]["test_accuracy"] for r in records])
+    expected = sum(stats.spearmanr(c, goal).statistic for c in columns.values())
+    assert n == 80
+    assert value == pytest.approx(expected)
+    rng = np.random.default_rng(5)
+    drawn = []
+    for _ in range(2_000):
+        rows = rng.integers(0, 80, 80)
+        drawn.append(sum(stats.spearmanr(c[rows], goal[rows]).statistic for c in columns.values()))
+    assert [low, high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.04)
+    same, _ = judging.dependent_difference(records, "up", "up", signs=(1.0, 1.0), resamples=50)
+    assert same == (0.0, 0.0, 0.0)
+
+
+def test_mean_differences_and_ratios_are_welchs():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(1, 0.1, 12), rng.normal(2, 0.3, 9)
+    ends = stats.ttest_ind(b, a, equal_var=False).confidence_interval()
+    assert judging.mean_difference(a, b) == pytest.approx((b.mean() - a.mean(), *ends))
+    ratio, low, high = judging.mean_ratio(np.exp(a), np.exp(b))
+    assert (math.log(ratio), math.log(low), math.log(high)) == pytest.approx(
+        judging.mean_difference(a, b)
+    )
+    assert judging.mean_ratio(-a, b) == judging.UNDEFINED
+    interval = stats.t.interval(0.95, 11, a.mean(), stats.sem(a))
+    assert judging.mean_interval(a) == pytest.approx((a.mean(), *interval))
+
+
+@pytest.mark.parametrize(
+    ("measure", "region", "slope", "verdict"),
+    [
+        ("up", judging.POSITIVE, 2.0, "supported"),
+        ("up", judging.NEGATIVE, 2.0, "not supported"),
+        ("noise", judging.POSITIVE, 2.0, "inconclusive"),
+        ("up", Region(-0.2, 0.2), 2.0, "not supported"),
+        ("noise", Region(-0.4, 0.4), 2.0, "supported"),
+    ],
+)
+def test_correlations_are_judged_by_interval_and_corrected_test(measure, region, slope, verdict):
+    from invariance.studies.correlations import correlation_rows
+
+    rows = correlation_rows(
+        simulated(120, slope), targets=("test_accuracy",), given=(), resamples=1_000
+    )
+    claim = judging.rho_claim(
+        rows, "c", "s", measure=measure, group="all", region=region, paper=None
+    )
+    assert claim.verdict == verdict
+    # A test of zero can support a sign and never an absence.
+    assert bool(claim.adjusted) == (not region.low < 0 < region.high)
+
+
+def test_an_unknown_correlation_is_inconclusive():
+    claim = judging.rho_claim(
+        [], "c", "s", measure="m", group="g", region=judging.POSITIVE, paper=0.1
+    )
+    assert (claim.value, claim.n, claim.verdict) == (None, 0, "inconclusive")
+    fixed = judging.fixed_claim([], "c", "s", measures=("m",), group="g")
+    assert fixed.verdict == "inconclusive"
+
+
+def test_widths_shrink_with_the_root_of_the_number_of_networks():
+    row = {"rho": 0.3}
+    wide, narrow = judging.width_at(row, 103), judging.width_at(row, 403)
+    assert wide == pytest.approx(2 * narrow, rel=0.02)
+    assert judging.width_at({"rho": None}, 100) is None
+    errors = [
+        stats.spearmanr(*np.random.default_rng(s).multivariate_normal(
+            [0, 0], [[1, 0.31], [0.31, 1]], 103).T).statistic for s in range(400)
+    ]  # fmt: skip
+    assert wide == pytest.approx(2 * 1.96 * np.std(errors), rel=0.15)
