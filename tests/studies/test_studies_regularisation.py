@@ -228,7 +228,10 @@ def test_blocks_that_disagree_are_shown_apart():
             records.append(record("adaptive-sam", seed, 0.8, 2.0, task=task))
     findings = analyse(records, Options(quick=True))
     pooled = next(c for c in findings.claims if c.name == "sharper-and-better-sam")
-    assert pooled.value == 0.5
+    assert (pooled.value, pooled.verdict) == (0.5, "not supported")
+    verdicts = {claim.name: claim.verdict for claim in findings.claims}
+    assert verdicts["sharper-and-better-sam digits, mlp, n = 9"] == "supported"
+    assert verdicts["sharper-and-better-sam mnist, mlp, n = 9"] == "not supported"
     table = findings.tables[0]
     assert table.title == "What the claims pool, block by block"
     shares = {row[:2]: row[-1] for row in table.rows}

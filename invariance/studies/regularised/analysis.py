@@ -13,7 +13,7 @@ from invariance.stats.rank import MINIMUM_POINTS
 from invariance.studies.claims import Claim
 from invariance.studies.correlations import POOLED, column, correlation_rows
 from invariance.studies.recipes.sharpness import MEASURES, diversity
-from invariance.studies.regularised.claims import claims_of, sharper_and_better
+from invariance.studies.regularised.claims import block_claims, claims_of, sharper_and_better
 from invariance.studies.regularised.methods import METHODS
 from invariance.studies.regularised.reading import (
     FITTED,
@@ -75,21 +75,13 @@ def analyse(records: Sequence[Record], options: Options) -> Findings:
     tables: list[Table] = []
     pairs: dict[str, list[Pair]] = {}
     claims: list[Claim] = []
-    by_block: list[tuple[str, str, Effect, Ratio]] = []
+    by_block: dict[str, dict[str, list[Pair]]] = {}
     for block, members in blocks.items():
         found = fitted_pairs(members)
         for name, entries in found.items():
             pairs.setdefault(name, []).extend(entries)
         title = f"{block[0]}, {block[1]}, n = {block[2]:,}"
-        by_block += [
-            (
-                name,
-                title,
-                effect(name, title, entries, reader("targets", "test_accuracy"), seed=options.seed),
-                share_of(entries, sharper_and_better, seed=options.seed),
-            )
-            for name, entries in found.items()
-        ]
+        by_block[title] = found
         tables.append(cells_table(title, members))
         if found:
             tables.append(outcomes_table(title, outcome_effects(found, options.seed)))
@@ -100,10 +92,26 @@ def analyse(records: Sequence[Record], options: Options) -> Findings:
         correlations += [row | {"group": title} for row in rows if row["group"] == POOLED]
     claims += claims_of(pairs, seed=options.seed)
     if len(blocks) > 1:
-        tables.insert(
-            0, blocks_table(sorted(by_block, key=lambda row: list(METHODS).index(row[0])))
-        )
+        claims += block_claims(by_block, seed=options.seed)
+        tables.insert(0, blocks_table(_by_block(by_block, options.seed)))
     return Findings(tuple(correlations), tuple(claims), tuple(tables), _notes(records, pairs))
+
+
+def _by_block(
+    pairs: Mapping[str, Mapping[str, Sequence[Pair]]], seed: int
+) -> list[tuple[str, str, Effect, Ratio]]:
+    accuracy = reader("targets", "test_accuracy")
+    return [
+        (
+            name,
+            block,
+            effect(name, block, found[name], accuracy, seed=seed),
+            share_of(found[name], sharper_and_better, seed=seed),
+        )
+        for name in METHODS
+        for block, found in pairs.items()
+        if name in found
+    ]
 
 
 PARTS = ("measures", "rescaled")

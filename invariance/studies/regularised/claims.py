@@ -46,6 +46,28 @@ def claims_of(pairs: Mapping[str, Sequence[Pair]], *, seed: int = 0) -> list[Cla
     return claims
 
 
+def block_claims(
+    pairs: Mapping[str, Mapping[str, Sequence[Pair]]], *, seed: int = 0
+) -> list[Claim]:
+    """Judge block by block whether a method's networks are sharper and better.
+
+    Data sets that disagree cancel in the pooled share, and its interval would not show it.
+
+    Args:
+        pairs: Block to method to treated and untreated networks.
+        seed: Seed of the bootstrap over seeds.
+
+    Returns:
+        A claim for each method and block.
+    """
+    return [
+        _sharper_and_better(name, found[name], seed, block)
+        for name in PUBLISHED_METHODS
+        for block, found in pairs.items()
+        if name in found
+    ]
+
+
 def sharper_and_better(treated: Record, untreated: Record) -> bool | None:
     """Say whether a network has the higher test accuracy and most published measures higher."""
     accuracy = reader("targets", "test_accuracy")
@@ -83,14 +105,15 @@ def _better(name: str, pairs: Sequence[Pair], seed: int) -> Claim:
     )
 
 
-def _sharper_and_better(name: str, pairs: Sequence[Pair], seed: int) -> Claim:
+def _sharper_and_better(name: str, pairs: Sequence[Pair], seed: int, block: str = "") -> Claim:
     share = share_of(pairs, sharper_and_better, seed=seed)
+    statement = (
+        f"networks trained with {name} are, more often than not, sharper and better than those "
+        "without."
+    )
     return Claim(
-        name=f"sharper-and-better-{name}",
-        statement=(
-            f"Networks trained with {name} are, more often than not, sharper and better than "
-            "those without."
-        ),
+        name=f"sharper-and-better-{name}{' ' if block else ''}{block}",
+        statement=f"On {block}, {statement}" if block else f"{statement[0].upper()}{statement[1:]}",
         quantity=(
             "share of pairs with the higher test accuracy and at least two of Fisher-Rao norm, "
             "relative flatness and SAM sharpness higher"
