@@ -23,17 +23,16 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core.arguments import as_seed
-from invariance.core.errors import MeasureError, unknown_name
+from invariance.core.errors import unknown_name
 from invariance.core.estimate import Estimate
 from invariance.curvature.batches import Data, collect_batches
 from invariance.curvature.diagonal import basis_diagonal, estimate_diagonal
 from invariance.curvature.exact import exact_curvature, require_deterministic
 from invariance.curvature.exact_directional import move_like
 from invariance.curvature.exact_linearity import analyse_linearity
-from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET, DiagonalResult, qualified
+from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET, DiagonalResult
 from invariance.curvature.exact_steps import parse_mlp
 from invariance.curvature.losses import Loss
-from invariance.curvature.operators import HessianOperator
 from invariance.curvature.space import select_parameters
 
 Method: TypeAlias = Literal["auto", "exact", "estimate"]
@@ -82,7 +81,7 @@ def hessian_trace(
         DataError: Malformed data.
     """
     seed = as_seed(seed)
-    swept, rest, why = _route(model, x, y, parameters, method)
+    swept, rest, why = route(model, x, y, parameters, method)
     parts: dict[str, float] = {}
     words: list[str] = []
     stderr: float | None = 0.0
@@ -152,7 +151,7 @@ def hessian_diagonal(
         DataError: Malformed data.
     """
     seed = as_seed(seed)
-    swept, rest, why = _route(model, x, y, parameters, method)
+    swept, rest, why = route(model, x, y, parameters, method)
     values: dict[str, Tensor] = {}
     errors: dict[str, Tensor] = {}
     words: list[str] = []
@@ -186,14 +185,29 @@ def hessian_diagonal(
     )
 
 
-def _route(
+def route(
     model: nn.Module,
     x: Data,
     y: Tensor | None,
     parameters: Iterable[str] | None,
     method: str,
 ) -> tuple[Sequence[str], Sequence[str], str]:
-    """Split the parameters into those to sweep and the rest, and say why there is a rest."""
+    """Split the parameters by the method that knows their curvature exactly.
+
+    Args:
+        model: The network.
+        x: Inputs, or a re-iterable of ``(x, y)`` batches.
+        y: Targets.
+        parameters: Names of parameters or modules; all trainable ones by default.
+        method: A :data:`Method`.
+
+    Returns:
+        Names to sweep, all others, and why there are others (for ``Estimate.method``).
+
+    Raises:
+        ModelError: A model in train mode where that matters.
+        UsageError: An unknown method.
+    """
     if method not in ("auto", "exact", "estimate"):
         raise unknown_name("method", method, ("auto", "exact", "estimate"))
     names = select_parameters(model, parameters).names
@@ -235,7 +249,7 @@ def exact_parameters(
         ModelError: A model in train mode where that matters, NaN parameters.
         DataError: Malformed data.
     """
-    swept, rest, _ = _route(model, x, y, parameters, "auto")
+    swept, rest, _ = route(model, x, y, parameters, "auto")
     if _by_products(model, rest, "auto", max_products):
         return [*swept, *rest], []
     return list(swept), list(rest)
@@ -243,98 +257,13 @@ def exact_parameters(
 
 def _by_products(model: nn.Module, rest: Sequence[str], method: str, max_products: int) -> bool:
     """Decide between exact products and an estimate."""
-    return method == "exact" or (method == "auto" and _entries(model, rest) <= max_products)
+    return method == "exact" or (method == "auto" and entries(model, rest) <= max_products)
 
 
-def _entries(model: nn.Module, names: Sequence[str]) -> int:
+def entries(model: nn.Module, names: Sequence[str]) -> int:
+    """Count the entries of some parameters."""
     return sum(model.get_parameter(name).numel() for name in names)
 
 
 def _products_words(model: nn.Module, rest: Sequence[str], why: str) -> str:
-    return f"{_entries(model, rest)} exact Hessian-vector products{why}"
-
-
-def layer_relative_flatness(
-    model: nn.Module,
-    x: Data,
-    y: Tensor | None = None,
-    *,
-    layers: Sequence[str],
-    loss: LossArgument = "cross_entropy",
-    memory_budget: int = DEFAULT_MEMORY_BUDGET,
-    max_products: int = DEFAULT_MAX_PRODUCTS,
-) -> Estimate:
-    """Return the relative flatness of some weight layers.
-
-    Args:
-        model: The network, in eval mode if it has BatchNorm or dropout.
-        x: ``(n, ...)`` inputs, or a re-iterable of ``(x, y)`` batches.
-        y: Targets; left out when ``x`` is a re-iterable of batches.
-        layers: Names of linear or convolutional modules.
-        loss: See :func:`~invariance.curvature.losses.resolve_loss`.
-        memory_budget: Bytes for temporaries.
-        max_products: Most Hessian-vector products to spend on a layer that the sweep does
-            not cover (its weight's block is then formed, one product an entry).
-
-    Returns:
-        A vector estimate in the order of ``layers``; ``parts`` has it by layer.
-
-    Raises:
-        MeasureError: A layer of a smooth network that is too large for ``max_products``.
-    """
-    weights = {layer: qualified(layer, "weight") for layer in layers}
-    swept, rest, why = _route(model, x, y, list(weights.values()), "auto")
-    parts: dict[str, float] = {}
-    words: list[str] = []
-    if swept:
-        result = exact_curvature(
-            model,
-            x,
-            y,
-            loss=loss,
-            parameters=swept,
-            relative_flatness=True,
-            memory_budget=memory_budget,
-        )
-        parts |= result.relative_flatness
-        words.append(result.method)
-    for layer in (layer for layer, weight in weights.items() if weight in rest):
-        size = _entries(model, [weights[layer]])
-        if size > max_products:
-            raise MeasureError(
-                f"The relative flatness of {layer!r} needs {size} Hessian-vector products{why}. "
-                f"Raise max_products (now {max_products}), or choose a layer in which the "
-                "network is piecewise linear, such as the last."
-            )
-        parts[layer] = _flatness_by_products(model, x, y, layer, weights[layer], loss)
-        words.append(f"{size} exact Hessian-vector products{why}")
-    values = [parts[layer] for layer in layers]
-    return Estimate(
-        values,  # type: ignore[arg-type]
-        method=" + ".join(words),
-        parts={layer: parts[layer] for layer in layers},
-    )
-
-
-def _flatness_by_products(
-    model: nn.Module,
-    x: Data,
-    y: Tensor | None,
-    layer: str,
-    weight: str,
-    loss: LossArgument,
-) -> float:
-    """Form the weight's Hessian block, and sum ``<w_s, w_s'> Tr H_{s,s'}`` over its rows."""
-    block = HessianOperator(model, x, y, loss=loss, parameters=[weight]).to_dense()
-    module = model.get_submodule(layer)
-    groups = int(getattr(module, "groups", 1))
-    rows = model.get_parameter(weight).detach()
-    rows = rows.reshape(groups, rows.shape[0] // groups, -1).to(block)
-    _, out, depth = rows.shape
-    total = 0.0
-    for g in range(groups):
-        span = slice(g * out * depth, (g + 1) * out * depth)
-        within = block[span, span].reshape(out, depth, out, depth)
-        traces = within.diagonal(dim1=1, dim2=3).sum(-1)
-        total += float((traces * (rows[g] @ rows[g].mT)).sum())
-    return total
+    return f"{entries(model, rest)} exact Hessian-vector products{why}"

@@ -11,8 +11,8 @@ from invariance.core.groups import Group
 from invariance.core.modules import weight_layers
 from invariance.curvature.batches import collect_batches
 from invariance.curvature.exact import require_deterministic
+from invariance.curvature.exact_flatness import layer_relative_flatness
 from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET
-from invariance.curvature.exact_route import layer_relative_flatness
 from invariance.curvature.losses import LossLike
 from invariance.measures.layer_choice import chosen_layer, executed_layers
 from invariance.measures.registry import measure

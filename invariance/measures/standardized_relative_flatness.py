@@ -16,8 +16,8 @@ from invariance.core.modules import clone
 from invariance.curvature.batches import Batches, collect_batches
 from invariance.curvature.exact import require_deterministic
 from invariance.curvature.exact_directional import move_like
+from invariance.curvature.exact_flatness import layer_relative_flatness
 from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET
-from invariance.curvature.exact_route import layer_relative_flatness
 from invariance.curvature.losses import LossLike
 from invariance.measures.layer_choice import chosen_layer
 from invariance.measures.registry import measure

@@ -14,7 +14,7 @@ from torch import nn
 
 from invariance.core.errors import MeasureError, UsageError
 from invariance.curvature import hessian_diagonal, hessian_trace
-from invariance.curvature.exact_route import layer_relative_flatness
+from invariance.curvature.exact_flatness import layer_relative_flatness
 
 MIXED = ("attention", "tied", "layer-norm")
 
