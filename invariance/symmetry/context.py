@@ -242,10 +242,24 @@ class Context:
         self.ledger.tie_moves(new[live], old[live])
         return value.with_labels(new[inverse].reshape(value.labels.shape))
 
-    def touch(self, value: Value, call: Call, *keys: int | IntArray) -> None:
-        """Note that ``call`` reads a value's threads."""
-        addresses: int | IntArray = 0 if value.addresses is None else value.addresses
-        self.ledger.touch(value.labels, call.node, addresses, *keys)
+    def touch(
+        self, value: Value, call: Call, *keys: int | IntArray, entrywise: bool = False
+    ) -> None:
+        """Note that ``call`` reads a value's threads.
+
+        Args:
+            value: What it reads.
+            call: The operation.
+            keys: What distinguishes the threads, broadcasting against the labels.
+            entrywise: Whether it treats every entry by itself, so that threads whose entries
+                lie differently still exchange.
+        """
+        places: list[int | IntArray] = []
+        if not value.even:
+            places = [value.explicit_addresses()]
+            if not entrywise:
+                places.append(value.positions())
+        self.ledger.touch(value.labels, call.node, *places, *keys)
 
     def unknown(self, call: Call, reason: str) -> None:
         """Stop everything that a call touches; its result belongs to the outside."""

@@ -35,6 +35,19 @@ class Value:
         """Dimensions along which the threads differ."""
         return tuple(d for d, n in enumerate(self.labels.shape) if n > 1)
 
+    @property
+    def even(self) -> bool:
+        """Whether the entries of all threads lie alike: same addresses at same positions."""
+        if self.addresses is None:
+            return True
+        pairs = zip(self.labels.shape, self.addresses.shape, strict=True)
+        return not any(n > 1 and m > 1 for n, m in pairs)
+
+    def positions(self) -> IntArray:
+        """Return a number for every position along dimensions where threads do not differ."""
+        shape = [1 if d in self.varying else n for d, n in enumerate(self.shape)]
+        return np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape)
+
     def with_labels(self, labels: IntArray) -> Value:
         """Return the same positions with other threads."""
         return replace(self, labels=labels)
@@ -43,8 +56,7 @@ class Value:
         """Return the addresses, written out where they were implicit."""
         if self.addresses is not None:
             return self.addresses
-        shape = [1 if d in self.varying else n for d, n in enumerate(self.shape)]
-        return np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape)
+        return self.positions()
 
     def padded(self, ndim: int) -> Value:
         """Return the value with leading dimensions of size 1, ``ndim`` in all."""
@@ -126,33 +138,24 @@ def restructure(value: Value, move: Callable[[Tensor], Any]) -> Any:
         The value after: with ``move``'s structure of tuples, if it returns several tensors.
     """
     moved_labels = move(expand(value.labels, value.shape))
-    if value.addresses is None:
-        found = _without_addresses(moved_labels)
-        if found is not None:
-            return found
     moved_addresses = move(expand(value.explicit_addresses(), value.shape))
     return _collect(moved_labels, moved_addresses)
 
 
-def _without_addresses(labels: Any) -> Any:
-    """Return the moved value if every thread still fills one block; else ``None``."""
-    if isinstance(labels, Tensor):
-        compressed = compress(labels.numpy())
-        if compressed.size > 1 and np.unique(compressed).size != compressed.size:
-            return None
-        return Value(compressed, tuple(labels.shape))
-    parts = [_without_addresses(part) for part in labels]
-    return None if any(part is None for part in parts) else parts
-
-
 def _collect(labels: Any, addresses: Any) -> Any:
-    if isinstance(labels, Tensor):
-        compressed = compress(labels.numpy())
-        shape = tuple(labels.shape)
-        if compressed.size == 1:
-            return Value(compressed, shape)
-        return Value(compressed, shape, compress(addresses.numpy()))
-    return [_collect(*parts) for parts in zip(labels, addresses, strict=True)]
+    if not isinstance(labels, Tensor):
+        return [_collect(*parts) for parts in zip(labels, addresses, strict=True)]
+    implicit = Value(compress(labels.numpy()), tuple(labels.shape))
+    unmoved = implicit.labels.size == 1 and int(implicit.labels.reshape(-1)[0]) <= 0
+    if unmoved:  # nothing of a thread in it
+        return implicit
+    places = compress(addresses.numpy())
+    # Leave the addresses out only where positions say the same. A flip or a stride of some
+    # channels says something else, and those no longer exchange with the others.
+    one_block = np.unique(implicit.labels).size == implicit.labels.size
+    if one_block and np.array_equal(places, compress(implicit.explicit_addresses())):
+        return implicit
+    return Value(implicit.labels, implicit.shape, places)
 
 
 def restructure_view(view: ParameterView, move: Callable[[Tensor], Any]) -> Any:

@@ -40,7 +40,7 @@ def apply_elementwise(
     value = context.value(operand)
     if value is None:
         raise NotUnderstoodError("has no operand that depends on the input")
-    context.touch(value, call)
+    context.touch(value, call, entrywise=True)
     result = context.renew(value, call, zero_stays=homogeneous)
     relate(context, call, value, result, homogeneous=homogeneous, odd=odd)
     if not (homogeneous and odd):
@@ -154,7 +154,7 @@ def monomial(context: Context, call: Call) -> None:
     twice = 2 * exponent if isinstance(exponent, (int, float)) else None
     if value is None or twice is None or twice != int(twice) or abs(twice) > 16:
         raise NotUnderstoodError("raises to a power that is not a small integer or half")
-    context.touch(value, call)
+    context.touch(value, call, entrywise=True)
     result = context.renew(value, call)
     context.ledger.relate((result.labels, 2), (value.labels, -int(twice)), sign=False)
     if name in ("abs", "absolute"):

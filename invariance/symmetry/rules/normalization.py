@@ -155,6 +155,8 @@ def normalized_layer(
         ]
         within = slim.reshape((-1, *slim.shape[lead:]))
     context.ledger.touch(cells, call.node, block, within)
+    if not value.even:
+        context.touch(value, call)
     first = cells.max(axis=0)
     if cells.shape[0] > 1:  # positions differ: the affine part ties them
         context.ledger.tie_moves(np.broadcast_to(first, cells.shape), cells)

@@ -133,9 +133,10 @@ def _tie_or_pin(
     broadcast = [vary[0] - extent[1], vary[1] - extent[0]]
     if not broadcast[0] and not broadcast[1]:
         keys: list[int | IntArray] = []
+        even = first.even and second.even
         for one, value in enumerate((first, second)):
             # Implicit addresses tell the other operand's threads apart where those are finer.
-            alike = value.addresses is None and not vary[1 - one] - vary[one]
+            alike = even and not vary[1 - one] - vary[one]
             keys.append(0 if alike else value.explicit_addresses())
         context.ledger.touch(first.labels, call.node, 1, *keys)
         context.ledger.touch(second.labels, call.node, 2, *keys)
@@ -226,14 +227,14 @@ def _with_constant(
     constant_operand(context, call, value, constant, multiply=multiply)
     ndim = call.out.dim()
     shape = tuple(call.out.shape)
-    context.touch(value, call)
+    alike = not isinstance(constant, Tensor) or constant.numel() == 1
+    context.touch(value, call, entrywise=alike)
     wide = value.padded(ndim)
     if multiply:
         wide = Value(wide.labels, shape, wide.addresses)
         result = context.renew(wide, call, zero_stays=power > 0)
     else:
-        whole = not isinstance(constant, Tensor) or constant.numel() == 1
-        zero = whole and not bool(torch.as_tensor(constant).count_nonzero())
+        zero = alike and not bool(torch.as_tensor(constant).count_nonzero())
         result = context.renew(Value(wide.labels, shape, wide.addresses), call, zero_stays=zero)
     context.ledger.relate((result.labels, 1), (wide.labels, -power))
     if power != 1:

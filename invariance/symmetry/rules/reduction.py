@@ -108,7 +108,7 @@ def reduce(
         context.ledger.block_mixing(labels)
         if kept:
             context.ledger.tie_moves(np.broadcast_to(fresh, flat.shape), flat)
-        if value.addresses is not None:
+        if not value.even:
             stop = context.stop(call, "reduces positions that differ by channel", MOVE)
             context.pin(np.concatenate([labels.reshape(-1), fresh.reshape(-1)]), stop, move=True)
         fresh = np.where((flat == ZERO).all(axis=0), ZERO, fresh)
@@ -125,8 +125,9 @@ def reduce(
             context.ledger.block_mixing(labels)
         places = result.addresses
         if places is not None and any(places.shape[d] > 1 for d in dims):
-            stop = context.stop(call, "reduces positions that differ by channel", MOVE)
-            context.pin(value.labels, stop, move=True)
+            if not value.even:
+                stop = context.stop(call, "reduces positions that differ by channel", MOVE)
+                context.pin(value.labels, stop, move=True)
             result = Value(result.labels, result.shape)
     _drop(context, result, dims, keep=keep, out=out)
 
