@@ -43,7 +43,7 @@ def settle(model):
     return model.double().eval()
 
 
-def check(model, x, needed):
+def check(model, x, needed, *, tolerance=1e-10):
     assert {group.kind.value for group in symmetries(model, x).groups} >= needed
     went = 0
     for transform in (
@@ -61,7 +61,7 @@ def check(model, x, needed):
             assert refused, reason
             continue
         went += 1
-        assert verification.max_abs_logit_diff <= 1e-10 * verification.output_scale, transform
+        assert verification.max_abs_logit_diff <= tolerance * verification.output_scale, transform
     assert went
 
 
@@ -124,4 +124,6 @@ def test_transformers(name):
         pytest.skip(f"{name} cannot be imported here: {error}")
     model = build(getattr(transformers, name + "Config")(**common))
     tokens = torch.randint(0, 99, (1, 7), generator=torch.Generator().manual_seed(0))
-    check(settle(Logits(model)), tokens, {"permutation", "scaling"})
+    # Llama's norms and rotations compute in float32 whatever the network's type is.
+    tolerance = 1e-6 if name == "Llama" else 1e-10
+    check(settle(Logits(model)), tokens, {"permutation", "scaling"}, tolerance=tolerance)
