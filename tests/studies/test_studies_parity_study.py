@@ -12,6 +12,7 @@ from invariance.studies.engine import run_study
 from invariance.studies.parity import contest, draw_problem
 from invariance.studies.parity.cells import CELLS, at_scale, config_of, recipe_of
 from invariance.studies.parity.contest import MORE_IS_BETTER, NEEDS_GRADIENT, judge
+from invariance.studies.parity.findings import training_table
 from invariance.studies.parity.verdicts import FAILS, FLATTEST, GENERALISES, claims, mean_interval
 
 TINY = Options(
@@ -97,6 +98,35 @@ def test_claims_follow_their_regions():
     assert flatter.verdict == "supported"
     assert found["bias-sam-flatter-rescaled"].value == pytest.approx(45 / 22)
     assert (GENERALISES.low, FAILS.high, FLATTEST.high) == (0.9, 0.9, 1.1)
+
+
+def test_a_network_that_diverged_is_no_evidence():
+    cell = "batch, SAM"
+    kept = [record(cell, s, 0.99 + s / 1e3, 8.0, 1.0) for s in range(3)]
+    lost = [record(cell, s, 0.0, math.nan, math.nan) for s in (3, 4)]
+    lost = [Record(r.config, {"diverged": True}, r.measured) for r in lost]
+    found = {claim.name: claim for claim in claims({cell: kept + lost}, [], [])}
+    claim = found["batch-sam-generalises"]
+    assert (claim.n, claim.value) == (3, pytest.approx(0.991))
+    assert claim.verdict == "supported"
+    assert "2 of 5 networks diverged and are left out" in claim.note
+    none = {c.name: c for c in claims({cell: lost}, [], [])}["batch-sam-generalises"]
+    assert (none.value, none.verdict) == (None, "inconclusive")
+
+
+def test_the_table_counts_the_diverged_apart():
+    targets = {"test_accuracy": 0.9, "train_loss": 0.1}
+    numbers = {"gauss_newton_trace": 8.0, "excess_sharpness": 1.0, "minimum_sharpness": None}
+    measured = {"targets": targets, "measures": numbers, "rescaled": numbers}
+    lost = measured | {"targets": {"test_accuracy": 0.0, "train_loss": None}}
+    records = [
+        Record(config_of("batch, SAM", CELLS["batch, SAM"], STUDY.full, s), {"diverged": s > 0},
+               lost if s else measured)
+        for s in range(3)
+    ]  # fmt: skip
+    row = training_table(records).rows[0]
+    assert row[:6] == ("batch, SAM", "1, 2 diverged", 0.9, "0.900 to 0.900", 0.1, 8.0)
+    assert training_table(records[1:]).rows[0][1:4] == ("0, 2 diverged", None, None)
 
 
 def test_the_interval_is_student_s():

@@ -97,20 +97,23 @@ def _correlations(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 def training_table(records: Sequence[Record]) -> Table:
     """Show where every cell ends: means over seeds."""
-    rows = []
-    for cell, members in by_cell(records).items():
+    rows: list[tuple[str | float | None, ...]] = []
+    for cell, everyone in by_cell(records).items():
+        members = [r for r in everyone if not r.facts.get("diverged")]
+        lost = len(everyone) - len(members)
         accuracy = [float(r.measured["targets"]["test_accuracy"]) for r in members]
 
         def mean(kind: str, name: str, members: Sequence[Record] = members) -> float | None:
             values = [r.measured[kind][name] for r in members]
-            return None if any(v is None for v in values) else float(np.mean(values))
+            known = values and not any(v is None for v in values)
+            return float(np.mean(values)) if known else None
 
         rows.append(
             (
                 cell,
-                len(members),
-                float(np.mean(accuracy)),
-                f"{min(accuracy):.3f} to {max(accuracy):.3f}",
+                f"{len(members)}{f', {lost} diverged' if lost else ''}",
+                float(np.mean(accuracy)) if accuracy else None,
+                f"{min(accuracy):.3f} to {max(accuracy):.3f}" if accuracy else None,
                 mean("targets", "train_loss"),
                 mean("measures", "gauss_newton_trace"),
                 mean("measures", "excess_sharpness"),
