@@ -129,6 +129,22 @@ def test_rescaling_keeps_the_function_and_moves_every_weight(name):
     assert sharpness.rescaling_seed("a") != sharpness.rescaling_seed("b")
 
 
+def test_layers_are_rescaled_as_a_whole_and_units_by_themselves():
+    model = images.ARCHITECTURES["mlp"](64, 10, 0).double().eval()
+    x = images.test_task("digits").x_test[:8].double()
+    means, spreads = [], []
+    for seed in range(6):
+        moved = sharpness.rescaled(model, x, seed)
+        before, after = (net[0].weight.detach().norm(dim=1) for net in (model, moved))
+        logs = (after / before).log()
+        means.append(float(logs.mean()))
+        spreads.append(float(logs.std()))
+    # 64 unit factors in [1/10, 10] average to a log of 0 +- 0.17; the layer's are up to 3.4.
+    assert max(map(abs, means)) > 1.0
+    assert max(map(abs, means)) < np.log(sharpness.LAYER_SPREAD) + 0.7
+    assert all(0.9 < spread < 1.7 for spread in spreads)  # log 10 / sqrt(3) is 1.33
+
+
 def test_kept_predictions_give_disagreement_and_divergence():
     task = images.test_task("digits")
     nets = [images.ARCHITECTURES["mlp"](64, 10, seed).double().eval() for seed in range(4)]
@@ -177,6 +193,11 @@ def test_sharper_and_better_needs_both():
     for accuracy, sharp, expected in ((0.6, 2.0, True), (0.6, 0.5, False), (0.4, 2.0, False)):
         assert sharper_and_better(record("sam", 0, accuracy, sharp), base) is expected
     assert sharper_and_better(record("sam", 0, 0.6, math.nan), base) is None
+    mixed = record("sam", 0, 0.6, 0.5)
+    mixed.measured["measures"]["fisher_rao_norm"] = 2.0  # one of three
+    assert sharper_and_better(mixed, base) is False
+    mixed.measured["measures"]["relative_flatness"] = 2.0  # two of three
+    assert sharper_and_better(mixed, base) is True
     swapped = record("sam", 0, 0.6, 2.0, rescaled=0.5)
     kept = record("baseline", 0, 0.5, 1.0, rescaled=1.0)
     assert same_after_rescaling("sam_sharpness", swapped, kept) is False
