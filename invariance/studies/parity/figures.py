@@ -89,7 +89,9 @@ def trajectories(records: Sequence[Record]) -> Figure:
         if least is not None:
             axes.axvline(least, color=INK, lw=1.0, ls="--")
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        low, high = axes.get_xlim()
+        wide = high > 100 * low  # there labels at every 1, 2, 3 and 5 would run into each other
+        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 3, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("sharpness")
