@@ -16,7 +16,7 @@ through a convolution takes, for every row, a matrix over all entries of a featu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -106,14 +106,7 @@ def hessian_trace(
         words.append(f"{found.method}{why}")
         if found.exact:  # a budget of at least one product an entry
             stderr = 0.0
-    order = [name for name, _ in model.named_parameters() if name in parts]
-    return Estimate(
-        sum(parts[name] for name in order),
-        stderr=stderr,
-        exact=stderr == 0.0,
-        method=" + ".join(words),
-        parts={name: parts[name] for name in order},
-    )
+    return assembled(model, parts, stderr, words)
 
 
 def hessian_diagonal(
@@ -222,6 +215,30 @@ def route(
     swept = [name for name in names if name not in reasons]
     rest = [name for name in names if name in reasons]
     return swept, rest, f" (for {rest[0]!r}, {reasons[rest[0]]})" if rest else ""
+
+
+def assembled(
+    model: nn.Module, parts: Mapping[str, float], stderr: float | None, words: Sequence[str]
+) -> Estimate:
+    """Put a trace together from its parts.
+
+    Args:
+        model: The network, for the order of its parameters.
+        parts: Parameter name to its share.
+        stderr: Standard error of the sum; 0 if it is exact.
+        words: How each portion was computed.
+
+    Returns:
+        The sum, with its parts in the order of the parameters.
+    """
+    order = [name for name, _ in model.named_parameters() if name in parts]
+    return Estimate(
+        sum(parts[name] for name in order),
+        stderr=stderr,
+        exact=stderr == 0.0,
+        method=" + ".join(words),
+        parts={name: parts[name] for name in order},
+    )
 
 
 def exact_parameters(

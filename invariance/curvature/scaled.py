@@ -14,6 +14,7 @@ from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET
 from invariance.curvature.exact_route import (
     DEFAULT_MAX_PRODUCTS,
     DEFAULT_PROBES,
+    assembled,
     exact_parameters,
     hessian_diagonal,
 )
@@ -110,11 +111,4 @@ def scaled_trace(
         parts |= found.parts
         stderr = 0.0 if found.exact else found.stderr
         words.append(found.method)
-    order = [name for name, _ in model.named_parameters() if name in parts]
-    return Estimate(
-        sum(parts[name] for name in order),
-        stderr=stderr,
-        exact=stderr == 0.0,
-        method=" + ".join(words),
-        parts={name: parts[name] for name in order},
-    )
+    return assembled(model, parts, stderr, words)
