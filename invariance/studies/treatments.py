@@ -203,6 +203,9 @@ def share_of(
 ) -> Ratio:
     """Share of pairs for which something holds, with an interval by bootstrap over seeds.
 
+    Where it holds for all pairs, or for none, every resample says the same and the bootstrap
+    has no width: the end is then that of Clopper and Pearson with seeds for trials.
+
     Args:
         pairs: Treated and untreated networks.
         holds: Whether it does; ``None`` leaves the pair out.
@@ -220,6 +223,11 @@ def share_of(
     if _enough(seeds):
         counts = seed_counts(seeds, RESAMPLES, seed)
         low, high = interval(counts @ flags / counts.sum(1), 0.95)
+        certain = 0.025 ** (1 / len(np.unique(seeds)))
+        if flags.all():
+            low = certain
+        elif not flags.any():
+            high = 1 - certain
     return Ratio(float(flags.mean()), low, high, len(rows), extrapolated=False)
 
 

@@ -240,6 +240,23 @@ def test_a_planted_answer_is_found():
     assert factor.value == pytest.approx(2.0, rel=0.05)
 
 
+def test_a_measure_that_rescaling_does_not_move_keeps_every_order_exactly():
+    def claim_of(moved):
+        records = []
+        for seed in range(8):
+            low, high = 1.0 + 0.1 * seed, 3.0 + 0.1 * seed
+            records.append(record("baseline", seed, 0.8, low, rescaled=low * moved))
+            records.append(record("sam", seed, 0.9, high, rescaled=high))
+        claims = analyse(records, Options(quick=True)).claims
+        return next(c for c in claims if c.name == "about-the-function-fisher_rao_norm")
+
+    fixed = claim_of(1 + 1e-9)
+    assert (fixed.exact, fixed.ci_low, fixed.verdict) == (True, 1.0, "supported")
+    moved = claim_of(1.01)  # eight of eight seeds keep their order, which may be luck
+    assert (moved.exact, moved.value, moved.verdict) == (False, 1.0, "inconclusive")
+    assert moved.ci_low == pytest.approx(0.025 ** (1 / 8))
+
+
 def test_blocks_that_disagree_are_shown_apart():
     records = []
     for seed in range(8):
@@ -256,8 +273,8 @@ def test_blocks_that_disagree_are_shown_apart():
     table = findings.tables[0]
     assert table.title == "What the claims pool, block by block"
     shares = {row[:2]: row[-1] for row in table.rows}
-    assert shares["sam", "digits, mlp, n = 9"] == "1 [1, 1]"
-    assert shares["sam", "mnist, mlp, n = 9"] == "0 [0, 0]"
+    assert shares["sam", "digits, mlp, n = 9"] == "1 [0.631, 1]"  # 8 of 8 seeds
+    assert shares["sam", "mnist, mlp, n = 9"] == "0 [0, 0.369]"
     better = {row[:2]: row[3] for row in table.rows}
     assert better["sam", "mnist, mlp, n = 9"] == "-1 [-1, -1]"
     assert [row[0] for row in table.rows] == ["sam"] * 2 + ["adaptive-sam"] * 2

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from invariance.stats import benjamini_yekutieli, paired_wilcoxon
 from invariance.studies import Config, Record
@@ -153,3 +154,17 @@ def test_shares_leave_out_what_is_not_known():
     found = share_of(pairs, lambda a, b: None if value(a) == 9 else value(a) > value(b))
     assert (found.value, found.n) == (5 / 9, 9)
     assert found.ci_low < 5 / 9 < found.ci_high
+
+
+def test_a_share_of_all_or_none_has_the_exact_interval_of_its_seeds():
+    pairs = paired([(i + 1, i) for i in range(8)])
+    exact = scipy.stats.binomtest(8, 8).proportion_ci(0.95)
+    every = share_of(pairs, lambda a, b: value(a) > value(b))
+    assert (every.value, every.ci_high) == (1.0, 1.0)
+    assert every.ci_low == pytest.approx(exact.low)
+    none = share_of(pairs, lambda a, b: value(a) < value(b))
+    assert (none.value, none.ci_low) == (0.0, 0.0)
+    assert none.ci_high == pytest.approx(1 - exact.low)
+    # Two pairs a seed are no more seeds.
+    twice = share_of([*pairs, *pairs], lambda a, b: value(a) > value(b))
+    assert twice.ci_low == pytest.approx(exact.low)

@@ -14,6 +14,9 @@ from invariance.studies.treatments import Pair, effect, ratio_at_equal, share_of
 #: The sharpness measures that the paper reports, under our names.
 PUBLISHED_MEASURES = ("fisher_rao_norm", "relative_flatness", "sam_sharpness")
 
+#: Relative change of a measure that counts as none.
+FIXED = 1e-6
+
 TITLES = {
     "fisher_rao_norm": "the Fisher-Rao norm",
     "relative_flatness": "relative flatness",
@@ -162,6 +165,8 @@ def _sharper_at_equal_loss(name: str, pairs: Sequence[Pair], seed: int) -> Claim
 
 def _about_the_function(name: str, pairs: Sequence[Pair], seed: int) -> Claim:
     share = share_of(pairs, lambda a, b: same_after_rescaling(name, a, b), seed=seed)
+    # A measure that no network's rescaling moves keeps every order: nothing is left to chance.
+    exact = share.value == 1.0 and _fixed(name, pairs)
     return Claim(
         name=f"about-the-function-{name}",
         statement=f"Which of two networks is sharper by {TITLES[name]} is about their functions.",
@@ -172,8 +177,20 @@ def _about_the_function(name: str, pairs: Sequence[Pair], seed: int) -> Claim:
         paper=None,
         region=Region(low=0.9),
         value=share.value,
-        ci_low=share.ci_low,
-        ci_high=share.ci_high,
+        ci_low=share.value if exact else share.ci_low,
+        ci_high=share.value if exact else share.ci_high,
         n=share.n,
-        note="Not asked in the paper.",
+        exact=exact,
+        note="Not asked in the paper."
+        + (" No network's value moves when it is rescaled." if exact else ""),
+    )
+
+
+def _fixed(name: str, pairs: Sequence[Pair]) -> bool:
+    before, after = reader("measures", name), reader("rescaled", name)
+    return all(
+        math.isclose(before(record), after(record), rel_tol=FIXED)
+        for pair in pairs
+        for record in pair
+        if math.isfinite(before(record))
     )
