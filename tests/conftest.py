@@ -1,6 +1,7 @@
 """What every test shares: one thread a process, and real data where there is some."""
 
 import os
+import sys
 
 import pytest
 import torch
@@ -34,3 +35,19 @@ def mnist():
         return inv.load_task(name, root=root, **sizes)
 
     return load
+
+
+#: Runs ``python -m invariance`` where Ctrl-C works, whatever the tests were started by.
+_LISTENING = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "runpy.run_module('invariance', run_name='__main__', alter_sys=True)"
+)
+
+
+@pytest.fixture(scope="session")
+def interruptible():
+    """The start of a command line: ``invariance`` as a program that Ctrl-C can end.
+
+    A job in the background may be started with Ctrl-C ignored, and what it starts inherits that.
+    """
+    return [sys.executable, "-c", _LISTENING]

@@ -92,7 +92,7 @@ def test_python_dash_m(capsys):
     assert done.stdout.startswith("invariance ")
 
 
-def test_ctrl_c_ends_cleanly(tmp_path):
+def test_ctrl_c_ends_cleanly(tmp_path, interruptible):
     """Interrupted while a measure is being computed, however fast the machine is."""
     (tmp_path / "patient.py").write_text(
         "import pathlib, time\n"
@@ -103,14 +103,18 @@ def test_ctrl_c_ends_cleanly(tmp_path):
     )
     target = tmp_path / "r.json"
     process = subprocess.Popen(
-        [sys.executable, "-m", "invariance", "check", "patient:patient", "--json", str(target)],
+        [*interruptible, "check", "patient:patient", "--json", str(target)],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    while not (tmp_path / "running").exists():
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        while not (tmp_path / "running").exists():
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
     assert process.returncode == 130, err
     assert "Interrupted" in err
     assert "Traceback" not in err

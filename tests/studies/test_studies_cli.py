@@ -153,7 +153,7 @@ TRAIN = 'def train(configs, context):  # one batch of one cell; here a "network"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ctrl_c_ends_promptly_and_says_how_to_go_on(here, workers):
+def test_ctrl_c_ends_promptly_and_says_how_to_go_on(here, workers, interruptible):
     assert TRAIN in OWN
     (here / "slow_coin.py").write_text(
         OWN.replace(
@@ -163,7 +163,7 @@ def test_ctrl_c_ends_promptly_and_says_how_to_go_on(here, workers):
             "        time.sleep(600)\n",
         )
     )
-    command = [sys.executable, "-m", "invariance", "study", "slow_coin:COIN", "--out", "o"]
+    command = [*interruptible, "study", "slow_coin:COIN", "--out", "o"]
     process = subprocess.Popen(
         [*command, "--networks", "100", "--workers", str(workers)],
         cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -178,6 +178,7 @@ def test_ctrl_c_ends_promptly_and_says_how_to_go_on(here, workers):
         _, err = process.communicate(timeout=120)
     finally:
         process.kill()
+        process.communicate()
     assert process.returncode == 130, err
     assert "50 of 100 networks are kept in o; go on with --resume" in err
     assert "Traceback" not in err
