@@ -162,8 +162,8 @@ def _general(
             "Minimum sharpness needs an exact diagonal of the Hessian, and here that of "
             f"{', '.join(map(repr, estimated[:3]))}{' and others' if len(estimated) > 3 else ''} "
             "can only be estimated: behind these the network is not piecewise linear. Use ReLU, "
-            "LeakyReLU or linear layers behind every weight, or a network of at most "
-            f"{DEFAULT_MAX_PRODUCTS:,} parameters."
+            "LeakyReLU or linear layers behind every weight, or a network in which such weights "
+            f"have at most {DEFAULT_MAX_PRODUCTS:,} entries together."
         )
     found = hessian_diagonal(folded, x, y, loss=loss, parameters=names, memory_budget=memory_budget)
     return dict(found.values), design

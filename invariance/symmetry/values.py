@@ -146,8 +146,8 @@ def _collect(labels: Any, addresses: Any) -> Any:
     if not isinstance(labels, Tensor):
         return [_collect(*parts) for parts in zip(labels, addresses, strict=True)]
     implicit = Value(compress(labels.numpy()), tuple(labels.shape))
-    unmoved = implicit.labels.size == 1 and int(implicit.labels.reshape(-1)[0]) <= 0
-    if unmoved:  # nothing of a thread in it
+    no_thread = implicit.labels.size == 1 and int(implicit.labels.reshape(-1)[0]) <= 0
+    if no_thread:
         return implicit
     places = compress(addresses.numpy())
     # Leave the addresses out only where positions say the same. A flip or a stride of some

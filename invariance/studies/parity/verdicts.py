@@ -63,8 +63,7 @@ def claims(
     wide = "Rates of Figure 2a, which the paper uses with simplified BatchNorm."
     short = (
         "The first fiftieth of the paper's first phase, since a step needs the whole training set, "
-        "at a fifth of its rate, which overshoots at PyTorch's initial weights. Sharpness was "
-        "still falling and accuracy rising when it ended."
+        "at a fifth of its rate, which overshoots at PyTorch's initial weights and full width."
     )
     return [
         accuracy("no-bias-sam-generalises", "Without a bias, 1-SAM generalises.",

@@ -115,20 +115,18 @@ def measure_all(
         try:
             estimates = list(measure.of_many(models, **inputs, **arguments))
             found = [float(e) for e in estimates]
-            if "samples" not in arguments:
-                errors = [_relative_error(e) for e in estimates]
-                if max(errors) > NOISIEST:
-                    refused[name] = (
-                        "left out where it can only be estimated and the relative standard "
-                        f"error is above {NOISIEST:.0%}."
-                    )
+            errors = [0.0 if "samples" in arguments else _relative_error(e) for e in estimates]
+            if max(errors) > NOISIEST:
+                refused[name] = (
+                    "left out where it can only be estimated and the relative standard error is "
+                    f"above {NOISIEST:.0%}."
+                )
                 found = [
-                    value if error <= NOISIEST else math.nan
-                    for value, error in zip(found, errors, strict=True)
+                    v if e <= NOISIEST else math.nan for v, e in zip(found, errors, strict=True)
                 ]
-                kept = max(error for error in (*errors, 0.0) if error <= NOISIEST)
-                if kept > _ROUNDING:
-                    estimated[name] = kept
+            worst = max((e for e in errors if e <= NOISIEST), default=0.0)
+            if worst > _ROUNDING:
+                estimated[name] = worst
         except InvarianceError as error:
             refused[name] = str(error)
             found = [math.nan] * len(models)

@@ -10,7 +10,6 @@ import numpy as np
 
 from invariance.stats import stratified_spearman
 from invariance.stats.rank import MINIMUM_POINTS
-from invariance.studies.claims import Claim
 from invariance.studies.correlations import POOLED, column, correlation_rows
 from invariance.studies.recipes.sharpness import MEASURES, diversity
 from invariance.studies.regularised.claims import block_claims, claims_of, sharper_and_better
@@ -74,7 +73,6 @@ def analyse(records: Sequence[Record], options: Options) -> Findings:
     correlations: list[Mapping[str, Any]] = []
     tables: list[Table] = []
     pairs: dict[str, list[Pair]] = {}
-    claims: list[Claim] = []
     by_block: dict[str, dict[str, list[Pair]]] = {}
     for block, members in blocks.items():
         found = fitted_pairs(members)
@@ -90,7 +88,7 @@ def analyse(records: Sequence[Record], options: Options) -> Findings:
         rows = _correlations(members, options)
         tables.append(simpson_table(title, rows, within_cells(members)))
         correlations += [row | {"group": title} for row in rows if row["group"] == POOLED]
-    claims += claims_of(pairs, seed=options.seed)
+    claims = claims_of(pairs, seed=options.seed)
     if len(blocks) > 1:
         claims += block_claims(by_block, seed=options.seed)
         tables.insert(0, blocks_table(_by_block(by_block, options.seed)))

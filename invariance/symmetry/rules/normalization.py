@@ -155,7 +155,7 @@ def normalized_layer(
         ]
         within = slim.reshape((-1, *slim.shape[lead:]))
     context.ledger.touch(cells, call.node, block, within)
-    if not value.even:
+    if not value.even:  # positions in front of the normalised ones tell threads apart, too
         context.touch(value, call)
     first = cells.max(axis=0)
     if cells.shape[0] > 1:  # positions differ: the affine part ties them
