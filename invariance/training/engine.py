@@ -60,7 +60,7 @@ class PerceptronEngine:
         self._work = Workspace(len(models), x)
         columns = list(zip(*map(_modules, models), strict=True))
         self._head: Head = make_head(
-            columns[0],  # type: ignore[arg-type]
+            columns[0],
             x,
             self._rule,
             self._work,
