@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from invariance.core._arguments import as_seed
 from invariance.core._errors import unknown_name
 from invariance.core._estimate import Estimate
+from invariance.core._perceptron import read_perceptron
 from invariance.curvature._batches import Data, collect_batches
 from invariance.curvature.estimates._diagonal import basis_diagonal, estimate_diagonal
 from invariance.curvature.exact._directional import move_like
 from invariance.curvature.exact._linearity import analyse_linearity
 from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET, DiagonalResult
-from invariance.curvature.exact._steps import parse_mlp
 from invariance.curvature.exact._sweep import exact_curvature, require_deterministic
 from invariance.curvature.losses._resolve import Loss
 from invariance.curvature.products._parameter_space import select_parameters
@@ -208,7 +208,7 @@ def route(
     if method == "estimate":
         return (), names, ""
     first = collect_batches(x, y).first()[0]
-    if first.ndim == 2 and parse_mlp(model) is not None:
+    if first.ndim == 2 and read_perceptron(model) is not None:
         return names, (), ""
     row = move_like(first[:1], next(iter(model.parameters())))
     reasons = analyse_linearity(model, row).reasons

@@ -8,8 +8,9 @@ from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
 from invariance.core._groups import Group
 from invariance.core._modules import weight_layers
+from invariance.core._perceptron import qualified
 from invariance.curvature._trace_diagonal import hessian_trace
-from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET, qualified
+from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET
 from invariance.curvature.losses._resolve import LossLike
 from invariance.measures._registry import measure
 

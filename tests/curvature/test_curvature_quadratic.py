@@ -14,7 +14,7 @@ from curvature_cases import CASES, Case, dense_hessian
 from torch import nn
 
 from invariance.curvature import GGNOperator, HessianOperator, eigenpairs, hessian_eigenvalues
-from invariance.curvature.products._chain_layers import read_chain
+from invariance.curvature.products._chain import read_chain
 from invariance.curvature.products._operators import OPERATORS
 from invariance.curvature.spectrum._certificates import certify_again
 

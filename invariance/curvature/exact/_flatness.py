@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
+from invariance.core._perceptron import qualified
 from invariance.curvature._batches import Data
 from invariance.curvature._trace_diagonal import DEFAULT_MAX_PRODUCTS, LossArgument, entries, route
-from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET, qualified
+from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET
 from invariance.curvature.exact._sweep import exact_curvature
 from invariance.curvature.products._operators import HessianOperator
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from invariance.core._modules import BATCH_NORMS, WEIGHT_LAYERS
-from invariance.curvature.exact._result import Sums, Wants, qualified
+from invariance.core._perceptron import qualified
+from invariance.curvature.exact._result import Sums, Wants
 
 
 def patches(module: nn.Module, inputs: Tensor) -> Tensor:

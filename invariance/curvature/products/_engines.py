@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from invariance.curvature._objective import Objective
-from invariance.curvature.products._chain import Chain, ChainState
-from invariance.curvature.products._chain_layers import read_chain
+from invariance.curvature.products._chain import Chain, ChainState, read_chain
 from invariance.curvature.products._chain_quadratic import ChainQuadratic
 from invariance.curvature.products._output_space import OuterKind, OuterProduct, outer_product
 

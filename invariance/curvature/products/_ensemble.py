@@ -11,8 +11,7 @@ from torch import Tensor
 
 from invariance.curvature._objective import Objective
 from invariance.curvature.losses._resolve import Loss
-from invariance.curvature.products._chain import Chain
-from invariance.curvature.products._chain_layers import ChainLayer, read_chain
+from invariance.curvature.products._chain import Chain, ChainLayer, read_chain
 from invariance.curvature.products._engines import load_forward_rules
 from invariance.curvature.products._output_space import summed
 from invariance.curvature.products._parameter_space import ParameterSpace

@@ -24,7 +24,7 @@ from invariance.core._rng import generator
 from invariance.curvature._batches import Data
 from invariance.curvature._objective import Objective, build_objective
 from invariance.curvature.losses._resolve import LossLike
-from invariance.curvature.products._chain_layers import read_chain
+from invariance.curvature.products._chain import read_chain
 from invariance.curvature.products._engines import (
     DEFAULT_BUDGET,
     ChainEngine,

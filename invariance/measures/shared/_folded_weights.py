@@ -6,8 +6,7 @@ from torch import Tensor, nn
 
 from invariance.core._errors import MeasureError, TransformError
 from invariance.core._modules import BATCH_NORMS, weight_layers
-from invariance.curvature.exact._fold import fold_steps
-from invariance.curvature.exact._steps import Dense, Norm, parse_mlp
+from invariance.core._perceptron import Dense, Norm, fold_norms, read_perceptron
 from invariance.curvature.exact._sweep import require_deterministic
 
 
@@ -53,9 +52,9 @@ def folded_weights(model: nn.Module, example_input: Tensor | None = None) -> dic
         ModelError: Train-mode BatchNorm or dropout.
     """
     require_deterministic(model)
-    steps = parse_mlp(model)
+    steps = read_perceptron(model)
     if steps is not None:
-        folded = fold_steps(steps)
+        folded = fold_norms(steps)
         if not any(isinstance(step, Norm) for step in folded):
             return {
                 step.name: step.weight.cpu().double() for step in folded if isinstance(step, Dense)

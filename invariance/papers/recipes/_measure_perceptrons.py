@@ -19,8 +19,8 @@ from invariance import measures as M
 from invariance.checking._check import cast_task
 from invariance.checking._correlate import random_neuron_scaling
 from invariance.core._modules import weight_layers
+from invariance.core._perceptron import read_perceptron
 from invariance.curvature import exact_curvature
-from invariance.curvature.exact._steps import parse_mlp
 from invariance.data import Task, load_task
 from invariance.measures._minimum_sharpness import mlp_design
 from invariance.papers.recipes._perceptrons import PUBLISHED_UNSEEN_SEED, network
@@ -229,7 +229,7 @@ def curvature_values(model: nn.Module, task: Task, *, eigenvalues: bool = False)
     x, y = task.x_train, task.y_train
     swept = exact_curvature(model, x, y, relative_flatness=True, diagonal=True)
     parameters = dict(model.named_parameters())
-    steps = parse_mlp(model)
+    steps = read_perceptron(model)
     assert steps is not None
     values = {
         "hessian_trace": swept.trace,
