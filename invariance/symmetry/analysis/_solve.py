@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
@@ -13,7 +13,14 @@ from scipy import sparse
 from scipy.sparse import csgraph
 
 from invariance.symmetry._structures import IntArray
-from invariance.symmetry.analysis._threads import Equations, Ledger, RawLeg, Use, mix_hash
+from invariance.symmetry.analysis._threads import (
+    Equations,
+    Ledger,
+    RawLeg,
+    Use,
+    mix_hash,
+    unique_rows,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +139,7 @@ class _Rows:
     @staticmethod
     def of(block: Equations) -> _Rows:
         """Return the distinct equations of a block, by thread."""
-        threads = np.unique(np.maximum(block.threads, -1), axis=0)
+        threads = unique_rows(np.maximum(block.threads, -1))[0]
         coefficients = np.where(threads >= 0, np.array(block.coefficients, dtype=np.int64), 0)
         return _Rows(threads, coefficients)
 
@@ -172,7 +179,7 @@ class _Rows:
         threads = np.take_along_axis(threads, order, axis=1)
         coefficients = np.take_along_axis(coefficients, order, axis=1)
         both = np.concatenate([threads, coefficients], axis=1)
-        both = np.unique(both[threads[:, 0] >= 0], axis=0)
+        both = unique_rows(both[threads[:, 0] >= 0])[0]
         width = threads.shape[1]
         return _Rows(both[:, :width], both[:, width:])
 
@@ -192,35 +199,92 @@ def _eliminate(
     table: _Rows, root: IntArray, pinned: npt.NDArray[np.bool_], modulo_two: bool
 ) -> Solution:
     """Solve the equations that remain, over classes, and return the factor of every thread."""
+    size = pinned.size
+    last, core, links = _last_links(table, size)
     solved = null_space(
         [
             {t: c for t, c in zip(threads, coefficients, strict=True) if t >= 0}
             for threads, coefficients in zip(
-                table.threads.tolist(), table.coefficients.tolist(), strict=True
+                core.threads.tolist(), core.coefficients.tolist(), strict=True
             )
         ],
         modulo_two,
     )
     free = ~pinned
     free[list(solved)] = False
-    number = np.cumsum(free) - 1
-    width = max((len(terms) for terms in solved.values()), default=1)
-    column = np.full((pinned.size, max(width, 1)), -1, dtype=np.int64)
-    exponent = np.zeros_like(column)
-    column[free, 0] = number[free]
-    exponent[free, 0] = 1
+    free[last] = False
     # A factor with denominators becomes a power of itself, so that exponents are whole.
-    powers: dict[int, int] = {}
+    powers = np.ones(size, dtype=np.int64)
     for terms in solved.values():
         for unknown, value in terms.items():
-            powers[unknown] = lcm(powers.get(unknown, 1), value.denominator)
-    for unknown, power in powers.items():
-        exponent[unknown, 0] = power
-    for thread, terms in solved.items():
-        for slot, (unknown, value) in enumerate(sorted(terms.items())):
-            column[thread, slot] = number[unknown]
-            exponent[thread, slot] = int(value * powers[unknown])
+            powers[unknown] = lcm(int(powers[unknown]), value.denominator)
+    entries = [
+        (thread, unknown, int(value * int(powers[unknown])))
+        for thread, terms in solved.items()
+        for unknown, value in terms.items()
+    ]
+    at = np.array(entries, dtype=np.int64).reshape(-1, 3)
+    own = np.flatnonzero(free)
+    expressed = sparse.csr_matrix(
+        (
+            np.concatenate([powers[own], at[:, 2]]),
+            (np.concatenate([own, at[:, 0]]), np.concatenate([own, at[:, 1]])),
+        ),
+        shape=(size, size),
+    )
+    # X = L X + E, where L leads from each determined unknown to those that determine it.
+    while links.nnz:
+        expressed = _tidy(expressed + links @ expressed, modulo_two)
+        links = _tidy(links @ links, modulo_two)
+    expressed.sort_indices()
+    length = np.diff(expressed.indptr)
+    column = np.full((size, max(int(length.max(initial=0)), 1)), -1, dtype=np.int64)
+    exponent = np.zeros_like(column)
+    rows = np.repeat(np.arange(size), length)
+    slots = np.arange(rows.size) - np.repeat(expressed.indptr[:-1], length)
+    column[rows, slots] = (np.cumsum(free) - 1)[expressed.indices]
+    exponent[rows, slots] = expressed.data
     return Solution(int(free.sum()), column[root], exponent[root])
+
+
+def _last_links(table: _Rows, size: int) -> tuple[IntArray, _Rows, sparse.csr_matrix]:
+    """Set aside the equations that determine an unknown which no other one needs.
+
+    Args:
+        table: Equations, each with its unknowns in descending order.
+        size: How many unknowns there are.
+
+    Returns:
+        The unknowns that are determined so, the equations that are left, and a matrix that
+        leads from each of those unknowns to the ones that determine it.
+    """
+    threads, coefficients = table.threads, table.coefficients
+    ends: list[IntArray] = []
+    sources: list[IntArray] = []
+    values: list[IntArray] = []
+    while len(threads):
+        count = np.bincount(threads[threads >= 0], minlength=size)
+        leaf = (count[threads[:, 0]] == 1) & (np.abs(coefficients[:, 0]) == 1)
+        if not leaf.any():
+            break
+        rest = threads[leaf, 1:]
+        inside = rest >= 0
+        ends.append(np.broadcast_to(threads[leaf, :1], rest.shape)[inside])
+        sources.append(rest[inside])
+        values.append((-coefficients[leaf, :1] * coefficients[leaf, 1:])[inside])
+        threads, coefficients = threads[~leaf], coefficients[~leaf]
+    flat = [np.concatenate(part) if part else np.zeros(0, np.int64)
+            for part in (values, ends, sources)]  # fmt: skip
+    links = sparse.csr_matrix((flat[0], (flat[1], flat[2])), shape=(size, size))
+    return np.unique(flat[1]), _Rows(threads, coefficients), links
+
+
+def _tidy(matrix: sparse.csr_matrix, modulo_two: bool) -> sparse.csr_matrix:
+    """Drop what cancels."""
+    if modulo_two:
+        matrix.data %= 2
+    matrix.eliminate_zeros()
+    return matrix
 
 
 def null_space(
@@ -239,7 +303,7 @@ def null_space(
         For each determined unknown its non-zero coefficients by free unknown.
     """
     if modulo_two:
-        return _null_space_of_bits(rows)
+        return _null_space_of_signs(rows)
     expressed: dict[int, dict[int, Fraction | int]] = {}
     for row in rows:
         left: dict[int, Fraction | int] = dict(row)
@@ -278,45 +342,26 @@ def _ratio(value: Fraction | int, scale: Fraction | int) -> Fraction | int:
     return int(ratio) if ratio.denominator == 1 else ratio
 
 
-def _null_space_of_bits(
+def _null_space_of_signs(
     rows: Iterable[Mapping[int, int]],
 ) -> dict[int, dict[int, Fraction | int]]:
-    """Do the same over GF(2), with a row packed into the bits of one integer."""
-    rows = list(rows)
-    unknowns = sorted({unknown for row in rows for unknown in row})
-    place = {unknown: bit for bit, unknown in enumerate(unknowns)}
-    expressed: dict[int, int] = {}
+    """Do the same over GF(2), where a row is a set of unknowns and adding is the difference."""
+    expressed: dict[int, set[int]] = {}
     for row in rows:
-        left = 0
-        for unknown in row:
-            left ^= 1 << place[unknown]
+        left = set(row)
         while left:
-            last = left.bit_length() - 1
+            last = max(left)
+            left.remove(last)
             if last not in expressed:
-                expressed[last] = left ^ (1 << last)
+                expressed[last] = left
                 break
-            left ^= expressed[last] ^ (1 << last)
-    determined = 0
+            left ^= expressed[last]
     for last in sorted(expressed):
         terms = expressed[last]
-        inside = terms & determined
-        while inside:
-            bit = inside.bit_length() - 1
-            terms ^= expressed[bit] ^ (1 << bit)
-            inside = terms & determined
-        expressed[last] = terms
-        determined |= 1 << last
-    return {
-        unknowns[last]: {unknowns[bit]: 1 for bit in _bits(terms)}
-        for last, terms in expressed.items()
-    }
-
-
-def _bits(number: int) -> Iterator[int]:
-    while number:
-        bit = number.bit_length() - 1
-        yield bit
-        number ^= 1 << bit
+        for unknown in [unknown for unknown in terms if unknown in expressed]:
+            terms.remove(unknown)
+            terms ^= expressed[unknown]
+    return {last: dict.fromkeys(terms, 1) for last, terms in expressed.items()}
 
 
 def couple_uses(ledger: Ledger) -> None:
@@ -385,7 +430,7 @@ def _couple_block(
     flat = np.stack([a.reshape(-1) for a in spread[: len(arrays)]], axis=1)
     if both is not None:
         flat = flat[spread[-1].reshape(-1)]
-    labels = np.unique(flat[:, : len(inside)], axis=0)
+    labels = unique_rows(flat[:, : len(inside)])[0]
     extra = np.full(len(labels), constant, dtype=np.int64)
     for wanted, attribute in (("scale", "power"), ("sign", "sign_power")):
         terms = [
