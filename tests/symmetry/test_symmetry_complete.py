@@ -6,8 +6,10 @@ stops what it could let through (the count falls short of the numerical dimensio
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,7 @@ from torch.nn.utils import parametrize, prune
 
 import invariance.symmetry.analysis._symmetries as engine
 from invariance.symmetry import SCALING_KINDS, Kind
+from invariance.symmetry.rules._computed import _reshaped
 
 
 @pytest.fixture(autouse=True)
@@ -194,3 +197,23 @@ def test_lottery_tickets_keep_their_symmetries():
     assert {"0.weight_mask", "2.weight_mask"} <= {
         leg.parameter for group in found.of(Kind.PERMUTATION) for leg in group.legs
     }
+
+
+@pytest.mark.parametrize(
+    ("labels", "before", "after"),
+    [
+        ((1, 3, 1), (1, 3, 8), (3, 2, 2, 2)),
+        ((1, 3, 8), (1, 3, 8), (3, 2, 2, 2)),
+        ((1, 1, 8), (1, 3, 8), (3, 2, 2, 2, 1)),
+        ((3, 1, 1, 1), (3, 2, 2, 2), (24,)),
+        ((1, 2, 1, 1), (3, 2, 2, 2), (1, 3, 8)),
+        ((), (), (1, 1)),
+    ],
+)
+def test_labels_are_reshaped_like_what_they_label(labels, before, after):
+    count = math.prod(labels)
+    array = np.arange(count).reshape(labels)
+    got = _reshaped(array, before, after)
+    assert np.array_equal(
+        np.broadcast_to(got, after), np.broadcast_to(array, before).reshape(after)
+    )

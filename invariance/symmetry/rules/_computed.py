@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -206,22 +207,21 @@ def _rearranged(context: Context, call: Call) -> Demand | None:
         return None
     if call.out.numel() != source.numel():
         return None
-    size, shape = source.numel(), tuple(source.shape)
-    index = torch.arange(size).reshape(shape)
-    rest = call.args[1:]
-    if call.name in ("view", "view_as", "reshape_as"):
-        like = rest[0].shape if call.name != "view" else rest
-        index = index.reshape(like)
-    else:
-        index = call.function(index, *rest, **call.kwargs)
-    flat = index.numpy().reshape(-1)
-    if np.unique(flat).size != size:
-        return None
+    size, shape, seen = source.numel(), tuple(source.shape), tuple(call.out.shape)
+    if call.name in _RESHAPES:
 
-    def back(array: IntArray) -> IntArray:
-        full = np.full(size, ZERO, dtype=np.int64)
-        full[flat] = np.broadcast_to(array, tuple(index.shape)).reshape(-1)
-        return compress(full.reshape(shape))
+        def back(array: IntArray) -> IntArray:
+            return _reshaped(array, seen, shape)
+    else:
+        index = torch.arange(size).reshape(shape)
+        flat = call.function(index, *call.args[1:], **call.kwargs).numpy().reshape(-1)
+        if (np.bincount(flat, minlength=size) != 1).any():
+            return None
+
+        def back(array: IntArray) -> IntArray:
+            full = np.full(size, ZERO, dtype=np.int64)
+            full[flat] = np.broadcast_to(array, seen).reshape(-1)
+            return compress(full.reshape(shape))
 
     def ask(legs: Legs) -> None:
         demand(context, call, source, [
@@ -229,6 +229,39 @@ def _rearranged(context: Context, call: Call) -> Demand | None:
         ])  # fmt: skip
 
     return ask
+
+
+#: Views that keep the order of the entries.
+_RESHAPES = frozenset(
+    {"view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "squeeze", "unsqueeze",
+     "ravel"}
+)  # fmt: skip
+
+
+def _reshaped(array: IntArray, before: tuple[int, ...], after: tuple[int, ...]) -> IntArray:
+    """Reshape labels from one shape to another; what is alike along a dimension stays so.
+
+    Args:
+        array: Labels that broadcast against ``before``.
+        before: A shape.
+        after: Another with as many entries.
+    """
+    spread: list[int] = []
+    result: list[int] = []
+    left = right = 0
+    while left < len(before) or right < len(after):
+        # The next dimensions on both sides that hold equally many entries.
+        start, begin = left, right
+        left, right = min(left + 1, len(before)), min(right + 1, len(after))
+        while prod(before[start:left]) != prod(after[begin:right]):
+            if prod(before[start:left]) < prod(after[begin:right]):
+                left += 1
+            else:
+                right += 1
+        varies = any(n > 1 for n in array.shape[start:left])
+        spread += before[start:left] if varies else (1,) * (left - start)
+        result += after[begin:right] if varies else (1,) * (right - begin)
+    return compress(np.broadcast_to(array, spread).reshape(result))
 
 
 def standardised(context: Context, call: Call, weight: Tensor, gain: Tensor | None) -> bool:
