@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from invariance import transforms as T
-from invariance.checking.rows import Refusal
-from invariance.checking.run import AnyMeasure, Progress, cast_task, resolve
+from invariance.cells import Refusal
+from invariance.core._progress import Progress
 from invariance.core.errors import DataError, InvarianceError
 from invariance.core.modules import clone, model_device, weight_layers
 from invariance.core.rng import generator
-from invariance.data import Task
-from invariance.measures.registry import Measure
+from invariance.data import Task, cast_task
+from invariance.measures.registry import AnyMeasure, Measure, resolve
 from invariance.stats import RankCorrelation, holm, spearman
 from invariance.transforms.base import Transform
 
@@ -190,10 +190,7 @@ def _variants(
 
 
 def _values(measure: Measure, models: Sequence[nn.Module], data: Task) -> list[float]:
-    inputs = measure.inputs(data)
-    if empty := [name for name, value in inputs.items() if value.shape[0] == 0]:
-        raise DataError(f"The task has no rows for {', '.join(empty)}; load it with n_unseen > 0.")
-    return [float(estimate) for estimate in measure.of_many(models, **inputs)]
+    return [float(estimate) for estimate in measure.of_many(models, **measure.inputs(data))]
 
 
 def _rho(values: Sequence[float], target: Sequence[float], seed: int) -> RankCorrelation:

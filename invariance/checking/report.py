@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from invariance.checking.rows import FunctionRow, Refusal, Row
+from invariance.cells._rows import FunctionRow, Refusal, Row
 
 if TYPE_CHECKING:
     from invariance.checking.correlate import CorrelationStudy

@@ -15,11 +15,10 @@ import torch
 from torch import nn
 
 from invariance import transforms as T
-from invariance.checking.run import cast_task
 from invariance.core.errors import MeasureError
 from invariance.core.modules import clone, model_device, weight_layers
 from invariance.curvature import hessian_diagonal
-from invariance.data import Task
+from invariance.data import Task, cast_task
 from invariance.measures import hessian_trace, relative_flatness
 
 #: Powers of two, so that every point of the sweep has bitwise equal logits.

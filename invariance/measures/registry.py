@@ -11,6 +11,7 @@ The arguments after ``model`` are filled from a task by their names.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol
 
 from torch import Tensor, nn
 
-from invariance.core.errors import MeasureError, unknown_name
+from invariance.core.errors import DataError, MeasureError, unknown_name
 from invariance.core.estimate import Estimate
 from invariance.core.groups import Group
 
@@ -112,8 +113,17 @@ class Measure:
         return "varies"
 
     def inputs(self, task: Task) -> dict[str, Tensor]:
-        """Collect the tensors that this measure needs from ``task``."""
-        return {name: getattr(task, source) for name, source in self.fields.items()}
+        """Collect the tensors that this measure needs from ``task``.
+
+        Raises:
+            DataError: If one of them has no rows.
+        """
+        found = {name: getattr(task, source) for name, source in self.fields.items()}
+        if empty := [name for name, value in found.items() if value.shape[0] == 0]:
+            raise DataError(
+                f"The task has no rows for {', '.join(empty)}; load it with n_unseen > 0."
+            )
+        return found
 
     def __call__(self, model: nn.Module, **inputs: Any) -> Estimate:
         """Evaluate the measure on ``model`` with the arguments of its function."""
@@ -126,6 +136,9 @@ class Measure:
             return [self(model, **inputs) for model in models]
         return list(self.ensemble(models, **inputs))
 
+
+#: What a user may hand over as a measure: a registered name, a measure, a plain function.
+AnyMeasure = str | Measure | Callable[..., Any]
 
 _REGISTRY: dict[str, Measure] = {}
 
@@ -251,6 +264,35 @@ def get_measure(name: str) -> Measure:
     if name not in _REGISTRY:
         raise unknown_name("measure", name, all_measures())
     return _REGISTRY[name]
+
+
+def registered(entry: AnyMeasure) -> Measure | None:
+    """Return the measure with its declarations, if ``entry`` is or names a registered one.
+
+    Raises:
+        UsageError: If it is a name that is unknown.
+    """
+    # The registry fills as the measures are imported.
+    importlib.import_module("invariance.measures")
+    if isinstance(entry, Measure):
+        return entry
+    if isinstance(entry, str):
+        return get_measure(entry)
+    # A registered function given as itself brings its declarations along.
+    found = _REGISTRY.get(getattr(entry, "__name__", ""))
+    return found if found is not None and found.function is entry else None
+
+
+def resolve(measures: Iterable[AnyMeasure] | None) -> list[Measure]:
+    """Turn names, measures and plain functions into measures; ``None`` gives the defaults.
+
+    Raises:
+        UsageError: If a name is unknown.
+    """
+    if measures is None:
+        importlib.import_module("invariance.measures")
+        measures = default_measures()
+    return [registered(entry) or as_measure(entry) for entry in measures]  # type: ignore[arg-type]
 
 
 def all_measures() -> tuple[str, ...]:

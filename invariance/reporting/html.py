@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from invariance.cells._rows import Row
 from invariance.checking.correlate import CorrelationStudy
 from invariance.checking.report import Report
-from invariance.checking.rows import Row
 from invariance.checking.sweep import Sweep
 from invariance.reporting.plots import scatter_figure, sweep_figure, to_svg
 from invariance.reporting.words import (

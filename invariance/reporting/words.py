@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from invariance.cells._rows import FunctionRow, Row
 from invariance.checking.report import Report
-from invariance.checking.rows import FunctionRow, Row
 
 #: How a cell of the matrix reads.
 LEGEND = (

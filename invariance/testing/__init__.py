@@ -23,32 +23,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import invariance.testing.adapters as adapters  # noqa: PLR0402 - the name is public here
     import invariance.testing.strategies as strategies  # noqa: PLR0402
+    from invariance.cells import BrokenTransformError, FaultyMeasureError
     from invariance.testing.at_site import AtSite
     from invariance.testing.claims import Replay, assert_invariant, replay
     from invariance.testing.covariance import assert_covariant
     from invariance.testing.description import Description, describe
-    from invariance.testing.faults import FaultyMeasureError
     from invariance.testing.findings import Certificate, Finding, NotInvariantError
     from invariance.testing.laws import LawResult, assert_law
     from invariance.testing.members import MemberOf, draw_member
     from invariance.testing.networks import Networks, TrainedNetwork
-    from invariance.testing.stage import BrokenTransformError
     from invariance.testing.statistical import EqualityTest, assert_equal_in_law
     from invariance.testing.trends import Trend, fit_trend
 
 _HOMES = {
-    "at_site": ("AtSite",),
-    "claims": ("Replay", "assert_invariant", "replay"),
-    "covariance": ("assert_covariant",),
-    "description": ("Description", "describe"),
-    "faults": ("FaultyMeasureError",),
-    "findings": ("Certificate", "Finding", "NotInvariantError"),
-    "laws": ("LawResult", "assert_law"),
-    "members": ("MemberOf", "draw_member"),
-    "networks": ("Networks", "TrainedNetwork"),
-    "stage": ("BrokenTransformError",),
-    "statistical": ("EqualityTest", "assert_equal_in_law"),
-    "trends": ("Trend", "fit_trend"),
+    "invariance.cells": ("BrokenTransformError", "FaultyMeasureError"),
+    "invariance.testing.at_site": ("AtSite",),
+    "invariance.testing.claims": ("Replay", "assert_invariant", "replay"),
+    "invariance.testing.covariance": ("assert_covariant",),
+    "invariance.testing.description": ("Description", "describe"),
+    "invariance.testing.findings": ("Certificate", "Finding", "NotInvariantError"),
+    "invariance.testing.laws": ("LawResult", "assert_law"),
+    "invariance.testing.members": ("MemberOf", "draw_member"),
+    "invariance.testing.networks": ("Networks", "TrainedNetwork"),
+    "invariance.testing.statistical": ("EqualityTest", "assert_equal_in_law"),
+    "invariance.testing.trends": ("Trend", "fit_trend"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = ("adapters", "strategies")
@@ -85,7 +83,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"{__name__}.{name}")
     if name in _HOME_OF:
-        return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+        return getattr(import_module(_HOME_OF[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from invariance.checking.rows import Row
+from invariance.cells import Row
 from invariance.core.groups import Group
-from invariance.testing.binding import AnyMeasure, precisions
+from invariance.measures.registry import AnyMeasure
+from invariance.testing.binding import precisions
 from invariance.testing.examine import examine
 from invariance.testing.findings import Certificate, NotInvariantError
 from invariance.testing.records import recorded
@@ -148,5 +149,5 @@ def replay(
     """
     bound = subject(measure, model, x, y, rtol=rtol, seed=seed, data=data, allow_constant=True)
     precision = precisions(model, dtype)[0]
-    cell = bound.evaluator(precision).cell(transform)
+    cell = bound.engine(precision).cell(transform)
     return Replay(cell.row, str(precision).removeprefix("torch."))

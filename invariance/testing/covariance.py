@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invariance.checking.roundoff import SAFETY, jitter
+from invariance.cells import FaultyMeasureError
+from invariance.cells._faults import isolated, watched
+from invariance.cells._mapped_network import EXAMPLE_ROWS
+from invariance.cells._roundoff import SAFETY, jitter
 from invariance.core.errors import InvarianceError, MeasureError, TransformError, UsageError
 from invariance.core.modules import clone
 from invariance.testing.binding import cast, check_data, precisions, require_evaluation_mode
-from invariance.testing.evaluation import EXAMPLE_ROWS
-from invariance.testing.faults import FaultyMeasureError, isolated, watched
 from invariance.testing.findings import replayable
 from invariance.testing.records import recorded
 from invariance.testing.subject import RTOL, members, wanted_groups

@@ -9,17 +9,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from invariance.cells import BrokenTransformError, Cell, CellEngine, FaultyMeasureError
 from invariance.core.errors import InvarianceError
 from invariance.core.groups import Group
-from invariance.measures.registry import Declaration
-from invariance.testing.binding import AnyMeasure, precisions
-from invariance.testing.evaluation import Cell, Evaluator
+from invariance.measures.registry import AnyMeasure, Declaration
+from invariance.testing.binding import precisions
 from invariance.testing.explain import explained
-from invariance.testing.faults import FaultyMeasureError
 from invariance.testing.findings import Finding
 from invariance.testing.members import draw_member
 from invariance.testing.records import record
-from invariance.testing.stage import BrokenTransformError
 from invariance.testing.subject import RTOL, Subject, as_group, members, subject
 from invariance.transforms.base import Transform
 
@@ -191,17 +189,17 @@ def describe(
         name=name,
     )
     precision = precisions(model, dtype)[0]
-    evaluator = bound.evaluator(precision)
+    engine = bound.engine(precision)
     wanted = (
         [group for group in Group if group is not Group.COORDINATES]
         if groups is None
         else [as_group(entry) for entry in groups]
     )
-    cells = {group: _cell(bound, evaluator, group) for group in wanted}
+    cells = {group: _cell(bound, engine, group) for group in wanted}
     found = Description(
         measure=bound.measure.name,
         model=type(model).__name__,
-        value=float(evaluator.before),
+        value=float(engine.before),
         dtype=str(precision).removeprefix("torch."),
         cells=cells,
     )
@@ -212,19 +210,17 @@ def describe(
     return found
 
 
-def _cell(bound: Subject, evaluator: Evaluator, group: Group) -> Behaves:
+def _cell(bound: Subject, engine: CellEngine, group: Group) -> Behaves:
     declared = None if bound.plain else bound.measure.declared([group])
-    maps: Sequence[Transform] = list(
-        members(evaluator.model, evaluator.example, [group], bound.seed)
-    )
+    maps: Sequence[Transform] = list(members(engine.model, engine.example, [group], bound.seed))
     if group is not Group.BATCHNORM_FOLD:
         extra = range(1, 1 + EXTRA_MEMBERS)
-        maps = [*maps, *(draw_member(group, evaluator.model, bound.seed + k) for k in extra)]
+        maps = [*maps, *(draw_member(group, engine.model, bound.seed + k) for k in extra)]
     tried, change, reason = 0, 0.0, ""
     first: Cell | None = None
     for transform in maps:
         try:
-            cell = evaluator.cell(transform)
+            cell = engine.cell(transform)
         except (FaultyMeasureError, BrokenTransformError):
             raise
         except InvarianceError as error:
@@ -244,9 +240,9 @@ def _cell(bound: Subject, evaluator: Evaluator, group: Group) -> Behaves:
     bare = Finding(
         row=first.row,
         groups=first.transform.groups,
-        dtype=str(evaluator.dtype).removeprefix("torch."),
+        dtype=str(engine.dtype).removeprefix("torch."),
         plain=bound.plain,
     )
     return Behaves(
-        group, "moves", tried, change, explained(bare, evaluator, first.transform), declared
+        group, "moves", tried, change, explained(bare, engine, first.transform), declared
     )

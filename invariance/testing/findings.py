@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from invariance import transforms as T
-from invariance.checking.rows import Refusal, Row
+from invariance.cells import Refusal, Row
 from invariance.core.groups import Group
 from invariance.testing.trends import Trend
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from invariance.testing.binding import AnyMeasure
+from invariance.measures.registry import AnyMeasure
 from invariance.testing.claims import assert_invariant
 from invariance.testing.findings import Certificate
 

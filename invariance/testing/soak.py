@@ -23,14 +23,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import invariance.measures  # noqa: F401 - importing fills the registry
+from invariance.cells import BrokenTransformError, FaultyMeasureError
+from invariance.cells._faults import first_change, model_state
 from invariance.core.errors import InvarianceError
 from invariance.core.groups import Group
 from invariance.measures.registry import Measure, all_measures, get_measure
 from invariance.testing.examine import examine
-from invariance.testing.faults import FaultyMeasureError, first_change, model_state
 from invariance.testing.findings import Certificate, Finding
 from invariance.testing.soak_cases import SoakCase, draw_case
-from invariance.testing.stage import BrokenTransformError
 from invariance.testing.subject import subject
 from invariance.transforms.base import Transform
 
@@ -186,12 +186,12 @@ def one_case(case: SoakCase, measures: Sequence[Measure], left: Mapping[str, int
         }
     except BrokenTransformError as error:
         return [_tally(entry, case, alarms=(f"{case}: {error}",)) for entry in measures]
-    before = [model_state(model) for model in case.stage.models()]
+    before = [model_state(model) for model in case.network.models()]
     for entry in measures:
         started = time.perf_counter()
         tally = _compare(case, entry, maps[entry.name])
         tallies.append(replace(tally, seconds=time.perf_counter() - started))
-    for state, model in zip(before, case.stage.models(), strict=True):
+    for state, model in zip(before, case.network.models(), strict=True):
         if what := first_change(state, model_state(model)):
             alarm = f"{case}: one of the measures changed a transformed network ({what})."
             return [replace(tally, alarms=(*tally.alarms, alarm)) for tally in tallies]
@@ -246,7 +246,7 @@ def judged(
         case.y,
         seed=case.member_seed,
         allow_constant=True,
-        stage=case.stage,
+        network=case.network,
     )
     return examine(bound, maps, judged=True, explained=explained)
 

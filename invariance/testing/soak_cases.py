@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from invariance import transforms as T
+from invariance.cells import BrokenTransformError, MappedNetwork
 from invariance.core.errors import TransformError
 from invariance.core.groups import Group
 from invariance.core.rng import generator
 from invariance.models import mlp
 from invariance.testing.drawing import random_data, randomize, train_briefly
 from invariance.testing.members import draw_member
-from invariance.testing.stage import BrokenTransformError, Stage
-from invariance.testing.subject import make_stage
+from invariance.testing.subject import mapped
 from invariance.transforms.base import Transform
 
 #: Kinds of map that a drawn perceptron may admit.
@@ -42,7 +42,7 @@ class SoakCase:
         x: ``(n, d)`` inputs.
         y: ``(n,)`` labels.
         maps: Maps of different kinds; some are followed by a permutation.
-        stage: Where they are put to the network, once for all measures.
+        network: Where they are put to the network, once for all measures.
         member_seed: Decides the maps' members and the round-off probes.
     """
 
@@ -52,7 +52,7 @@ class SoakCase:
     x: Tensor
     y: Tensor
     maps: tuple[Transform, ...]
-    stage: Stage
+    network: MappedNetwork
     member_seed: int
 
     def __str__(self) -> str:
@@ -75,7 +75,7 @@ class SoakCase:
             if not declared.issuperset(transform.groups):
                 continue
             try:
-                self.stage.put(transform)
+                self.network.under(transform)
             except BrokenTransformError:
                 raise
             except TransformError:
@@ -122,5 +122,5 @@ def draw_case(seed: int, number: int) -> SoakCase:
         drawn = draw_member(kinds[place], model, member_seed)
         composed = integer(0, 3) == 0 and kinds[place] is not Group.PERMUTATION
         maps.append(T.Compose([drawn, T.Permutation(member_seed)]) if composed else drawn)
-    stage = make_stage(model, x, torch.float64, keep=True)
-    return SoakCase(seed, number, model, x, y, tuple(maps), stage, member_seed)
+    network = mapped(model, x, torch.float64, keep=True)
+    return SoakCase(seed, number, model, x, y, tuple(maps), network, member_seed)

@@ -19,6 +19,8 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from invariance.cells._faults import FaultyMeasureError, as_number, isolated
+from invariance.cells._mapped_network import EXAMPLE_ROWS
 from invariance.core.errors import InvarianceError, UsageError
 from invariance.core.modules import clone
 from invariance.testing.binding import (
@@ -27,8 +29,6 @@ from invariance.testing.binding import (
     precisions,
     require_evaluation_mode,
 )
-from invariance.testing.evaluation import EXAMPLE_ROWS
-from invariance.testing.faults import FaultyMeasureError, as_number, isolated
 from invariance.testing.findings import replayable
 from invariance.testing.records import record
 from invariance.testing.subject import members, wanted_groups

@@ -9,23 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from invariance.cells import CellEngine, MappedNetwork, Policy
+from invariance.cells._mapped_network import EXAMPLE_ROWS
 from invariance.checking.defaults import default_transforms
 from invariance.core.errors import UsageError, unknown_name
 from invariance.core.groups import Group
 from invariance.core.modules import model_device
-from invariance.measures.registry import Measure
+from invariance.measures.registry import AnyMeasure, Measure, registered
 from invariance.testing.binding import (
-    AnyMeasure,
     bind_inputs,
     bind_measure,
     cast,
     cast_inputs,
-    registered,
     require_evaluation_mode,
 )
-from invariance.testing.evaluation import EXAMPLE_ROWS, Evaluator
 from invariance.testing.members import draw_member, resolve_all
-from invariance.testing.stage import Stage
 from invariance.transforms.base import Transform
 
 #: Value and change are compared to this relative tolerance unless told otherwise.
@@ -45,7 +43,7 @@ class Subject:
         rtol: Relative tolerance.
         seed: Seed of random members and of round-off probes.
         allow_constant: Accept a measure that no change of weights moves.
-        stage: Copies made once for several measures; each makes its own by default.
+        network: The mapped network, where several measures share it.
     """
 
     measure: Measure
@@ -56,28 +54,28 @@ class Subject:
     rtol: float
     seed: int
     allow_constant: bool
-    stage: Stage | None = None
+    network: MappedNetwork | None = None
 
-    def evaluator(self, dtype: torch.dtype, zero: float = 0.0) -> Evaluator:
-        """Return an evaluator on copies in the given precision."""
-        stage = self.stage
-        if stage is None or stage.example.dtype != dtype:
-            stage = make_stage(self.model, self.x, dtype)
-        return Evaluator(
-            self.measure,
-            stage,
-            cast_inputs(self.inputs, model_device(stage.model), dtype),
+    def engine(self, dtype: torch.dtype, zero: float = 0.0) -> CellEngine:
+        """Return an engine on copies in the given precision."""
+        network = self.network
+        if network is None or network.example.dtype != dtype:
+            network = mapped(self.model, self.x, dtype)
+        policy = Policy(
             rtol=self.rtol,
-            seed=self.seed,
-            allow_constant=self.allow_constant,
             zero=zero,
+            seed=self.seed,
+            vetted=True,
+            allow_constant=self.allow_constant,
         )
+        inputs = cast_inputs(self.inputs, model_device(network.model), dtype)
+        return CellEngine(self.measure, network, inputs, policy)
 
 
-def make_stage(model: nn.Module, x: Tensor, dtype: torch.dtype, *, keep: bool = False) -> Stage:
-    """Copy a model and the rows that transforms are proven on, in the given precision."""
+def mapped(model: nn.Module, x: Tensor, dtype: torch.dtype, *, keep: bool = False) -> MappedNetwork:
+    """Copy a model and the rows that maps are verified on, in the given precision."""
     copied, moved = cast(model, {"x": x[:EXAMPLE_ROWS]}, dtype)
-    return Stage(copied, moved["x"], keep=keep)
+    return MappedNetwork(copied, moved["x"], keep=keep)
 
 
 def subject(
@@ -91,7 +89,7 @@ def subject(
     data: Mapping[str, Tensor] | None = None,
     allow_constant: bool = False,
     name: str | None = None,
-    stage: Stage | None = None,
+    network: MappedNetwork | None = None,
 ) -> Subject:
     """Bind a measure to a model and data; see :func:`assert_invariant` for the arguments."""
     require_evaluation_mode(model)
@@ -100,7 +98,7 @@ def subject(
     bound = bind_measure(measure, name)
     inputs = bind_inputs(bound, x, y, data)
     plain = registered(measure) is None
-    return Subject(bound, plain, model, inputs, x, rtol, seed, allow_constant, stage)
+    return Subject(bound, plain, model, inputs, x, rtol, seed, allow_constant, network)
 
 
 def choose(

@@ -9,12 +9,11 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from invariance.cells import FaultyMeasureError
 from invariance.core.errors import InvarianceError, UsageError
 from invariance.core.groups import Group
-from invariance.measures.registry import all_measures
-from invariance.testing.binding import AnyMeasure, registered
+from invariance.measures.registry import AnyMeasure, all_measures, registered
 from invariance.testing.examine import examine
-from invariance.testing.faults import FaultyMeasureError
 from invariance.testing.findings import Certificate, Finding
 from invariance.testing.networks import BUILDERS, Networks
 from invariance.testing.project import DEFAULT_GROUPS, DEFAULT_MODELS, Request, load_function

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from invariance.checking.roundoff import float_error, jitter
-from invariance.checking.verdict import judge
+from invariance.cells._roundoff import float_error, jitter
+from invariance.cells._verdict import judge
 from invariance.core.estimate import Estimate
 from invariance.measures.registry import as_measure
 

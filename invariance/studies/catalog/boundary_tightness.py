@@ -11,8 +11,7 @@ from torch import nn
 
 from invariance import measures as M
 from invariance.checking.correlate import random_neuron_scaling
-from invariance.checking.run import cast_task
-from invariance.data import Task
+from invariance.data import Task, cast_task
 from invariance.outcomes import expected_calibration_error
 from invariance.studies.catalog.boundary_tightness_figures import figures
 from invariance.studies.catalog.boundary_tightness_findings import analyse

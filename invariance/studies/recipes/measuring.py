@@ -17,11 +17,10 @@ from torch.nn import functional as F
 
 from invariance import measures as M
 from invariance.checking.correlate import random_neuron_scaling
-from invariance.checking.run import cast_task
 from invariance.core.modules import weight_layers
 from invariance.curvature import exact_curvature
 from invariance.curvature.exact_steps import parse_mlp
-from invariance.data import Task, load_task
+from invariance.data import Task, cast_task, load_task
 from invariance.measures.minimum_sharpness import mlp_design
 from invariance.studies.config import Config
 from invariance.studies.recipes.perceptrons import PUBLISHED_UNSEEN_SEED, network

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from invariance.cells._faults import ambient_seed
 from invariance.core.errors import MeasureError
-from invariance.testing.faults import ambient_seed
 
 
 @contextmanager

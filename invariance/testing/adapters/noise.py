@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from invariance.cells._faults import ambient_seed
 from invariance.testing.adapters.signatures import PlainMeasure, accepts, named, title
-from invariance.testing.faults import ambient_seed
 from invariance.testing.statistical import NoisyMeasure
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from invariance.core.groups import Group
-from invariance.testing.binding import AnyMeasure
+from invariance.measures.registry import AnyMeasure
 from invariance.testing.claims import assert_invariant
 from invariance.testing.findings import Certificate
 from invariance.testing.strategies.maps import checked_groups, transforms
