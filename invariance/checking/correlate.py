@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from invariance import transforms as T
+import invariance.transforms as T
 from invariance.cells import Refusal
 from invariance.core._progress import Progress
 from invariance.core.errors import DataError, InvarianceError

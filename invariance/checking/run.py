@@ -17,7 +17,6 @@ from invariance.cells import (
     Row,
 )
 from invariance.cells._mapped_network import COMPARED_ROWS, EXAMPLE_ROWS
-from invariance.checking.defaults import default_transforms
 from invariance.checking.environment import describe_environment, describe_model, describe_task
 from invariance.checking.report import Report
 from invariance.core._progress import Progress, silent
@@ -26,6 +25,7 @@ from invariance.core.forward import reading
 from invariance.core.modules import clone, in_train_mode, model_device
 from invariance.data import Task, cast_task
 from invariance.measures.registry import AnyMeasure, Measure, resolve
+from invariance.transforms._members import default_transforms
 from invariance.transforms.base import Transform
 
 

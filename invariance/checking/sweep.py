@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from invariance import transforms as T
+import invariance.transforms as T
 from invariance.core.errors import MeasureError
 from invariance.core.modules import clone, model_device, weight_layers
 from invariance.curvature import hessian_diagonal

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from invariance.testing.description import Description, describe
     from invariance.testing.findings import Certificate, Finding, NotInvariantError
     from invariance.testing.laws import LawResult, assert_law
-    from invariance.testing.members import MemberOf, draw_member
     from invariance.testing.networks import Networks, TrainedNetwork
     from invariance.testing.statistical import EqualityTest, assert_equal_in_law
     from invariance.testing.trends import Trend, fit_trend
+    from invariance.transforms._members import MemberOf, draw_member
 
 _HOMES = {
     "invariance.cells": ("BrokenTransformError", "FaultyMeasureError"),
@@ -43,7 +43,7 @@ _HOMES = {
     "invariance.testing.description": ("Description", "describe"),
     "invariance.testing.findings": ("Certificate", "Finding", "NotInvariantError"),
     "invariance.testing.laws": ("LawResult", "assert_law"),
-    "invariance.testing.members": ("MemberOf", "draw_member"),
+    "invariance.transforms._members": ("MemberOf", "draw_member"),
     "invariance.testing.networks": ("Networks", "TrainedNetwork"),
     "invariance.testing.statistical": ("EqualityTest", "assert_equal_in_law"),
     "invariance.testing.trends": ("Trend", "fit_trend"),

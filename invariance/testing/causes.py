@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from invariance import transforms as T
+import invariance.transforms as T
 from invariance.cells import BrokenTransformError, Cell, CellEngine, MappedNetwork
 from invariance.core.errors import InvarianceError
 from invariance.core.modules import BATCH_NORMS, WEIGHT_LAYERS, clone

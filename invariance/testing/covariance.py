@@ -17,8 +17,9 @@ from invariance.core.modules import clone
 from invariance.testing.binding import cast, check_data, precisions, require_evaluation_mode
 from invariance.testing.findings import replayable
 from invariance.testing.records import recorded
-from invariance.testing.subject import RTOL, members, wanted_groups
+from invariance.testing.subject import RTOL, wanted_groups
 from invariance.testing.subject import subject as bind_subject
+from invariance.transforms._members import members
 from invariance.transforms.base import Action, Applied, Transform
 
 #: ``field(model, x, y) -> {parameter name: tensor of its shape}``.
@@ -85,7 +86,7 @@ def assert_covariant(
     named = transforms is not None
     if transforms is None:
         bound = bind_subject(_placeholder, base, data["x"], data["y"], seed=seed)
-        transforms = list(members(base, example, wanted_groups(bound, groups), seed))
+        transforms = list(members(base, wanted_groups(bound, groups), seed))
     maps = [transforms] if isinstance(transforms, Transform) else list(transforms)
     tried: list[str] = []
     with recorded(f"covariant of degree {degree}", title) as facts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,10 +16,9 @@ from invariance.measures.registry import AnyMeasure, Declaration
 from invariance.testing.binding import precisions
 from invariance.testing.explain import explained
 from invariance.testing.findings import Finding
-from invariance.testing.members import draw_member
 from invariance.testing.records import record
-from invariance.testing.subject import RTOL, Subject, as_group, members, subject
-from invariance.transforms.base import Transform
+from invariance.testing.subject import RTOL, Subject, as_group, subject
+from invariance.transforms._members import members
 
 Behaviour = Literal["invariant", "moves", "does not apply"]
 
@@ -212,10 +211,7 @@ def describe(
 
 def _cell(bound: Subject, engine: CellEngine, group: Group) -> Behaves:
     declared = None if bound.plain else bound.measure.declared([group])
-    maps: Sequence[Transform] = list(members(engine.model, engine.example, [group], bound.seed))
-    if group is not Group.BATCHNORM_FOLD:
-        extra = range(1, 1 + EXTRA_MEMBERS)
-        maps = [*maps, *(draw_member(group, engine.model, bound.seed + k) for k in extra)]
+    maps = members(engine.model, [group], bound.seed, 1 + EXTRA_MEMBERS)
     tried, change, reason = 0, 0.0, ""
     first: Cell | None = None
     for transform in maps:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from invariance import transforms as T
+import invariance.transforms as T
 from invariance.cells import CellEngine, Row
 from invariance.core.errors import UsageError
 from invariance.measures.registry import AnyMeasure

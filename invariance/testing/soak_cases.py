@@ -7,22 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from invariance import transforms as T
+import invariance.transforms as T
 from invariance.cells import BrokenTransformError, MappedNetwork
 from invariance.core.errors import TransformError
-from invariance.core.groups import Group
+from invariance.core.groups import ABOUT, Group
 from invariance.core.rng import generator
 from invariance.models import mlp
 from invariance.testing.drawing import random_data, randomize, train_briefly
-from invariance.testing.members import draw_member
 from invariance.testing.subject import mapped
+from invariance.transforms._members import draw_member
 from invariance.transforms.base import Transform
-
-#: Kinds of map that a drawn perceptron may admit.
-KINDS = tuple(group for group in Group if group not in (Group.COORDINATES, Group.LINEAR_MIXING))
-
-#: Kinds that need a BatchNorm in the network, and one that needs an odd activation or none.
-NEED_NORM = (Group.BATCHNORM_FOLD, Group.BATCHNORM_SCALING, Group.SIGN_FLIP)
 
 #: Maps drawn for each network, each of another kind, as far as there are kinds.
 MAPS = 5
@@ -115,7 +109,8 @@ def draw_case(seed: int, number: int) -> SoakCase:
     if integer(0, 1):
         train_briefly(model, features, classes, member_seed, STEPS)
     x, y = random_data(rows, features, classes, member_seed)
-    kinds = [kind for kind in KINDS if norm or kind not in NEED_NORM]
+    admitted = ("all", "with BatchNorm") if norm else ("all",)
+    kinds = [group for group in Group if ABOUT[group].relu_mlp in admitted]
     order = torch.randperm(len(kinds), generator=stream).tolist()
     maps: list[Transform] = []
     for place in order[:MAPS]:

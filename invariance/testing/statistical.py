@@ -31,8 +31,9 @@ from invariance.testing.binding import (
 )
 from invariance.testing.findings import replayable
 from invariance.testing.records import record
-from invariance.testing.subject import members, wanted_groups
 from invariance.testing.subject import subject as bind_subject
+from invariance.testing.subject import wanted_groups
+from invariance.transforms._members import members
 from invariance.transforms.base import Transform
 
 #: ``noisy(model, x, y, seed) -> number``: the same seed, the same value.
@@ -220,7 +221,7 @@ def assert_equal_in_law(
         )
     if transforms is None:
         bound = bind_subject(_placeholder, base, data["x"], data["y"], seed=seed)
-        transforms = list(members(base, example, wanted_groups(bound, groups), seed))
+        transforms = list(members(base, wanted_groups(bound, groups), seed))
     moved: list[tuple[str, nn.Module]] = []
     refusals: list[str] = []
     for transform in transforms:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from invariance.cells import CellEngine, MappedNetwork, Policy
 from invariance.cells._mapped_network import EXAMPLE_ROWS
-from invariance.checking.defaults import default_transforms
 from invariance.core.errors import UsageError, unknown_name
 from invariance.core.groups import Group
 from invariance.core.modules import model_device
@@ -23,7 +22,7 @@ from invariance.testing.binding import (
     cast_inputs,
     require_evaluation_mode,
 )
-from invariance.testing.members import draw_member, resolve_all
+from invariance.transforms._members import members, resolve_all
 from invariance.transforms.base import Transform
 
 #: Value and change are compared to this relative tolerance unless told otherwise.
@@ -141,7 +140,7 @@ def choose(
             f"Measure {bound.measure.name!r} declares no group to be checked under. Name some "
             "with groups=[...] or transforms=[...]."
         )
-    return list(members(bound.model, bound.x, wanted, bound.seed, examples)), False
+    return list(members(bound.model, wanted, bound.seed, examples)), False
 
 
 def wanted_groups(
@@ -168,18 +167,3 @@ def as_group(entry: Group | str) -> Group:
         return Group(entry)
     except ValueError:
         raise unknown_name("group", entry, [group.value for group in Group]) from None
-
-
-def members(
-    model: nn.Module, x: Tensor, groups: Iterable[Group], seed: int, examples: int = 1
-) -> Iterator[Transform]:
-    """Draw members of the given kinds of map; compositions only if every part is wanted."""
-    wanted = frozenset(groups)
-    for transform in default_transforms(model, seed=seed):
-        if all(group in wanted for group in transform.groups):
-            yield transform
-    for number in range(1, examples):
-        for group in Group:
-            # One fold is all the folds there are; other kinds have as many members as seeds.
-            if group in wanted - {Group.BATCHNORM_FOLD, Group.COORDINATES}:
-                yield draw_member(group, model, seed + number)

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from invariance.core.groups import Group
+from invariance.core.groups import ABOUT, Group
 from invariance.measures.registry import AnyMeasure
 from invariance.testing.claims import assert_invariant
 from invariance.testing.findings import Certificate
@@ -68,9 +68,6 @@ class Case:
         )
 
 
-_NEEDS_NORM = (Group.BATCHNORM_FOLD, Group.BATCHNORM_SCALING, Group.SIGN_FLIP)
-
-
 @st.composite
 def cases(
     draw: st.DrawFn,
@@ -93,7 +90,7 @@ def cases(
     """
     wanted = checked_groups(groups)
     if networks is None:
-        needs = all(group in _NEEDS_NORM for group in wanted)
+        needs = all(ABOUT[group].relu_mlp == "with BatchNorm" for group in wanted)
         networks = mlps(batch_norm=True) if needs else mlps()
     network = draw(networks)
     x, y, seed = draw(data(network.shape, network.classes, max_rows=max_rows))
