@@ -39,6 +39,9 @@ LOW_PRECISION_CAP = 1e-3
 #: false alarm in fewer than one cell in 100,000 if the errors are normal.
 DECISIVE = 4.5 * 2**0.5
 
+#: What a cell says of a measure that is silent about its kind of map.
+NOT_CLAIMED = "Not claimed: the measure says nothing about this kind of map."
+
 #: Networks of other functions that a measure has to tell apart.
 OTHER_NETWORKS = 8
 
@@ -158,6 +161,7 @@ class CellEngine:
         tolerance = self._tolerance(applied.model, after, goal)
         if reason := _undecidable(self.before, after, tolerance):
             raise MeasureError(reason)
+        claimed = not judged or self.measure.claims(transform.groups)
         verdict, note = judge(
             before, float(after), declared=declared, predicted=predicted, tolerance=tolerance
         )
@@ -174,7 +178,8 @@ class CellEngine:
             label=repr(transform),
             tolerance=tolerance,
             method=after.method,
-            note=note,
+            note=note if claimed else NOT_CLAIMED,
+            claimed=claimed,
         )
         return Cell(row, transform, applied, self.dtype)
 

@@ -5,7 +5,8 @@ To add a measure, write one small file in this folder:
     @measure(invariant_under=[Group.LAYER_SCALING], law={Group.NEURON_SCALING: my_law})
     def my_measure(model, x, y) -> Estimate: ...
 
-A group that is neither declared invariant nor given a law is declared ``varies``.
+A group that is neither declared invariant nor given a law is declared ``varies``, if it is one of
+:data:`CONSIDERED` or named in ``varies_under``; under any other kind of map nothing is claimed.
 The arguments after ``model`` are filled from a task by their names.
 """
 
@@ -31,6 +32,25 @@ if TYPE_CHECKING:
 Declaration = Literal["invariant", "law", "varies"]
 Cost = Literal["cheap", "solver", "sampling"]
 P = ParamSpec("P")
+
+#: The kinds of map that a registered measure speaks about without naming them: silence means
+#: that it varies. A kind that is added later is not among them, so that nobody's silence about
+#: it is taken for a claim.
+CONSIDERED: frozenset[Group] = frozenset(
+    {
+        Group.LAYER_SCALING,
+        Group.NEURON_SCALING,
+        Group.PERMUTATION,
+        Group.SIGN_FLIP,
+        Group.LINEAR_MIXING,
+        Group.LOGIT_SHIFT,
+        Group.BATCHNORM_FOLD,
+        Group.BATCHNORM_SCALING,
+        Group.UNIT_SPLIT,
+        Group.DORMANT_UNITS,
+        Group.COORDINATES,
+    }
+)
 
 #: Argument names that a measure may use, and the task's field that fills each.
 TASK_FIELDS: Mapping[str, str] = MappingProxyType(
@@ -83,6 +103,7 @@ class Measure:
             one that draws samples, which a check leaves out unless it is named.
         ensemble: ``ensemble(models, ...)``, the same measure of many networks in one call,
             where that is faster than one after another.
+        considered: Groups that it says something about, if only that its value varies.
     """
 
     name: str
@@ -94,6 +115,11 @@ class Measure:
     discrete: bool = False
     cost: Cost = "cheap"
     ensemble: Callable[..., Sequence[Estimate]] | None = None
+    considered: frozenset[Group] = CONSIDERED
+
+    def claims(self, groups: Iterable[Group]) -> bool:
+        """Return whether anything is claimed about maps made of ``groups``."""
+        return self.considered.issuperset(groups)
 
     def declared(self, groups: Iterable[Group]) -> Declaration:
         """What theory says happens under a map made of ``groups``.
@@ -103,7 +129,7 @@ class Measure:
 
         Returns:
             ``"invariant"`` if it is under each; ``"law"`` if it is invariant or follows a
-            law under each; ``"varies"`` otherwise.
+            law under each; ``"varies"`` otherwise, which is a claim only if :meth:`claims`.
         """
         kinds = tuple(groups)
         if all(kind in self.invariant_under for kind in kinds):
@@ -151,6 +177,7 @@ def measure(
     discrete: bool = False,
     cost: Cost = "cheap",
     ensemble: Callable[..., Sequence[Estimate]] | None = None,
+    varies_under: Iterable[Group] = (),
 ) -> Callable[[Callable[P, Estimate]], Callable[P, Estimate]]:
     """Register a function as a measure and declare its behaviour.
 
@@ -162,6 +189,7 @@ def measure(
         discrete: True for counts.
         cost: See :class:`Measure`.
         ensemble: See :class:`Measure`.
+        varies_under: Further groups that move the value; see :data:`CONSIDERED`.
 
     Returns:
         A decorator that returns the function unchanged.
@@ -179,6 +207,7 @@ def measure(
             discrete=discrete,
             cost=cost,
             ensemble=ensemble,
+            varies_under=CONSIDERED.union(varies_under),
         )
         if made.name in _REGISTRY:
             raise MeasureError(f"A measure named {made.name!r} is registered already. Rename one.")
@@ -198,6 +227,7 @@ def as_measure(
     discrete: bool = False,
     cost: Cost = "cheap",
     ensemble: Callable[..., Sequence[Estimate]] | None = None,
+    varies_under: Iterable[Group] = (),
 ) -> Measure:
     """Describe any function as a measure, without registering it.
 
@@ -210,6 +240,8 @@ def as_measure(
         discrete: True for counts.
         cost: See :class:`Measure`.
         ensemble: See :class:`Measure`.
+        varies_under: Groups of which it is claimed that they move the value; nothing is claimed
+            about groups that are not named here or above.
 
     Returns:
         The measure; calling it always gives an :class:`Estimate`.
@@ -243,6 +275,7 @@ def as_measure(
         discrete=discrete,
         cost=cost,
         ensemble=ensemble,
+        considered=fixed.union(laws, varies_under),
     )
 
 

@@ -134,9 +134,10 @@ def _value(line: Sequence[Row | None]) -> str:
 def _cell(row: Row | None) -> str:
     if row is None:
         return _td("-")
+    declared = row.declared if row.claimed else "nothing (not claimed)"
     about = (
         f"{row.measure} under {row.label}: {row.before:.10g} to {row.after:.10g}; declared "
-        f"{row.declared}, predicted {number(row.predicted, 10)}, float error {row.tolerance:.1e}. "
+        f"{declared}, predicted {number(row.predicted, 10)}, allowed {row.tolerance:.1e}. "
         f"{row.note}"
     )
     return _td(cell(row), row.verdict, about)

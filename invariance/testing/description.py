@@ -36,7 +36,7 @@ class Behaves:
         maps: How many members were tried.
         largest_change: Largest relative change of the value over them.
         finding: The first member that moved the value, narrowed down; ``None`` if none did.
-        declared: What the measure declares; ``None`` for a plain function.
+        declared: What the measure declares; ``None`` where it claims nothing.
         reason: Why the kind does not apply.
     """
 
@@ -210,7 +210,8 @@ def describe(
 
 
 def _cell(bound: Subject, engine: CellEngine, group: Group) -> Behaves:
-    declared = None if bound.plain else bound.measure.declared([group])
+    claimed = not bound.plain and bound.measure.claims([group])
+    declared = bound.measure.declared([group]) if claimed else None
     maps = members(engine.model, [group], bound.seed, 1 + EXTRA_MEMBERS)
     tried, change, reason = 0, 0.0, ""
     first: Cell | None = None
