@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from invariance.core.errors import MeasureError
-from invariance.core.estimate import Estimate
+from invariance.core._errors import MeasureError
+from invariance.core._estimate import Estimate
 
 #: Kinds of defect, each with the remedy that its message ends in.
 REMEDIES: Mapping[str, str] = {

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invariance.core.errors import InvarianceError
-from invariance.core.estimate import Estimate
-from invariance.core.modules import clone, model_dtype
-from invariance.core.rng import generator
-from invariance.measures.registry import Measure
+from invariance.core._errors import InvarianceError
+from invariance.core._estimate import Estimate
+from invariance.core._modules import clone, model_dtype
+from invariance.core._rng import generator
+from invariance.measures._registry import Measure
 
 #: The largest of a few probes underestimates the worst case, and the transform's own
 #: rounding comes on top; this factor covers both. Planted mistakes are larger by orders

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from invariance.measures.registry import Declaration
+from invariance.measures._registry import Declaration
 
 Verdict = Literal["invariant", "law", "varies", "contradicts"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from invariance.cells._rows import Verdict
-from invariance.measures.registry import Declaration
+from invariance.measures._registry import Declaration
 
 
 def judge(

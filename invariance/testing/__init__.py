@@ -9,9 +9,9 @@
 >>> inv.testing.assert_invariant(sharpness, model, x, y)
 Traceback (most recent call last):
     ...
-invariance.testing.findings.NotInvariantError: measure 'sharpness' is not invariant under ...
+invariance.testing.gate._findings.NotInvariantError: measure 'sharpness' is not invariant under ...
 
-Everything is imported on first use: pytest loads :mod:`invariance.testing.plugin` in every
+Everything is imported on first use: pytest loads :mod:`invariance.testing._plugin` in every
 project that has this package installed.
 """
 
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
     import invariance.testing.adapters as adapters  # noqa: PLR0402 - the name is public here
     import invariance.testing.strategies as strategies  # noqa: PLR0402
     from invariance.cells import BrokenTransformError, FaultyMeasureError
-    from invariance.testing.at_site import AtSite
-    from invariance.testing.claims import Replay, assert_invariant, replay
-    from invariance.testing.covariance import assert_covariant
-    from invariance.testing.description import Description, describe
-    from invariance.testing.findings import Certificate, Finding, NotInvariantError
-    from invariance.testing.laws import LawResult, assert_law
-    from invariance.testing.networks import Networks, TrainedNetwork
-    from invariance.testing.statistical import EqualityTest, assert_equal_in_law
-    from invariance.testing.trends import Trend, fit_trend
+    from invariance.testing._networks import Networks, TrainedNetwork
+    from invariance.testing.blame._at_site import AtSite
+    from invariance.testing.blame._trends import Trend, fit_trend
+    from invariance.testing.gate._assert_covariant import assert_covariant
+    from invariance.testing.gate._assert_equal_in_law import EqualityTest, assert_equal_in_law
+    from invariance.testing.gate._assert_invariant import Replay, assert_invariant, replay
+    from invariance.testing.gate._assert_law import LawResult, assert_law
+    from invariance.testing.gate._findings import Certificate, Finding, NotInvariantError
+    from invariance.testing.project._describe import Description, describe
     from invariance.transforms._members import MemberOf, draw_member
 
 _HOMES = {
     "invariance.cells": ("BrokenTransformError", "FaultyMeasureError"),
-    "invariance.testing.at_site": ("AtSite",),
-    "invariance.testing.claims": ("Replay", "assert_invariant", "replay"),
-    "invariance.testing.covariance": ("assert_covariant",),
-    "invariance.testing.description": ("Description", "describe"),
-    "invariance.testing.findings": ("Certificate", "Finding", "NotInvariantError"),
-    "invariance.testing.laws": ("LawResult", "assert_law"),
+    "invariance.testing.blame._at_site": ("AtSite",),
+    "invariance.testing.gate._assert_invariant": ("Replay", "assert_invariant", "replay"),
+    "invariance.testing.gate._assert_covariant": ("assert_covariant",),
+    "invariance.testing.project._describe": ("Description", "describe"),
+    "invariance.testing.gate._findings": ("Certificate", "Finding", "NotInvariantError"),
+    "invariance.testing.gate._assert_law": ("LawResult", "assert_law"),
     "invariance.transforms._members": ("MemberOf", "draw_member"),
-    "invariance.testing.networks": ("Networks", "TrainedNetwork"),
-    "invariance.testing.statistical": ("EqualityTest", "assert_equal_in_law"),
-    "invariance.testing.trends": ("Trend", "fit_trend"),
+    "invariance.testing._networks": ("Networks", "TrainedNetwork"),
+    "invariance.testing.gate._assert_equal_in_law": ("EqualityTest", "assert_equal_in_law"),
+    "invariance.testing.blame._trends": ("Trend", "fit_trend"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = ("adapters", "strategies")

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor, nn
 
 import invariance.transforms as T
-from invariance.core.arguments import as_seed
-from invariance.core.errors import UsageError
-from invariance.core.groups import ABOUT, Group
-from invariance.transforms.base import Applied, Transform
+from invariance.core._arguments import as_seed
+from invariance.core._errors import UsageError
+from invariance.core._groups import ABOUT, Group
+from invariance.transforms._base import Applied, Transform
 
 
 def default_transforms(model: nn.Module, *, seed: int = 0) -> list[Transform]:

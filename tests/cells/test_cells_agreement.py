@@ -5,8 +5,8 @@ import torch
 
 import invariance as inv
 from invariance.cells import CellEngine, MappedNetwork, Policy
-from invariance.core.groups import Group
-from invariance.measures.registry import all_measures, as_measure, get_measure
+from invariance.core._groups import Group
+from invariance.measures._registry import all_measures, as_measure, get_measure
 from invariance.testing import BrokenTransformError, NotInvariantError
 
 T = inv.transforms

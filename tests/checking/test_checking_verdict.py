@@ -6,8 +6,8 @@ from torch import nn
 
 from invariance.cells._roundoff import float_error, jitter
 from invariance.cells._verdict import judge
-from invariance.core.estimate import Estimate
-from invariance.measures.registry import as_measure
+from invariance.core._estimate import Estimate
+from invariance.measures._registry import as_measure
 
 CASES = [
     # before, after, declared, predicted, tolerance, verdict

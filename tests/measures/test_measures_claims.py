@@ -3,9 +3,9 @@
 import torch
 
 import invariance as inv
-from invariance.core.groups import Group
-from invariance.measures.registry import CONSIDERED, all_measures, as_measure, get_measure
-from invariance.reporting.words import cell
+from invariance.core._groups import Group
+from invariance.measures._registry import CONSIDERED, all_measures, as_measure, get_measure
+from invariance.reporting._words import cell
 
 T = inv.transforms
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import invariance as inv
-from invariance.core.groups import ABOUT, Group
+from invariance.core._groups import ABOUT, Group
 from invariance.testing.strategies import DRAWABLE
 from invariance.transforms._members import default_transforms, draw_member, members
 

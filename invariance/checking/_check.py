@@ -1,0 +1,159 @@
+"""The check: every measure before and after every transform."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from invariance.cells import (
+    BrokenTransformError,
+    CellEngine,
+    FunctionRow,
+    MappedNetwork,
+    Policy,
+    Refusal,
+    Row,
+)
+from invariance.cells._mapped_network import COMPARED_ROWS, EXAMPLE_ROWS
+from invariance.checking._environment import describe_environment, describe_model, describe_task
+from invariance.checking._report import Report
+from invariance.core._errors import InvarianceError, MeasureError, UsageError
+from invariance.core._forward import reading
+from invariance.core._modules import clone, in_train_mode, model_device
+from invariance.core._progress import Progress, silent
+from invariance.data import Task, cast_task
+from invariance.measures._registry import AnyMeasure, Measure, resolve
+from invariance.transforms._base import Transform
+from invariance.transforms._members import default_transforms
+
+
+def check(
+    model: nn.Module | Mapping[str, nn.Module],
+    task: Task,
+    *,
+    transforms: Sequence[Transform] | None = None,
+    measures: Sequence[AnyMeasure] | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    rtol: float = 0.0,
+    progress: Progress | None = None,
+) -> Report:
+    """Measure a model before and after function-preserving maps, and judge each cell.
+
+    A cell is judged as :func:`invariance.testing.assert_invariant` judges it, by one rule: a
+    value may miss its goal by ``rtol`` of it, or by its measured float error where that is
+    larger. They differ in what they take ``rtol`` to be when it is not given.
+
+    Args:
+        model: The model, or several by name. Copies are used; nothing is changed.
+        task: The data; ``x_train``/``y_train`` for curvature, ``x_unseen`` for weakness.
+        transforms: What to apply; by default a member of every kind of map there is.
+            One that does not apply to the model, or changes its function, is listed under
+            ``refused`` with its reason.
+        measures: Registered names, :class:`Measure` objects or plain functions
+            ``(model, x, y) -> number``; by default every registered measure.
+        seed: Seed of the random transforms and of the round-off probes.
+        dtype: Precision to work in. In float32 the tolerances are wider, as measured, up to
+            a thousandth of the value.
+        rtol: Relative change that is not worth mentioning; by default every change is that
+            float error does not explain.
+        progress: Called as ``progress(done, total, what)``.
+
+    Returns:
+        The report: how far each function is unchanged, and one row a cell.
+
+    Raises:
+        UsageError: If a measure's name is unknown.
+        MeasureError: If a model is in train mode where that changes its function.
+    """
+    models = dict(model) if isinstance(model, Mapping) else {"model": model}
+    chosen = resolve(measures)
+    _require_types(models, task, transforms)
+    policy = Policy(rtol=rtol, seed=seed)
+    found: list[FunctionRow | Row | Refusal] = []
+    for title, original in models.items():
+        _require_evaluation_mode(original)
+        base = clone(original).to(dtype)
+        data = cast_task(task, dtype, model_device(base))
+        _require_fit(base, data)
+        maps = default_transforms(base, seed=seed) if transforms is None else list(transforms)
+        network = MappedNetwork(
+            base, data.x_train[:EXAMPLE_ROWS], compared=data.x_test[:COMPARED_ROWS], title=title
+        )
+        found += _cells(network, data, chosen, maps, policy, progress or silent)
+    return Report(
+        task=describe_task(task),
+        model={title: describe_model(entry) for title, entry in models.items()},
+        environment=describe_environment(dtype),
+        function=tuple(entry for entry in found if isinstance(entry, FunctionRow)),
+        rows=tuple(entry for entry in found if isinstance(entry, Row)),
+        refused=tuple(entry for entry in found if isinstance(entry, Refusal)),
+    )
+
+
+def _cells(
+    network: MappedNetwork,
+    task: Task,
+    measures: Sequence[Measure],
+    maps: Sequence[Transform],
+    policy: Policy,
+    progress: Progress,
+) -> Iterator[FunctionRow | Row | Refusal]:
+    """Go through all cells of one network, map by map."""
+    title, total = network.title, len(measures) * (len(maps) + 1)
+    engines: list[CellEngine] = []
+    for done, measure in enumerate(measures):
+        progress(done, total, f"{title}: {measure.name}")
+        try:
+            engines.append(CellEngine(measure, network, measure.inputs(task), policy))
+        except InvarianceError as error:
+            yield Refusal(measure.name, str(error), title)
+    for number, transform in enumerate(maps, start=1):
+        try:
+            yield network.function_row(transform)
+        except InvarianceError as error:
+            if isinstance(error, BrokenTransformError) and error.row is not None:
+                yield error.row
+            yield Refusal(repr(transform), str(error), title)
+            continue
+        for done, engine in enumerate(engines, start=number * len(measures)):
+            progress(done, total, f"{title}: {engine.measure.name} under {transform.name}")
+            try:
+                yield engine.cell(transform, judged=True).row
+            except InvarianceError as error:
+                yield Refusal(f"{engine.measure.name} under {transform!r}", str(error), title)
+
+
+def _require_types(
+    models: Mapping[str, nn.Module], task: Task, transforms: Sequence[Transform] | None
+) -> None:
+    for title, entry in models.items():
+        if not isinstance(entry, nn.Module):
+            raise UsageError(f"check needs an nn.Module as {title}. Got {type(entry).__name__}.")
+    if not isinstance(task, Task):
+        raise UsageError(
+            f"check needs a Task, such as load_task('digits'). Got {type(task).__name__}."
+        )
+    for number, item in enumerate(transforms or ()):
+        if not isinstance(item, Transform):
+            raise UsageError(
+                f"transforms[{number}] is {item!r}, not a transform. Give instances, such as "
+                "invariance.transforms.NeuronScaling()."
+            )
+
+
+def _require_fit(model: nn.Module, task: Task) -> None:
+    """Raise if the model cannot read the task's points: every cell would be refused."""
+    rows = task.x_train[:2]
+    with torch.no_grad(), reading(model, rows, "the task's x_train"):
+        model(rows)
+
+
+def _require_evaluation_mode(model: nn.Module) -> None:
+    if where := in_train_mode(model):
+        raise MeasureError(
+            f"`{where}` is in train mode, where its output depends on the batch or on chance: "
+            "a different function. Call model.eval() first."
+        )

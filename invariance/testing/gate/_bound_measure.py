@@ -1,0 +1,169 @@
+"""A measure bound to a model and data, and the maps that a claim about it is tried under."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invariance.cells import CellEngine, MappedNetwork, Policy
+from invariance.cells._mapped_network import EXAMPLE_ROWS
+from invariance.core._errors import UsageError, unknown_name
+from invariance.core._groups import Group
+from invariance.core._modules import model_device
+from invariance.measures._registry import AnyMeasure, Measure, registered
+from invariance.testing.gate._binding import (
+    bind_inputs,
+    bind_measure,
+    cast,
+    cast_inputs,
+    require_evaluation_mode,
+)
+from invariance.transforms._base import Transform
+from invariance.transforms._members import members, resolve_all
+
+#: Value and change are compared to this relative tolerance unless told otherwise.
+RTOL = 1e-6
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A measure, a model and data, bound together and checked.
+
+    Attributes:
+        measure: The measure, with its declarations if it has any.
+        plain: True if it has none.
+        model: The user's model, never written to.
+        inputs: The measure's arguments.
+        x: Input rows.
+        rtol: Relative tolerance.
+        seed: Seed of random members and of round-off probes.
+        allow_constant: Accept a measure that no change of weights moves.
+        network: The mapped network, where several measures share it.
+    """
+
+    measure: Measure
+    plain: bool
+    model: nn.Module
+    inputs: Mapping[str, Any]
+    x: Tensor
+    rtol: float
+    seed: int
+    allow_constant: bool
+    network: MappedNetwork | None = None
+
+    def engine(self, dtype: torch.dtype, zero: float = 0.0) -> CellEngine:
+        """Return an engine on copies in the given precision."""
+        network = self.network
+        if network is None or network.example.dtype != dtype:
+            network = mapped(self.model, self.x, dtype)
+        policy = Policy(
+            rtol=self.rtol,
+            zero=zero,
+            seed=self.seed,
+            vetted=True,
+            allow_constant=self.allow_constant,
+        )
+        inputs = cast_inputs(self.inputs, model_device(network.model), dtype)
+        return CellEngine(self.measure, network, inputs, policy)
+
+
+def mapped(model: nn.Module, x: Tensor, dtype: torch.dtype, *, keep: bool = False) -> MappedNetwork:
+    """Copy a model and the rows that maps are verified on, in the given precision."""
+    copied, moved = cast(model, {"x": x[:EXAMPLE_ROWS]}, dtype)
+    return MappedNetwork(copied, moved["x"], keep=keep)
+
+
+def subject(
+    measure: AnyMeasure,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    rtol: float = RTOL,
+    seed: int = 0,
+    data: Mapping[str, Tensor] | None = None,
+    allow_constant: bool = False,
+    name: str | None = None,
+    network: MappedNetwork | None = None,
+) -> Subject:
+    """Bind a measure to a model and data; see :func:`assert_invariant` for the arguments."""
+    require_evaluation_mode(model)
+    if not 0 <= rtol < 1:
+        raise UsageError(f"rtol must be in [0, 1). Got {rtol!r}.")
+    bound = bind_measure(measure, name)
+    inputs = bind_inputs(bound, x, y, data)
+    plain = registered(measure) is None
+    return Subject(bound, plain, model, inputs, x, rtol, seed, allow_constant, network)
+
+
+def choose(
+    bound: Subject,
+    transforms: Sequence[Transform] | Transform | None,
+    groups: Iterable[Group | str] | None,
+    examples: int = 1,
+    *,
+    laws: bool = False,
+) -> tuple[list[Transform], bool]:
+    """Decide what to apply.
+
+    Args:
+        bound: The bound measure.
+        transforms: What the user named, if anything.
+        groups: Kinds that the user named, if any.
+        examples: Random members of each default kind.
+        laws: Include groups for which the measure declares a law.
+
+    Returns:
+        The maps, and whether the user named them one by one.
+
+    Raises:
+        UsageError: If ``transforms`` holds something else, or a group is unknown.
+    """
+    if transforms is not None:
+        maps = [transforms] if isinstance(transforms, Transform) else list(transforms)
+        for entry in maps:
+            if not isinstance(entry, Transform):
+                raise UsageError(
+                    f"transforms must hold Transform objects, such as Permutation(seed=1). "
+                    f"Got {entry!r}."
+                )
+        if not maps:
+            raise UsageError("transforms is empty, so nothing would be checked. Leave it out.")
+        return resolve_all(maps, bound.model), True
+    wanted = wanted_groups(bound, groups, laws=laws)
+    if not wanted:
+        raise UsageError(
+            f"Measure {bound.measure.name!r} declares no group to be checked under. Name some "
+            "with groups=[...] or transforms=[...]."
+        )
+    return list(members(bound.model, wanted, bound.seed, examples)), False
+
+
+def wanted_groups(
+    bound: Subject, groups: Iterable[Group | str] | None, *, laws: bool = False
+) -> frozenset[Group]:
+    """Return the groups to check: the named ones, the declared ones, or all."""
+    if groups is not None:
+        return frozenset(as_group(entry) for entry in groups)
+    if bound.plain:
+        return frozenset(set(Group) - {Group.COORDINATES})
+    declared = set(bound.measure.invariant_under)
+    if laws:
+        declared |= set(bound.measure.laws)
+    return frozenset(declared - {Group.COORDINATES})
+
+
+def as_group(entry: Group | str) -> Group:
+    """Return the group for its name.
+
+    Raises:
+        UsageError: For an unknown name; lists the known ones.
+    """
+    try:
+        return Group(entry)
+    except ValueError:
+        raise unknown_name("group", entry, [group.value for group in Group]) from None
