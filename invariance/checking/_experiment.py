@@ -20,7 +20,7 @@ from invariance.core._progress import Progress, silent
 from invariance.data import Task, load_task
 from invariance.measures._registry import AnyMeasure
 from invariance.models import mlp
-from invariance.stats._rank import MINIMUM_POINTS
+from invariance.stats._ranks import MINIMUM_POINTS
 from invariance.training import Fit, ProgressCallback, fit, fit_ensemble
 
 #: What the report shows, in the order in which it is read: first what moves, then what
