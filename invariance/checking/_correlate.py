@@ -7,27 +7,21 @@ measures, and every correlation is computed again.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-import invariance.transforms as T
 from invariance.cells import Refusal
 from invariance.core._errors import DataError, InvarianceError
-from invariance.core._modules import clone, model_device, weight_layers
+from invariance.core._modules import clone, model_device
 from invariance.core._progress import Progress
-from invariance.core._rng import generator
 from invariance.data import Task, cast_task
 from invariance.measures._registry import AnyMeasure, Measure, resolve
 from invariance.stats import RankCorrelation, holm, spearman
-from invariance.transforms._base import Transform
-
-#: How the networks are rescaled: name to a function from network index to transform.
-Rescaling = Callable[[nn.Module, int], Transform]
+from invariance.transforms import UNITS_RESCALED, random_rescaling
 
 
 @dataclass(frozen=True)
@@ -43,12 +37,12 @@ class CorrelationRow:
         ci_high: Upper end.
         p_value: Two-sided permutation p-value.
         p_holm: The same, adjusted for the number of measures (Holm).
-        rho_after_rescaling: Rho after a random layer scaling of every network.
+        rho_after_rescaling: Rho after a random rescaling of every network's layers.
         ci_low_after: Lower end of its interval.
         ci_high_after: Upper end.
-        rho_after_neuron_rescaling: Rho after a layer and a neuron scaling of each.
+        rho_after_neuron_rescaling: Rho after a rescaling of layers and single units.
         max_relative_change: Largest relative change of the measure over the networks
-            under the layer scaling: zero up to round-off for an invariant measure.
+            under the rescaling of layers: zero up to round-off for an invariant measure.
     """
 
     measure: str
@@ -81,6 +75,7 @@ class CorrelationStudy:
         values: Measure to ``{"as trained": ..., "layer": ..., "neuron": ...}``, each
             ``(n,)``.
         refused: Measures that could not be computed, with reasons.
+        rescaling: How networks were rescaled at random, in words.
     """
 
     rows: tuple[CorrelationRow, ...]
@@ -88,35 +83,11 @@ class CorrelationStudy:
     target_values: tuple[float, ...]
     values: Mapping[str, Mapping[str, tuple[float, ...]]]
     refused: tuple[Refusal, ...] = ()
+    rescaling: str = f"{UNITS_RESCALED}, in the column of neurons only"
 
 
-def random_layer_scaling(model: nn.Module, seed: int, *, spread: float = 30.0) -> Transform:
-    """Draw a layer scaling: each hidden layer's factor log-uniform in ``[1/spread, spread]``.
-
-    Args:
-        model: The model, for its number of weight layers.
-        seed: Seed of the draw.
-        spread: Largest factor.
-
-    Returns:
-        The transform.
-    """
-    layers = len(weight_layers(model))
-    draws = torch.rand(layers - 1, generator=generator(seed, "layer scaling"), dtype=torch.float64)
-    cumulative = [math.exp((2 * float(u) - 1) * math.log(spread)) for u in draws] + [1.0]
-    before = [1.0, *cumulative[:-1]]
-    return T.LayerScaling([now / then for now, then in zip(cumulative, before, strict=True)])
-
-
-def random_neuron_scaling(model: nn.Module, seed: int) -> Transform:
-    """Draw a layer scaling followed by a scaling of every single neuron."""
-    return T.Compose([random_layer_scaling(model, seed), T.NeuronScaling(seed=seed)])
-
-
-RESCALINGS: Mapping[str, Rescaling] = {
-    "layer": random_layer_scaling,
-    "neuron": random_neuron_scaling,
-}
+#: What is done to every network, beside leaving it as trained: whether single units are scaled.
+_RESCALED: Mapping[str, bool] = {"layer": False, "neuron": True}
 
 
 def correlate(
@@ -181,9 +152,9 @@ def _variants(
     trained = [clone(network).to(dtype) for network in networks]
     example = data.x_train[:8]
     variants = {"as trained": trained}
-    for name, rescaling in RESCALINGS.items():
+    for name, units in _RESCALED.items():
         variants[name] = [
-            rescaling(network, seed + 1_000 * i)(network, example)
+            random_rescaling(network, example, seed + 1_000 * i, units=units)(network, example)
             for i, network in enumerate(trained)
         ]
     return variants

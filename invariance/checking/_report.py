@@ -83,6 +83,7 @@ class Report:
             "refused": [entry.to_dict() for entry in self.refused]
             + [entry.to_dict() for entry in (study.refused if study else ())],
             "sweep": self.sweep.to_dict() if self.sweep else None,
+            "rescaling": study.rescaling if study else None,
             "correlations": [row.to_dict() for row in study.rows] if study else [],
             "notes": list(self.notes),
         }

@@ -185,8 +185,8 @@ def _correlations(study: CorrelationStudy) -> list[str]:
     parts = [
         f"<h2>Spearman correlation with the {escape(study.target.replace('_', ' '))}, "
         f"{len(study.target_values)} networks</h2>",
-        '<p class="sub">As trained, and after every network was put through its own random '
-        "function-preserving rescaling.</p>",
+        '<p class="sub">As trained, and after every network was rescaled by its own random '
+        f"factors: {escape(study.rescaling)}.</p>",
         table,
     ]
     if study.values:

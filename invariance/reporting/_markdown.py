@@ -136,4 +136,5 @@ def _correlations(report: Report) -> list[str]:
             for row in study.rows
         ),
     )
-    return [f"## Spearman correlation with {study.target}", table]
+    how = f"Rescaled at random, each network by its own factors: {study.rescaling}."
+    return [f"## Spearman correlation with {study.target}", how, table]

@@ -175,8 +175,8 @@ def correlation_table(study: CorrelationStudy) -> Table:
     table = Table(
         title=(
             f"Spearman correlation with the {study.target.replace('_', ' ')} over {n} networks "
-            "(95 % bootstrap interval), as trained and after each network's own random "
-            "function-preserving rescaling"
+            "(95 % bootstrap interval), as trained and after each network's own random rescaling: "
+            f"{study.rescaling}"
         ),
         title_justify="left",
         box=box.SIMPLE_HEAD,

@@ -163,6 +163,8 @@ class Study:
         figures: Draws figures into a folder, returns ``(file, caption)`` pairs.
         batch_size: How many networks of a cell train together.
         cost: Relative work of one network, for order and progress: expensive ones go first.
+        rescaling: How networks are rescaled at random before they are measured again, in words;
+            empty if they are not.
     """
 
     name: str
@@ -179,3 +181,4 @@ class Study:
     figures: Callable[[Sequence[Record], Findings, Path], Sequence[tuple[Path, str]]]
     batch_size: Callable[[Config], int]
     cost: Callable[[Config], float]
+    rescaling: str = ""

@@ -11,6 +11,11 @@ from invariance.transforms._linear_mixing import LinearMixing
 from invariance.transforms._logit_shift import LogitShift
 from invariance.transforms._neuron_scaling import NeuronScaling
 from invariance.transforms._permutation import Permutation
+from invariance.transforms._random_rescaling import (
+    GROUPS_RESCALED,
+    UNITS_RESCALED,
+    random_rescaling,
+)
 from invariance.transforms._reparametrize import Reparametrize, Unparametrize
 from invariance.transforms._reparametrize_law import (
     CoordinateLaw,
@@ -42,6 +47,8 @@ KINDS: tuple[type[Transform], ...] = (
 )
 
 __all__ = [
+    "GROUPS_RESCALED",
+    "UNITS_RESCALED",
     "Action",
     "Applied",
     "BatchNormScaling",
@@ -68,4 +75,5 @@ __all__ = [
     "WeightNorm",
     "coordinate_law",
     "covariant_trace",
+    "random_rescaling",
 ]
