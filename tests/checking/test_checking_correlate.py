@@ -5,8 +5,8 @@ import sys
 import pytest
 
 import invariance as inv
-from invariance.checking.correlate import correlate, random_layer_scaling
-from invariance.core.errors import DataError
+from invariance.checking._correlate import correlate, random_layer_scaling
+from invariance.core._errors import DataError
 
 MEASURES = ["hessian_trace", "adaptive_trace", "relative_flatness", "minimum_sharpness"]
 
@@ -77,7 +77,7 @@ def test_lengths_must_match(task, members):
 )
 def test_the_largest_change_is_relative(monkeypatch, task, members, trained, rescaled, largest):
     answers = iter([trained, rescaled, trained])
-    module = sys.modules["invariance.checking.correlate"]  # the function has the same name
+    module = sys.modules["invariance.checking._correlate"]  # the function has the same name
     monkeypatch.setattr(module, "_values", lambda *_: next(answers))
     models = [member.model for member in members[:4]]
     (row,) = correlate(models, [1.0, 2.0, 3.0, 4.0], task, measures=["parameter_norm"]).rows

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from invariance.curvature.exact._steps import parse_mlp
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from invariance.curvature import exact_curvature, hessian_trace_ensemble
-from invariance.curvature.exact_mlp import bytes_per_row
-from invariance.curvature.exact_steps import parse_mlp
+from invariance.curvature.exact._mlp import bytes_per_row
 
 
 def peak_bytes(function):
