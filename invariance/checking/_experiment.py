@@ -18,7 +18,7 @@ from invariance.checking._report import Report
 from invariance.core._errors import UsageError
 from invariance.data import Task, load_task
 from invariance.models import mlp
-from invariance.stats._rank import MINIMUM_POINTS
+from invariance.stats._ranks import MINIMUM_POINTS
 from invariance.training import Fit, ProgressCallback, fit, fit_ensemble
 
 #: What the report shows, in the order in which it is read: first what moves, then what
