@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from invariance.curvature.exact._steps import parse_mlp
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from invariance.core._perceptron import read_perceptron
 from invariance.curvature import exact_curvature, hessian_trace_ensemble
 from invariance.curvature.exact._mlp import bytes_per_row
 
@@ -88,5 +88,5 @@ def test_the_estimate_of_a_row_counted_by_hand():
     # value and slope of each activation (2 * 5 + 2 * 4) are kept, 34 numbers, twice; two blocks
     # of the widest layers (5 + 4) and a square of one (5) a channel; four K x K.
     layers = [nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)]
-    steps = parse_mlp(nn.Sequential(*layers).double())
+    steps = read_perceptron(nn.Sequential(*layers).double())
     assert bytes_per_row(steps, channels=2) == 8 * (2 * 34 + 2 * (9 + 5) + 4 * 9)
