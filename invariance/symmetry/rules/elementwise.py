@@ -131,14 +131,32 @@ def dropout(context: Context, call: Call) -> None:
 
 
 @rule("contiguous", "clone", "detach", "to", "float", "double", "half", "bfloat16", "type",
-      "type_as", "requires_grad_", "positive", "cpu", "cuda", "alias", "data", "nan_to_num",
-      "__deepcopy__", "as_subclass")  # fmt: skip
+      "type_as", "requires_grad_", "positive", "cpu", "cuda", "alias", "data", "int", "long",
+      "short", "char", "byte", "bool", "__deepcopy__", "as_subclass")  # fmt: skip
 def identity(context: Context, call: Call) -> None:
-    """Functions that return their argument's entries."""
-    entry = context.entry(call.args[0])
+    """Functions that return their argument's entries, unless they cut off the fractions."""
+    source = call.args[0]
+    entry = context.entry(source)
     if entry is None:
         raise NotUnderstoodError("has no operand that depends on the input")
-    context.assign(call.out, entry)
+    if not isinstance(call.out, Tensor):
+        raise NotUnderstoodError("returns something that is not a tensor")
+    if _holds_fractions(source) and not _holds_fractions(call.out):
+        apply_elementwise(context, call, homogeneous=False, odd=False)
+    elif source.is_complex() and not call.out.is_complex():
+        raise NotUnderstoodError("drops the imaginary part")
+    else:
+        context.assign(call.out, entry)
+
+
+def _holds_fractions(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+@rule("nan_to_num")
+def nan_to_num(context: Context, call: Call) -> None:
+    """The identity on what is finite, which a factor can end."""
+    apply_elementwise(context, call, homogeneous=False, odd=False)
 
 
 @rule("abs", "absolute", "square", "sqrt", "rsqrt", "reciprocal", "pow", "__pow__")
