@@ -183,7 +183,7 @@ def open_database(path: Path, study: str) -> sqlite3.Connection:
 
 
 def _connect(path: Path | str, **options: Any) -> sqlite3.Connection:
-    database = sqlite3.connect(path, isolation_level=None, **options)
+    database: sqlite3.Connection = sqlite3.connect(path, isolation_level=None, **options)
     # Text that a flipped bit has made no UTF-8 is compared and told like any other.
     database.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
     return database

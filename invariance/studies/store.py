@@ -77,8 +77,8 @@ class Store:
                 for scratch in (folder / "weights").glob(".*.tmp"):
                     scratch.unlink()
             with told(folder):
-                for name in ("results.json", "report.md"):
-                    for scratch in folder.glob(f".{name}.*"):
+                for pattern in (".results.json.*", ".report.md.*", ".invariance-*"):
+                    for scratch in folder.glob(pattern):
                         scratch.unlink()
             with told(self._path):
                 if not self._path.exists():
