@@ -2,8 +2,8 @@
 
 import pytest
 
-from invariance.core.text import printable, without_html
-from invariance.reporting.markdown import markdown_table
+from invariance.core._text import printable, without_html
+from invariance.reporting._markdown import markdown_table
 
 
 def test_control_characters_become_pictures():

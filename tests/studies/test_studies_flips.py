@@ -9,7 +9,7 @@ import sqlite3
 import pytest
 from toy_study import STUDY as TOY
 
-from invariance.core.errors import StudyError
+from invariance.core._errors import StudyError
 from invariance.studies import run_study
 
 SMALL = TOY.full.but(networks=3)

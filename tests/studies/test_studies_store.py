@@ -21,9 +21,10 @@ from store_cases import (
     rows_of,
 )
 
-from invariance.core.errors import StudyError
-from invariance.studies import Config, weights
-from invariance.studies.store import Store, measurement_key
+from invariance.core._errors import StudyError
+from invariance.studies import Config
+from invariance.studies.store import _weights as weights
+from invariance.studies.store._store import Store, measurement_key
 
 # Weights
 
