@@ -73,6 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _version() -> str:
-    from invariance import __version__
+    from invariance.core._version import __version__
 
     return __version__

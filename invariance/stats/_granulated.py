@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from invariance.core._errors import DataError, unknown_name
-from invariance.stats._rank import FloatArray, interval, require_pairs
+from invariance.stats._ranks import FloatArray, interval, require_pairs
 
 Settings = Mapping[str, Sequence[Hashable]]
 
