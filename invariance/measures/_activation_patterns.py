@@ -28,7 +28,8 @@ def activation_patterns(model: nn.Module, x: Tensor, layer: int = -1) -> Estimat
         >>> import torch
         >>> import invariance as inv
         >>> model = inv.models.from_weights([[[1.0], [-1.0]], [[1.0, 0.0], [0.0, 1.0]]])
-        >>> round(float(activation_patterns(model, torch.tensor([[-1.0], [1.0], [2.0]]).double())), 9)
+        >>> points = torch.tensor([[-1.0], [1.0], [2.0]]).double()
+        >>> float(activation_patterns(model, points))
         2.0
     """
     return patterns.activation_patterns(model, x, layer)

@@ -67,7 +67,8 @@ def frobenius_norm_product(model: nn.Module, *, example_input: Tensor | None = N
 
     Example:
         >>> import invariance as inv
-        >>> round(float(frobenius_norm_product(inv.models.from_weights([[[3.0], [4.0]], [[2.0, 0.0]]]))), 9)
+        >>> model = inv.models.from_weights([[[3.0], [4.0]], [[2.0, 0.0]]])
+        >>> round(float(frobenius_norm_product(model)), 9)
         10.0
     """
     weights = folded_weights(model, example_input)
