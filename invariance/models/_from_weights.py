@@ -62,7 +62,8 @@ def from_weights(
         )
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for number, matrix in enumerate(matrices, 1):
-        layer = nn.Linear(*reversed(matrix.shape), bias=vectors is not None, dtype=dtype)
+        rows, columns = matrix.shape
+        layer = nn.Linear(columns, rows, bias=vectors is not None, dtype=dtype)
         with torch.no_grad():
             layer.weight.copy_(matrix)
             if vectors is not None:
