@@ -63,10 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         from invariance.core._errors import InvarianceError
+        from invariance.core._text import printable
 
         if not isinstance(error, InvarianceError):
             raise
-        sys.stderr.write(f"invariance: {error}\n")
+        sys.stderr.write(printable(f"invariance: {error}\n"))
         return USAGE_ERROR
     return code
 
