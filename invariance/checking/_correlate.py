@@ -8,8 +8,6 @@ measures, and every correlation is computed again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,71 +18,9 @@ from invariance.core._modules import clone, model_device
 from invariance.core._progress import Progress
 from invariance.data import Task, cast_task
 from invariance.measures._registry import AnyMeasure, Measure, resolve
+from invariance.reporting import CorrelationRow, CorrelationStudy
 from invariance.stats import RankCorrelation, holm, spearman
 from invariance.transforms import UNITS_RESCALED, random_rescaling
-
-
-@dataclass(frozen=True)
-class CorrelationRow:
-    """One measure's rank correlation with one target.
-
-    Attributes:
-        measure: The measure's Python name.
-        target: What it is correlated with.
-        n: Number of networks.
-        rho: Spearman's rho; ``None`` where the measure is constant.
-        ci_low: Lower end of the bootstrap 95 % interval.
-        ci_high: Upper end.
-        p_value: Two-sided permutation p-value.
-        p_holm: The same, adjusted for the number of measures (Holm).
-        rho_after_rescaling: Rho after a random rescaling of every network's layers.
-        ci_low_after: Lower end of its interval.
-        ci_high_after: Upper end.
-        rho_after_neuron_rescaling: Rho after a rescaling of layers and single units.
-        max_relative_change: Largest relative change of the measure over the networks
-            under the rescaling of layers: zero up to round-off for an invariant measure.
-    """
-
-    measure: str
-    target: str
-    n: int
-    rho: float | None
-    ci_low: float | None
-    ci_high: float | None
-    p_value: float | None
-    p_holm: float | None
-    rho_after_rescaling: float | None
-    ci_low_after: float | None
-    ci_high_after: float | None
-    rho_after_neuron_rescaling: float | None
-    max_relative_change: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the row as a plain dictionary."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class CorrelationStudy:
-    """All correlations, with the numbers behind them for plots.
-
-    Attributes:
-        rows: One row a measure.
-        target: Name of the target.
-        target_values: ``(n,)`` the target, a value a network.
-        values: Measure to ``{"as trained": ..., "layer": ..., "neuron": ...}``, each
-            ``(n,)``.
-        refused: Measures that could not be computed, with reasons.
-        rescaling: How networks were rescaled at random, in words.
-    """
-
-    rows: tuple[CorrelationRow, ...]
-    target: str
-    target_values: tuple[float, ...]
-    values: Mapping[str, Mapping[str, tuple[float, ...]]]
-    refused: tuple[Refusal, ...] = ()
-    rescaling: str = f"{UNITS_RESCALED}, in the column of neurons only"
-
 
 #: What is done to every network, beside leaving it as trained: whether single units are scaled.
 _RESCALED: Mapping[str, bool] = {"layer": False, "neuron": True}
@@ -143,7 +79,8 @@ def correlate(
         _row(name, target_name, before[name], adjusted[name], values[name], target, seed)
         for name in values
     )
-    return CorrelationStudy(rows, target_name, tuple(target), values, tuple(refused))
+    how = f"{UNITS_RESCALED}, in the column of neurons only"
+    return CorrelationStudy(rows, target_name, tuple(target), values, tuple(refused), how)
 
 
 def _variants(

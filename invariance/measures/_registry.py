@@ -26,8 +26,8 @@ from invariance.core._estimate import Estimate
 from invariance.core._groups import Group
 
 if TYPE_CHECKING:
+    from invariance.core._applied import Applied
     from invariance.data import Task
-    from invariance.transforms._base import Applied
 
 Declaration = Literal["invariant", "law", "varies"]
 Cost = Literal["cheap", "solver", "sampling"]

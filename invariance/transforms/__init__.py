@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from invariance.transforms._base import Action, Applied, ParameterAction, Transform, Verification
+from invariance.core._applied import Action, Applied, ParameterAction, Verification
+from invariance.transforms._base import Transform
 from invariance.transforms._batchnorm import BatchNormScaling, FoldBatchNorm
 from invariance.transforms._compose import Compose
 from invariance.transforms._dormant_units import DormantUnits
