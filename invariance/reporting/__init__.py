@@ -4,7 +4,13 @@ A renderer is a function from a :class:`Report` to text, in a file of this folde
 here; it says which ending of a file's name it writes.
 """
 
-from invariance.reporting import _html, _markdown, _terminal  # noqa: F401 - they register
+# The renderers register themselves, in the order in which their endings are listed.
+# isort: off
+from invariance.reporting import _markdown  # noqa: F401
+from invariance.reporting import _html  # noqa: F401
+from invariance.reporting import _terminal  # noqa: F401
+
+# isort: on
 from invariance.reporting._report import CorrelationRow, CorrelationStudy, Report, Sweep
 
 __all__ = ["CorrelationRow", "CorrelationStudy", "Report", "Sweep"]
