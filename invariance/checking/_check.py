@@ -14,13 +14,13 @@ from invariance.checking._default_maps import default_transforms
 from invariance.checking._environment import describe_environment, describe_model, describe_task
 from invariance.checking._report import Report
 from invariance.checking._roundoff import float_error
-from invariance.checking._rows import FunctionRow, Refusal, Row
+from invariance.checking._rows import UNDECLARED, FunctionRow, Refusal, Row
 from invariance.checking._verdict import judge
 from invariance.core._errors import InvarianceError, MeasureError, UsageError
 from invariance.core._estimate import Estimate
 from invariance.core._forward import reading
 from invariance.core._modules import clone, evaluation_mode, in_train_mode, model_device
-from invariance.data import Task
+from invariance.data import Task, TaskLike, as_task
 from invariance.measures._registry import (
     Law,
     Measure,
@@ -30,7 +30,7 @@ from invariance.measures._registry import (
     default_measures,
     get_measure,
 )
-from invariance.transforms._base import Applied, Transform
+from invariance.transforms._base import Applied, Transform, as_transforms
 
 #: Called as ``progress(done, total, what)`` while a check runs.
 Progress = Callable[[int, int, str], None]
@@ -46,10 +46,10 @@ PROOF_ROWS = 2_048
 
 def check(
     model: nn.Module | Mapping[str, nn.Module],
-    task: Task,
+    task: TaskLike,
     *,
-    transforms: Sequence[Transform] | None = None,
-    measures: Sequence[AnyMeasure] | None = None,
+    transforms: Sequence[Transform] | Transform | None = None,
+    measures: Sequence[AnyMeasure] | AnyMeasure | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
     progress: Progress | None = None,
@@ -58,7 +58,8 @@ def check(
 
     Args:
         model: The model, or several by name. Copies are used; nothing is changed.
-        task: The data; ``x_train``/``y_train`` for curvature, ``x_unseen`` for weakness.
+        task: The data; ``x_train``/``y_train`` for curvature, ``x_unseen`` for weakness. Also a
+            task's name, ``(x, y)``, or a DataLoader of such batches.
         transforms: What to apply; by default a member of every kind of map there is.
             One that does not apply to the model is listed under ``refused`` with its reason.
         measures: Registered names, :class:`Measure` objects or plain functions
@@ -71,12 +72,14 @@ def check(
         The report: the proof that each function is unchanged, and one row a cell.
 
     Raises:
-        UsageError: If a measure's name is unknown.
+        UsageError: If a measure's name is unknown, or there is no model, measure or map to check.
         MeasureError: If a model is in train mode where that changes its function.
     """
     models = dict(model) if isinstance(model, Mapping) else {"model": model}
+    _require_models(models)
+    task = as_task(task, "check", *models.values())
     chosen = resolve(measures)
-    _require_types(models, task, transforms)
+    given = None if transforms is None else as_transforms(transforms)
     function: list[FunctionRow] = []
     rows: list[Row] = []
     refused: list[Refusal] = []
@@ -85,7 +88,7 @@ def check(
         base = clone(original).to(dtype)
         data = cast_task(task, dtype, model_device(base))
         _require_fit(base, data)
-        maps = default_transforms(base, seed=seed) if transforms is None else list(transforms)
+        maps = default_transforms(base, seed=seed) if given is None else given
         cells = _Cells(title, base, data, chosen, seed, progress, len(maps))
         for item in cells.run(maps):
             if isinstance(item, FunctionRow):
@@ -140,7 +143,8 @@ class _Cells:
                 self.done += len(self.measures)
                 yield Refusal(repr(transform), str(error), self.title)
                 continue
-            yield prove(transform, self.model, applied.model, self.task.x_test, self.title)
+            points = self.task.x_test if len(self.task.x_test) else self.task.x_train
+            yield prove(transform, self.model, applied.model, points, self.title)
             for measure, inputs, value, slack in usable:
                 self._tick(f"{self.title}: {measure.name} under {transform.name}")
                 yield self._cell(measure, inputs, value, slack, transform, applied)
@@ -182,7 +186,8 @@ class _Cells:
             label=repr(transform),
             tolerance=tolerance,
             method=after.method,
-            note=note,
+            note=note if not measure.plain else UNDECLARED,
+            claimed=not measure.plain,
         )
 
     def _measure(self, measure: Measure, model: nn.Module) -> tuple[dict[str, Any], Estimate] | str:
@@ -239,23 +244,33 @@ def prove(
     )
 
 
-def resolve(measures: Iterable[AnyMeasure] | None) -> list[Measure]:
+def resolve(measures: Iterable[AnyMeasure] | AnyMeasure | None) -> list[Measure]:
     """Turn names, measures and plain functions into measures; ``None`` gives the defaults.
 
     Raises:
-        UsageError: If a name is unknown.
+        UsageError: If a name is unknown, an entry is no measure, or there is none.
     """
     # The registry fills as the measures are imported.
     import invariance.measures  # noqa: F401
 
-    return [_resolve(entry) for entry in (default_measures() if measures is None else measures)]
+    given: Any = default_measures() if measures is None else measures
+    one = isinstance(given, str) or callable(given) or not isinstance(given, Iterable)
+    found = [_resolve(entry) for entry in ([given] if one else given)]
+    if not found:
+        raise UsageError("measures is empty, so nothing would be checked. Leave it out.")
+    return found
 
 
-def _resolve(entry: AnyMeasure) -> Measure:
+def _resolve(entry: Any) -> Measure:
     if isinstance(entry, Measure):
         return entry
     if isinstance(entry, str):
         return get_measure(entry)
+    if not callable(entry):
+        raise UsageError(
+            f"Expected a measure: a function (model, x, y) -> number, or a registered name. "
+            f"Got {entry!r}."
+        )
     name = getattr(entry, "__name__", "")
     # A registered function given as itself brings its declarations along.
     if name in all_measures() and get_measure(name).function is entry:
@@ -297,21 +312,15 @@ def cast_task(task: Task, dtype: torch.dtype, device: torch.device) -> Task:
     return replace(task, **changes)
 
 
-def _require_types(
-    models: Mapping[str, nn.Module], task: Task, transforms: Sequence[Transform] | None
-) -> None:
+def _require_models(models: Mapping[str, Any]) -> None:
+    if not models:
+        raise UsageError("There is no model to check: the mapping of models is empty.")
     for title, entry in models.items():
         if not isinstance(entry, nn.Module):
-            raise UsageError(f"check needs an nn.Module as {title}. Got {type(entry).__name__}.")
-    if not isinstance(task, Task):
-        raise UsageError(
-            f"check needs a Task, such as load_task('digits'). Got {type(task).__name__}."
-        )
-    for number, item in enumerate(transforms or ()):
-        if not isinstance(item, Transform):
+            own = isinstance(getattr(entry, "model", None), nn.Module)
+            hint = " Pass its .model." if own else ""
             raise UsageError(
-                f"transforms[{number}] is {item!r}, not a transform. Give instances, such as "
-                "invariance.transforms.NeuronScaling()."
+                f"check needs an nn.Module as {title}. Got {type(entry).__name__}.{hint}"
             )
 
 

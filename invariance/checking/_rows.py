@@ -10,6 +10,10 @@ from invariance.measures._registry import Declaration
 Verdict = Literal["invariant", "law", "varies", "contradicts"]
 
 
+#: What a cell of a measure without declarations says.
+UNDECLARED = "Not declared: the measure claims nothing about this map."
+
+
 @dataclass(frozen=True)
 class Row:
     """One cell of measures x transforms.
@@ -28,6 +32,7 @@ class Row:
         tolerance: Largest difference that float error explains, as measured.
         method: How the value was computed.
         note: Anything a reader should know about this cell.
+        claimed: False if the measure declares nothing at all; ``declared`` is then ``varies``.
     """
 
     measure: str
@@ -43,6 +48,7 @@ class Row:
     tolerance: float = 0.0
     method: str = ""
     note: str = ""
+    claimed: bool = True
 
     def __getitem__(self, key: str) -> Any:
         return asdict(self)[key]

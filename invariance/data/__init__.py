@@ -1,6 +1,7 @@
 """Tasks: real data sets, verified, split deterministically."""
 
+from invariance.data._given import TaskLike, as_task
 from invariance.data._load import TASKS, load_task
 from invariance.data._task import Task
 
-__all__ = ["TASKS", "Task", "load_task"]
+__all__ = ["TASKS", "Task", "TaskLike", "as_task", "load_task"]

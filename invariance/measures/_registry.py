@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol
 
 from torch import Tensor, nn
 
-from invariance.core._errors import MeasureError, unknown_name
+from invariance.core._errors import EndedProgramError, MeasureError, unknown_name
 from invariance.core._estimate import Estimate
+from invariance.core._foreign import account
 from invariance.core._groups import Group
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class Measure:
             one that draws samples, which a check leaves out unless it is named.
         ensemble: ``ensemble(models, ...)``, the same measure of many networks in one call,
             where that is faster than one after another.
+        plain: True for a function that declares nothing.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Measure:
     discrete: bool = False
     cost: Cost = "cheap"
     ensemble: Callable[..., Sequence[Estimate]] | None = None
+    plain: bool = False
 
     def declared(self, groups: Iterable[Group]) -> Declaration:
         """What theory says happens under a map made of ``groups``.
@@ -117,8 +120,19 @@ class Measure:
 
     def __call__(self, model: nn.Module, **inputs: Any) -> Estimate:
         """Evaluate the measure on ``model`` with the arguments of its function."""
-        result = self.function(model, **inputs)
-        return result if isinstance(result, Estimate) else Estimate(result)
+        try:
+            result = self.function(model, **inputs)
+        except SystemExit as error:
+            raise EndedProgramError(f"measure {self.name!r} {account(error)}.") from error
+        if isinstance(result, Estimate):
+            return result
+        try:
+            return Estimate(result)
+        except (TypeError, ValueError) as error:
+            raise MeasureError(
+                f"measure {self.name!r} must return a number or an Estimate. Got {result!r}, a "
+                f"{type(result).__name__}."
+            ) from error
 
     def of_many(self, models: Sequence[nn.Module], **inputs: Any) -> list[Estimate]:
         """Evaluate the measure on several models, in one call where it has one for that."""
@@ -167,6 +181,7 @@ def measure(
             cost=cost,
             ensemble=ensemble,
         )
+        made = replace(made, plain=False)  # to register without a claim is to declare "varies"
         if made.name in _REGISTRY:
             raise MeasureError(f"A measure named {made.name!r} is registered already. Rename one.")
         _REGISTRY[made.name] = made
@@ -230,14 +245,21 @@ def as_measure(
         discrete=discrete,
         cost=cost,
         ensemble=ensemble,
+        plain=not fixed and not laws,
     )
 
 
 def _required_arguments(function: Callable[..., Any]) -> list[str]:
     skipped = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise MeasureError(
+            f"The arguments of {function!r} cannot be read. Wrap it in a function (model, x, y)."
+        ) from error
     return [
         parameter.name
-        for parameter in inspect.signature(function).parameters.values()
+        for parameter in parameters
         if parameter.default is parameter.empty and parameter.kind not in skipped
     ][1:]
 

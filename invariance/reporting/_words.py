@@ -11,7 +11,8 @@ from invariance.checking._rows import FunctionRow, Row
 LEGEND = (
     "=  unchanged, as declared    xR law  moved by the factor R exactly as its law says    "
     "xR  moved by the factor R, as declared    (=)  declared to vary, did not move here    "
-    "!!  CONTRADICTS its declaration    -  not applicable"
+    "?  not declared: nothing was claimed    !!  CONTRADICTS its declaration    "
+    "-  not applicable"
 )
 
 #: Ratios closer to one than this are shown by their difference from one.
@@ -34,6 +35,8 @@ def cell(row: Row | None) -> str:
         return "-"
     if row.verdict == "contradicts":
         return f"!! {_moved(row)}"
+    if not row.claimed:
+        return f"{_moved(row) if row.verdict == 'varies' else '='} ?"
     if row.verdict == "law":
         return f"{_moved(row)} law"
     if row.verdict == "varies":
@@ -108,8 +111,13 @@ def headline(report: Report) -> list[str]:
             f"{number(top.predicted, 6)}. {_fixed(report, top)}"
         )
     bad = report.contradictions
+    unclaimed = dict.fromkeys(row.measure for row in report.rows if not row.claimed)
+    if unclaimed:
+        lines.append(f"Not declared, so that nothing was claimed of it: {', '.join(unclaimed)}.")
     lines.append(
-        "No cell contradicts its declaration."
+        "Nothing was compared: every measure or every map was refused."
+        if not report.rows
+        else "No cell contradicts its declaration."
         if not bad
         else f"{len(bad)} cells CONTRADICT their declaration: "
         + "; ".join(f"{row.measure} under {row.label}: {row.note}" for row in bad[:5])

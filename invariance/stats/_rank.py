@@ -10,6 +10,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from invariance.core._errors import DataError
+from invariance.core._rng import numpy_generator
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -72,7 +73,7 @@ def spearman(
     rho = float(row_correlation(centred_ranks(a[None]), centred_ranks(b[None]))[0])
     if not np.isfinite(rho):
         return RankCorrelation(n, None, None, None, None, level)
-    rng = np.random.default_rng(seed)
+    rng = numpy_generator(seed)
     rows = rng.integers(0, n, size=(resamples, n))
     drawn = row_correlation(centred_ranks(a[rows]), centred_ranks(b[rows]))
     low, high = interval(drawn, level)
@@ -110,7 +111,7 @@ def kendall(
         return RankCorrelation(n, None, None, None, None, level)
     from invariance.stats._resampled import resampled_taus  # which builds on this module
 
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    counts = numpy_generator(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
     drawn = resampled_taus(a[None], b[None], counts.astype(np.float64))[:, 0, 0]
     low, high = interval(drawn, level)
     return RankCorrelation(n, float(found.statistic), low, high, float(found.pvalue), level)

@@ -18,7 +18,7 @@ from invariance.testing.gate._evaluation import EXAMPLE_ROWS
 from invariance.testing.gate._faults import FaultyMeasureError, isolated, watched
 from invariance.testing.gate._findings import replayable
 from invariance.testing.gate._recorder import recorded
-from invariance.transforms._base import Action, Applied, Transform
+from invariance.transforms._base import Action, Applied, Transform, as_transforms
 
 #: ``field(model, x, y) -> {parameter name: tensor of its shape}``.
 ParameterField = Callable[[nn.Module, Tensor, Tensor], Mapping[str, Tensor]]
@@ -85,7 +85,7 @@ def assert_covariant(
     if transforms is None:
         bound = bind_subject(_placeholder, base, data["x"], data["y"], seed=seed)
         transforms = list(members(base, example, wanted_groups(bound, groups), seed))
-    maps = [transforms] if isinstance(transforms, Transform) else list(transforms)
+    maps = as_transforms(transforms)
     tried: list[str] = []
     with recorded(f"covariant of degree {degree}", title) as facts:
         for transform in maps:

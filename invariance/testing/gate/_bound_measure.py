@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from invariance.checking._default_maps import default_transforms
 from invariance.core._errors import UsageError, unknown_name
-from invariance.core._groups import Group
+from invariance.core._groups import RESCALINGS, Group
 from invariance.core._modules import model_device
 from invariance.measures._registry import Measure
 from invariance.testing.gate._applied_maps import Stage
@@ -26,7 +26,7 @@ from invariance.testing.gate._binding import (
 )
 from invariance.testing.gate._evaluation import EXAMPLE_ROWS, Evaluator
 from invariance.testing.gate._random_members import draw_member, resolve_all
-from invariance.transforms._base import Transform
+from invariance.transforms._base import Transform, as_transforms
 
 #: Value and change are compared to this relative tolerance unless told otherwise.
 RTOL = 1e-6
@@ -110,6 +110,7 @@ def choose(
     examples: int = 1,
     *,
     laws: bool = False,
+    claims_only: bool = True,
 ) -> tuple[list[Transform], bool]:
     """Decide what to apply.
 
@@ -119,6 +120,7 @@ def choose(
         groups: Kinds that the user named, if any.
         examples: Random members of each default kind.
         laws: Include groups for which the measure declares a law.
+        claims_only: See :func:`assert_invariant`.
 
     Returns:
         The maps, and whether the user named them one by one.
@@ -127,17 +129,10 @@ def choose(
         UsageError: If ``transforms`` holds something else, or a group is unknown.
     """
     if transforms is not None:
-        maps = [transforms] if isinstance(transforms, Transform) else list(transforms)
-        for entry in maps:
-            if not isinstance(entry, Transform):
-                raise UsageError(
-                    f"transforms must hold Transform objects, such as Permutation(seed=1). "
-                    f"Got {entry!r}."
-                )
-        if not maps:
-            raise UsageError("transforms is empty, so nothing would be checked. Leave it out.")
-        return resolve_all(maps, bound.model), True
+        return resolve_all(as_transforms(transforms), bound.model), True
     wanted = wanted_groups(bound, groups, laws=laws)
+    if groups is None and not claims_only and not wanted & RESCALINGS:
+        wanted |= RESCALINGS
     if not wanted:
         raise UsageError(
             f"Measure {bound.measure.name!r} declares no group to be checked under. Name some "
@@ -158,6 +153,20 @@ def wanted_groups(
     if laws:
         declared |= set(bound.measure.laws)
     return frozenset(declared - {Group.COORDINATES})
+
+
+def claim_note(bound: Subject, groups: Iterable[Group | str] | None, *, laws: bool = False) -> str:
+    """Say what was claimed, and what the measure declares of the rest; "" if all was claimed."""
+    claimed = wanted_groups(bound, groups, laws=laws)
+    rest = [group for group in Group if group not in claimed | {Group.COORDINATES}]
+    if not rest:
+        return ""
+    said = [
+        group.value if bound.plain else f"{group.value} ({bound.measure.declared([group])})"
+        for group in rest
+    ]
+    named = [group.value for group in Group if group in claimed]
+    return f"claimed: {', '.join(named) or 'nothing'}; not claimed: {', '.join(said)}"
 
 
 def as_group(entry: Group | str) -> Group:

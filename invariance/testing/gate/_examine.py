@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from invariance.checking._rows import Refusal, Row
-from invariance.core._errors import InvarianceError, UsageError
+from invariance.core._errors import EndedProgramError, InvarianceError, UsageError
 from invariance.testing.blame._explain import explained as explain
 from invariance.testing.gate._applied_maps import BrokenTransformError
 from invariance.testing.gate._binding import precisions
@@ -60,7 +60,7 @@ def examine(
         for transform in maps:
             try:
                 cell = made.cell(transform, judged=judged)
-            except (FaultyMeasureError, BrokenTransformError):
+            except (FaultyMeasureError, BrokenTransformError, EndedProgramError):
                 raise
             except InvarianceError as error:
                 if strict:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from invariance.core._errors import InvarianceError
+from invariance.core._errors import EndedProgramError, InvarianceError
 from invariance.core._groups import Group
 from invariance.measures._registry import Declaration
 from invariance.testing.blame._explain import explained
@@ -225,7 +225,7 @@ def _cell(bound: Subject, evaluator: Evaluator, group: Group) -> Behaves:
     for transform in maps:
         try:
             cell = evaluator.cell(transform)
-        except (FaultyMeasureError, BrokenTransformError):
+        except (FaultyMeasureError, BrokenTransformError, EndedProgramError):
             raise
         except InvarianceError as error:
             reason = reason or str(error)
