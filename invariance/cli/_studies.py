@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
 
     from invariance.cli._progress import report_console
     from invariance.core._errors import UsageError
-    from invariance.papers import STUDIES
+    from invariance.studies._catalogue import catalogue
     from invariance.studies.report._overview import find_results, worth_showing
     from invariance.studies.report._terminal import claims_table
 
@@ -61,13 +61,13 @@ def run(options: argparse.Namespace) -> int:
         indent = len(text) - len(text.lstrip())
         console.print(Padding(Text(text.strip(), style=style), (0, 0, 0, indent)))
 
-    titles = {study.name: study.title for study in STUDIES}
+    titles = {study.name: study.title for study in catalogue()}
     for _, entry in found:  # studies of the user's own
         titles.setdefault(entry["study"], entry["title"])
     for name, title in titles.items():
         chosen = worth_showing(found, name)
         if not chosen:
-            (study,) = [study for study in STUDIES if study.name == name]
+            (study,) = [study for study in catalogue() if study.name == name]
             say(f"{name}: {title}", "bold")
             say(f"  {study.paper}")
             say(f"  {study.question}")

@@ -29,10 +29,10 @@ def find_study(name: str) -> Study:
     Raises:
         UsageError: If there is none.
     """
-    from invariance.papers import STUDIES
+    from invariance.studies._catalogue import catalogue
     from invariance.studies._study import Study
 
-    known = {study.name: study for study in STUDIES}
+    known = {study.name: study for study in catalogue()}
     if ":" not in name:
         if name in known:
             return known[name]

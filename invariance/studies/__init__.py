@@ -43,9 +43,9 @@ with ``invariance study my_coin:COIN --quick``::
     )
 
 The engine does the rest: batches over all cores or a cluster, records that survive being
-killed, ``results.json`` and a report. From Python, :func:`run_study` does the same. Folders:
-``recipes`` holds ways to train and measure that studies share, ``catalog`` the studies that
-come with the package, ``executors`` the places where batches run.
+killed, ``results.json`` and a report. From Python, :func:`run_study` does the same. The
+studies that come with the package are in :mod:`invariance.papers`; a distribution of yours
+adds its own by the entry point ``invariance.studies``.
 """
 
 from invariance.studies._config import Config

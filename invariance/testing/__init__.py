@@ -37,18 +37,18 @@ if TYPE_CHECKING:
     from invariance.testing.project._describe import Description, describe
 
 _HOMES = {
-    "at_site": ("AtSite",),
-    "claims": ("Replay", "assert_invariant", "replay"),
-    "covariance": ("assert_covariant",),
-    "description": ("Description", "describe"),
-    "faults": ("FaultyMeasureError",),
-    "findings": ("Certificate", "Finding", "NotInvariantError"),
-    "laws": ("LawResult", "assert_law"),
-    "members": ("MemberOf", "draw_member"),
-    "networks": ("Networks", "TrainedNetwork"),
-    "stage": ("BrokenTransformError",),
-    "statistical": ("EqualityTest", "assert_equal_in_law"),
-    "trends": ("Trend", "fit_trend"),
+    "blame._at_site": ("AtSite",),
+    "gate._assert_invariant": ("Replay", "assert_invariant", "replay"),
+    "gate._assert_covariant": ("assert_covariant",),
+    "project._describe": ("Description", "describe"),
+    "gate._faults": ("FaultyMeasureError",),
+    "gate._findings": ("Certificate", "Finding", "NotInvariantError"),
+    "gate._assert_law": ("LawResult", "assert_law"),
+    "gate._random_members": ("MemberOf", "draw_member"),
+    "_networks": ("Networks", "TrainedNetwork"),
+    "gate._applied_maps": ("BrokenTransformError",),
+    "gate._assert_equal_in_law": ("EqualityTest", "assert_equal_in_law"),
+    "blame._trends": ("Trend", "fit_trend"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = ("adapters", "strategies")

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from invariance import studies
+from invariance import papers, studies
 from invariance.cli import _study_options as study_options
 from invariance.cli._main import main
 from invariance.core import _files as files
-from invariance.studies import catalog
 
 #: A whole study of one's own: the example that the package's documentation shows.
 OWN = textwrap.dedent(studies.__doc__.split("::\n")[1].split("\nThe engine does")[0])
@@ -107,7 +106,7 @@ def test_an_import_error_inside_the_users_module_is_not_hidden(here):
 
 
 def test_known_studies_are_found_by_name():
-    for study in catalog.STUDIES:
+    for study in papers.STUDIES:
         assert study_options.find_study(study.name) is study
 
 
@@ -128,7 +127,7 @@ def test_a_full_disk_is_one_sentence(here, capsys, monkeypatch):
 def test_overview_shows_results_and_what_was_not_run(here, capsys, monkeypatch):
     COIN = study_options.find_study("my_coin:COIN")
 
-    monkeypatch.setattr(catalog, "STUDIES", (COIN,))
+    monkeypatch.setattr("invariance.studies._catalogue.catalogue", lambda: (COIN,))
     assert main(["studies"]) == 0
     out = capsys.readouterr().out
     assert "coin: A coin" in out

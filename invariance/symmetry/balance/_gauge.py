@@ -25,7 +25,7 @@ def gauge_fixed(
     """Turn a measure into one that takes equal values on a network's whole orbit.
 
     The wrapped measure first brings a copy of the network to its canonical representative
-    (:func:`~invariance.symmetry.balance._canonical.canonicalize`), then measures that. So a parameter
+    (:func:`~invariance.symmetry.canonicalize`), then measures that. So a parameter
     norm becomes the smallest norm of the orbit, and a trace of the Hessian the trace at the
     balanced point; both are functions of the orbit alone. Any measure that changes under a
     permutation of units becomes invariant too.

@@ -283,11 +283,3 @@ def _added(total: Tally, part: Tally) -> Tally:
         cursor=part.cursor,
         seconds=total.seconds + part.seconds,
     )
-
-
-if __name__ == "__main__":
-    import sys
-
-    from invariance.testing.soak._command import main
-
-    sys.exit(main())
