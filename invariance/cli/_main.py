@@ -95,6 +95,6 @@ def _sentence(error: Exception) -> str | None:
 
 
 def _version() -> str:
-    from invariance import __version__
+    from invariance.core._version import __version__
 
     return __version__

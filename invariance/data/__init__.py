@@ -2,6 +2,6 @@
 
 from invariance.data._given import TaskLike, as_task
 from invariance.data._load import TASKS, load_task
-from invariance.data._task import Task
+from invariance.data._task import Task, cast_task
 
-__all__ = ["TASKS", "Task", "TaskLike", "as_task", "load_task"]
+__all__ = ["TASKS", "Task", "TaskLike", "as_task", "cast_task", "load_task"]

@@ -83,7 +83,7 @@ def minimum_sharpness(
     """
     if group not in ("layer", "neuron"):
         raise MeasureError(f"group must be 'layer' or 'neuron'. Got {group!r}.")
-    resolved = resolve_loss(loss)
+    resolved = resolve_loss(loss, model)
     require_deterministic(model)
     parsed = read_perceptron(model)
     if parsed is not None and isinstance(x, Tensor) and x.ndim == 2:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from invariance.core._errors import DataError, MeasureError
 from invariance.core._estimate import Estimate
-from invariance.core._forward import reading
+from invariance.core._forward import reading, run
 from invariance.core._groups import Group
 from invariance.curvature.exact._directional import move_like
 from invariance.curvature.losses._resolve import check_batch, resolve_loss
@@ -55,7 +55,7 @@ def path_norm_margin(
         raise MeasureError("The path norm is zero: every path is cut, and margins have no unit.")
     check_batch(x, y)
     with torch.no_grad(), reading(model, x):
-        outputs = model(move_like(x, next(iter(model.parameters()))))
+        outputs = run(model, move_like(x, next(iter(model.parameters()))))
     resolve_loss("cross_entropy").check(outputs, y.to(outputs.device))
     if y.is_floating_point() or bool((y < 0).any()) or outputs.shape[1] < 2:
         raise DataError("Margins need integer labels of at least two classes, none ignored.")

@@ -10,9 +10,9 @@ from torch.nn.utils import skip_init
 
 from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
-from invariance.core._forward import reading
+from invariance.core._forward import first_input, reading, run
 from invariance.core._groups import Group
-from invariance.core._modules import clone
+from invariance.core._modules import clone, computes_as_its_class
 from invariance.curvature._batches import Batches, collect_batches
 from invariance.curvature.exact._directional import move_like
 from invariance.curvature.exact._flatness import layer_relative_flatness
@@ -83,6 +83,11 @@ def standardized_relative_flatness(
         raise MeasureError(
             f"Features are standardized in front of linear layers. Layer {name!r} is a "
             f"{type(module).__name__}, whose padding would not scale along. Choose another layer."
+        )
+    if type(module).forward is not nn.Linear.forward or not computes_as_its_class(module):
+        raise MeasureError(
+            f"Features are divided in front of a plain nn.Linear. Layer {name!r} has a forward or "
+            "hooks of its own, which may use them otherwise. Choose another layer."
         )
     moments = _moments(model, name, batches)
     changed, place = standardized_model(model, name, moments)
@@ -176,14 +181,14 @@ def _moments(model: nn.Module, name: str, batches: Batches) -> Moments:
     copied = clone(model)
     seen: list[Tensor] = []
     copied.get_submodule(name).register_forward_pre_hook(
-        lambda _, inputs: seen.append(inputs[0].detach())
+        lambda _, args, kwargs: seen.append(first_input(args, kwargs).detach()), with_kwargs=True
     )
     like = next(iter(model.parameters()))
 
     def features(bx: Tensor) -> list[Tensor]:
         seen.clear()
         with torch.no_grad(), reading(model, bx):
-            copied(move_like(bx, like))
+            run(copied, move_like(bx, like))
         return [entry.reshape(-1, entry.shape[-1]).cpu().double() for entry in seen]
 
     count, total, squares = 0, torch.zeros(()), torch.zeros(())

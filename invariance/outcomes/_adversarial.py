@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from invariance.core._errors import DataError, MeasureError, unknown_name
 from invariance.core._estimate import Estimate
-from invariance.core._forward import reading
+from invariance.core._forward import reading, run
 from invariance.core._modules import model_device
 from invariance.core._rng import generator
 from invariance.outcomes._outputs import check_labels, check_logits
@@ -108,14 +108,14 @@ def adversarial_accuracy(
 
 def _read(model: nn.Module, batch: Tensor) -> Tensor:
     with torch.no_grad(), reading(model, batch):
-        return check_logits(model(batch), len(batch))
+        return check_logits(run(model, batch), len(batch))
 
 
 def _gradient(model: nn.Module, at: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradient of the loss in the inputs, and the logits."""
     leaf = at.detach().clone().requires_grad_()
     with torch.enable_grad(), reading(model, leaf):
-        logits = check_logits(model(leaf), len(leaf))
+        logits = check_logits(run(model, leaf), len(leaf))
         # The sum and not the mean: rows do not shrink each other's gradients.
         loss = F.cross_entropy(logits, labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, leaf)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from invariance.cells._rows import FunctionRow, Row
 from invariance.checking._report import Report
-from invariance.checking._rows import FunctionRow, Row
 
 #: How a cell of the matrix reads.
 LEGEND = (
     "=  unchanged, as declared    xR law  moved by the factor R exactly as its law says    "
     "xR  moved by the factor R, as declared    (=)  declared to vary, did not move here    "
-    "?  not declared: nothing was claimed    !!  CONTRADICTS its declaration    "
-    "-  not applicable"
+    "?  not claimed either way    "
+    "!!  CONTRADICTS its declaration    -  not applicable"
 )
 
 #: Ratios closer to one than this are shown by their difference from one.
@@ -35,10 +35,10 @@ def cell(row: Row | None) -> str:
         return "-"
     if row.verdict == "contradicts":
         return f"!! {_moved(row)}"
-    if not row.claimed:
-        return f"{_moved(row) if row.verdict == 'varies' else '='} ?"
     if row.verdict == "law":
         return f"{_moved(row)} law"
+    if not row.claimed:
+        return f"{_moved(row) if row.verdict == 'varies' else '='} ?"
     if row.verdict == "varies":
         return _moved(row)
     return "=" if row.declared == "invariant" else "(=)"
@@ -113,7 +113,7 @@ def headline(report: Report) -> list[str]:
     bad = report.contradictions
     unclaimed = dict.fromkeys(row.measure for row in report.rows if not row.claimed)
     if unclaimed:
-        lines.append(f"Not declared, so that nothing was claimed of it: {', '.join(unclaimed)}.")
+        lines.append(f"Not declared in every cell: {', '.join(unclaimed)}.")
     lines.append(
         "Nothing was compared: every measure or every map was refused."
         if not report.rows

@@ -11,7 +11,7 @@ from scipy import stats
 from invariance.core._errors import DataError
 from invariance.core._rng import numpy_generator
 from invariance.stats._interval_estimate import IntervalEstimate
-from invariance.stats._rank import FloatArray, interval, require_pairs
+from invariance.stats._ranks import FloatArray, interval, require_pairs
 from invariance.stats._resampled import bootstrap_counts, resampled_correlations
 
 Sample = Sequence[float] | FloatArray

@@ -18,7 +18,7 @@ import numpy as np
 
 from invariance.core._errors import DataError, unknown_name
 from invariance.core._rng import numpy_generator
-from invariance.stats._rank import FloatArray, interval, require_pairs
+from invariance.stats._ranks import FloatArray, interval, require_pairs
 
 Settings = Mapping[str, Sequence[Hashable]]
 

@@ -9,9 +9,9 @@ from scipy import stats
 
 from invariance.core._errors import DataError
 from invariance.core._rng import numpy_generator
-from invariance.stats._rank import (
+from invariance.stats._rank_correlation import RankCorrelation
+from invariance.stats._ranks import (
     FloatArray,
-    RankCorrelation,
     centred_ranks,
     interval,
     require_pairs,

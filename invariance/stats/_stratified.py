@@ -11,14 +11,13 @@ from scipy import stats
 from invariance.core._errors import DataError
 from invariance.stats._interval_estimate import IntervalEstimate
 from invariance.stats._meta import fisher_z, fisher_z_variance, fixed_effect
-from invariance.stats._rank import (
+from invariance.stats._rank_correlation import RankCorrelation, spearman
+from invariance.stats._ranks import (
     MINIMUM_POINTS,
     FloatArray,
-    RankCorrelation,
     centred_ranks,
     require_pairs,
     row_correlation,
-    spearman,
 )
 
 

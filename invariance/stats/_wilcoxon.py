@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from invariance.stats._rank import FloatArray, require_pairs
+from invariance.stats._ranks import FloatArray, require_pairs
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def describe_machine(device: str) -> dict[str, str]:
     import numpy
     import scipy
 
-    from invariance import __version__
+    from invariance.core._version import __version__
 
     kind = torch.device(device).type
     return {

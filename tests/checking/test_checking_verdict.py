@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from invariance.checking._roundoff import float_error, jitter
-from invariance.checking._verdict import judge
+from invariance.cells._roundoff import float_error, jitter
+from invariance.cells._verdict import judge
 from invariance.core._estimate import Estimate
 from invariance.measures._registry import as_measure
 

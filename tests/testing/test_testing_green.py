@@ -360,8 +360,8 @@ def test_a_function_without_declarations_is_not_said_to_behave_as_declared(net):
     assert (mine.claimed, registered.claimed) == (False, True)
     assert mine.declared == "varies"
     assert cell(mine) == f"{cell(registered).removesuffix(' law')} ?"
-    assert "Not declared, so that nothing was claimed of it: own." in str(found)
-    assert "nothing was claimed" in found.to_markdown()
+    assert "Not declared in every cell: own." in str(found)
+    assert "not claimed" in found.to_markdown()
 
 
 def test_a_claim_without_rescalings_is_tried_under_them_all_the_same(net):

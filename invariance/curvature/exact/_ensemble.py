@@ -98,7 +98,7 @@ def hessian_trace_ensemble(
     """
     if not models:
         raise MeasureError("The ensemble is empty. Give at least one network.")
-    resolved = resolve_loss(loss)
+    resolved = resolve_loss(loss, *models)
     check_budget(memory_budget)
     check_batch(x, y)
     for model in models:

@@ -67,7 +67,7 @@ def exact_curvature(
         ModelError: It is in train mode where that matters, or has NaN parameters.
         DataError: Malformed data.
     """
-    resolved = resolve_loss(loss)
+    resolved = resolve_loss(loss, model)
     batches = collect_batches(x, y)
     space = select_parameters(model, parameters)
     require_deterministic(model)

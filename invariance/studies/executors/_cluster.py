@@ -133,7 +133,7 @@ class Cluster:
         self._client.close()
 
     def _require_same_version(self, address: str) -> None:
-        from invariance import __version__
+        from invariance.core._version import __version__
 
         found = self._client.run(importlib.metadata.version, "invariance", on_error="return")
         for worker, version in found.items():

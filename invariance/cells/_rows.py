@@ -10,10 +10,6 @@ from invariance.measures._registry import Declaration
 Verdict = Literal["invariant", "law", "varies", "contradicts"]
 
 
-#: What a cell of a measure without declarations says.
-UNDECLARED = "Not declared: the measure claims nothing about this map."
-
-
 @dataclass(frozen=True)
 class Row:
     """One cell of measures x transforms.
@@ -32,7 +28,8 @@ class Row:
         tolerance: Largest difference that float error explains, as measured.
         method: How the value was computed.
         note: Anything a reader should know about this cell.
-        claimed: False if the measure declares nothing at all; ``declared`` is then ``varies``.
+        claimed: False where the measure says nothing about this kind of map: ``declared`` is
+            then ``varies`` for want of a claim.
     """
 
     measure: str
