@@ -70,7 +70,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         sentence = _sentence(error)
         if sentence is None:
             raise
-        sys.stderr.write(f"invariance: {sentence}\n")
+        from invariance.core._text import printable
+
+        sys.stderr.write(printable(f"invariance: {sentence}
+"))
         return USAGE_ERROR
     return code
 

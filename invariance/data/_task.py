@@ -124,7 +124,15 @@ class Task:
 
 
 def cast_task(task: Task, dtype: torch.dtype, device: torch.device) -> Task:
-    """Return the task with its points in ``dtype`` and everything on ``device``."""
+    """Return the task with its points in ``dtype`` and everything on ``device``.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> task = cast_task(inv.load_task("digits"), torch.float64, torch.device("cpu"))
+        >>> task.x_train.dtype, task.y_train.dtype
+        (torch.float64, torch.int64)
+    """
     changes: dict[str, Any] = {}
     for entry in fields(task):
         value = getattr(task, entry.name)

@@ -67,6 +67,11 @@ def spearman(
     Raises:
         DataError: If lengths differ, values are not finite, or there are fewer than
             four pairs.
+
+    Example:
+        >>> found = spearman([1, 2, 3, 4, 5], [1, 4, 9, 16, 25])  # any increasing function
+        >>> round(found.rho, 12), found.n
+        (1.0, 5)
     """
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     require_pairs(a, b)
@@ -103,6 +108,11 @@ def kendall(
 
     Raises:
         DataError: As for :func:`spearman`.
+
+    Example:
+        >>> found = kendall([1, 2, 3, 4], [1, 2, 4, 3])  # one of six pairs is the wrong way round
+        >>> round(found.rho, 12)  # (5 - 1) / 6
+        0.666666666667
     """
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     require_pairs(a, b)

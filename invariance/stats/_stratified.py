@@ -66,6 +66,14 @@ def stratified_spearman(
 
     Raises:
         DataError: If the samples are not paired, not finite or too short.
+
+    Example:
+        Falling within each of two groups, rising between them (Simpson's paradox):
+
+        >>> x, y = [1, 2, 3, 4, 11, 12, 13, 14], [4, 3, 2, 1, 14, 13, 12, 11]
+        >>> found = stratified_spearman(x, y, ["a"] * 4 + ["b"] * 4)
+        >>> found.naive.rho > 0, round(found.strata["a"].rho, 12)
+        (True, -1.0)
     """
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     require_pairs(a, b)
