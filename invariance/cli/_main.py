@@ -72,8 +72,7 @@ def _run(arguments: Sequence[str] | None) -> int:
             raise
         from invariance.core._text import printable
 
-        sys.stderr.write(printable(f"invariance: {sentence}
-"))
+        sys.stderr.write(printable(f"invariance: {sentence}\n"))
         return USAGE_ERROR
     return code
 
