@@ -24,7 +24,8 @@ from invariance.core._errors import InvarianceError, MeasureError, UsageError
 from invariance.core._forward import reading
 from invariance.core._modules import clone, in_train_mode, model_device
 from invariance.core._progress import Progress, silent
-from invariance.data import Task, TaskLike, as_task, cast_task
+from invariance.data import Task, cast_task
+from invariance.data._given import TaskLike, as_task
 from invariance.measures._registry import AnyMeasure, Measure, resolve
 from invariance.transforms._base import Transform, as_transforms
 from invariance.transforms._members import default_transforms
