@@ -19,7 +19,7 @@ from invariance.testing.gate._bound_measure import RTOL, wanted_groups
 from invariance.testing.gate._bound_measure import subject as bind_subject
 from invariance.testing.gate._findings import replayable
 from invariance.testing.gate._recorder import recorded
-from invariance.transforms._base import Action, Applied, Transform
+from invariance.transforms._base import Action, Applied, Transform, as_transforms
 from invariance.transforms._members import members
 
 #: ``field(model, x, y) -> {parameter name: tensor of its shape}``.
@@ -100,7 +100,7 @@ def assert_covariant(
     if transforms is None:
         bound = bind_subject(_placeholder, base, data["x"], data["y"], seed=seed)
         transforms = list(members(base, wanted_groups(bound, groups), seed))
-    maps = [transforms] if isinstance(transforms, Transform) else list(transforms)
+    maps = as_transforms(transforms)
     tried: list[str] = []
     with recorded(f"covariant of degree {degree}", title) as facts:
         for transform in maps:

@@ -33,7 +33,7 @@ from invariance.testing.gate._bound_measure import subject as bind_subject
 from invariance.testing.gate._bound_measure import wanted_groups
 from invariance.testing.gate._findings import replayable
 from invariance.testing.gate._recorder import record
-from invariance.transforms._base import Transform
+from invariance.transforms._base import Transform, as_transforms
 from invariance.transforms._members import members
 
 #: ``noisy(model, x, y, seed) -> number``: the same seed, the same value.
@@ -172,7 +172,7 @@ def assert_equal_in_law(
     x: Tensor,
     y: Tensor,
     *,
-    transforms: Sequence[Transform] | None = None,
+    transforms: Sequence[Transform] | Transform | None = None,
     groups: Sequence[str] | None = None,
     draws: int = 64,
     error_rate: float = 1e-3,
@@ -236,7 +236,7 @@ def assert_equal_in_law(
         transforms = list(members(base, wanted_groups(bound, groups), seed))
     moved: list[tuple[str, nn.Module]] = []
     refusals: list[str] = []
-    for transform in transforms:
+    for transform in as_transforms(transforms):
         try:
             with isolated():
                 moved.append((repr(transform), transform(base, example)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from invariance.cells import BrokenTransformError, Cell, CellEngine, FaultyMeasureError
-from invariance.core._errors import InvarianceError
+from invariance.core._errors import EndedProgramError, InvarianceError
 from invariance.core._groups import Group
 from invariance.measures._registry import AnyMeasure, Declaration
 from invariance.testing.blame._explain import explained
@@ -229,7 +229,7 @@ def _cell(bound: Subject, engine: CellEngine, group: Group) -> Behaves:
     for transform in maps:
         try:
             cell = engine.cell(transform)
-        except (FaultyMeasureError, BrokenTransformError):
+        except (FaultyMeasureError, BrokenTransformError, EndedProgramError):
             raise
         except InvarianceError as error:
             reason = reason or str(error)
