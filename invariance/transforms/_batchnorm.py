@@ -102,7 +102,9 @@ def _fold(model: nn.Module, site: NormSite, relations: dict[str, ParameterAction
         )
     name = f"{site.layer}.weight"
     before = relations.get(name, ParameterAction(name, torch.ones_like(wide)))
-    whole = before is not None and bool((factor != 0).all())
+    # A layer that read ``s x + t`` and now reads ``x``: no factor of each entry relates the two.
+    shifted = site.fold_into is None and bool((shift[columns] != 0).any())
+    whole = before is not None and not shifted and bool((factor != 0).all())
     relations[name] = (
         ParameterAction(name, before.gradient / factor) if whole and before is not None else None
     )
