@@ -70,6 +70,14 @@ def check(
     Raises:
         UsageError: If a measure's name is unknown, or there is no model, measure or map to check.
         MeasureError: If a model is in train mode where that changes its function.
+
+    Example:
+        >>> import invariance as inv
+        >>> task = inv.load_task("digits", n_train=100)
+        >>> model = inv.fit(inv.models.mlp([64, 16, 10]), task).model
+        >>> report = inv.check(model, task, measures=["path_norm"])
+        >>> report.contradictions
+        ()
     """
     models = dict(model) if isinstance(model, Mapping) else {"model": model}
     _require_models(models)

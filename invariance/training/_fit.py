@@ -101,6 +101,13 @@ def fit(
     Raises:
         ModelError: If the network does not fit the task, or training diverges.
         UsageError: For an option that is unknown or out of range.
+
+    Example:
+        >>> import invariance as inv
+        >>> task = inv.load_task("digits", n_train=100)
+        >>> found = inv.fit(inv.models.mlp([64, 32, 10]), task)
+        >>> found.train_accuracy
+        1.0
     """
     if not isinstance(model, nn.Module):
         raise ModelError(
@@ -215,6 +222,12 @@ def fit_ensemble(
         ModelError: If the network does not fit the task, or training diverges; names
             the seeds.
         UsageError: For an option that is unknown or out of range.
+
+    Example:
+        >>> import invariance as inv
+        >>> task = inv.load_task("digits", n_train=100)
+        >>> [found.train_accuracy for found in inv.fit_ensemble([64, 32, 10], task, seeds=[0, 1])]
+        [1.0, 1.0]
     """
     options = Options(
         lr=lr,

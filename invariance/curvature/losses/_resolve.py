@@ -51,8 +51,6 @@ _MEAN_TOLERANCE = 10.0
 class MeanSquaredError(Loss):
     """Mean over rows and outputs of ``(f - y)^2``, as ``torch.nn.MSELoss`` has it."""
 
-    label_free = True
-
     @property
     def name(self) -> str:
         """Name for ``Estimate.method``."""
@@ -212,6 +210,13 @@ def resolve_loss(
     Raises:
         UsageError: An unknown name.
         MeasureError: A reduction other than the mean, or not a loss at all.
+
+    Example:
+        >>> import torch
+        >>> logits, labels = torch.zeros(2, 4).double(), torch.tensor([0, 3])
+        >>> loss = resolve_loss("cross_entropy")
+        >>> round(float(loss.mean(logits, labels)), 6)  # ln 4
+        1.386294
     """
     if isinstance(loss, Loss):
         return loss

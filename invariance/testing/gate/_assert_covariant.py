@@ -74,6 +74,19 @@ def assert_covariant(
             entry that is furthest off.
         FaultyMeasureError: If the field has side effects, or is not finite.
         UsageError: If no map applies.
+
+    Example:
+        The gradient is multiplied by ``1 / a`` where the parameter is multiplied by ``a``:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.mlp([3, 4, 2], dtype=torch.float64).eval()
+        >>> x, y = torch.rand(5, 3).double(), torch.tensor([0, 1, 0, 1, 1])
+        >>> def gradient(model, x, y):
+        ...     loss = torch.nn.functional.cross_entropy(model(x), y)
+        ...     names, values = zip(*model.named_parameters())
+        ...     return dict(zip(names, torch.autograd.grad(loss, values)))
+        >>> _ = assert_covariant(gradient, model, x, y, degree=1)
     """
     __tracebackhide__ = True  # pytest shows the caller's line, and our message
     require_evaluation_mode(model)

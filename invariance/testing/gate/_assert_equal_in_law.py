@@ -203,6 +203,18 @@ def assert_equal_in_law(
         NotEqualInLawError: (an ``AssertionError``) If a test rejects equality.
         FaultyMeasureError: If one seed gives two values, or a value is no number.
         UsageError: If no map applies.
+
+    Example:
+        Noise around a function of the outputs is equal in law under every map:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.mlp([3, 4, 2], dtype=torch.float64).eval()
+        >>> x, y = torch.rand(5, 3).double(), torch.tensor([0, 1, 0, 1, 1])
+        >>> def noisy(model, x, y, seed):
+        ...     draws = torch.Generator().manual_seed(seed)
+        ...     return float(model(x).detach().softmax(1).max() + torch.rand(1, generator=draws))
+        >>> _ = assert_equal_in_law(noisy, model, x, y)
     """
     __tracebackhide__ = True  # pytest shows the caller's line, and our message
     require_evaluation_mode(model)

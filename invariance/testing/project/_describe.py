@@ -175,6 +175,17 @@ def describe(
 
     Raises:
         FaultyMeasureError: If the measure has no value to compare.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.mlp([3, 4, 2], dtype=torch.float64).eval()
+        >>> x, y = torch.rand(5, 3).double(), torch.tensor([0, 1, 0, 1, 1])
+        >>> def confidence(model, x, y):
+        ...     return float(model(x).detach().softmax(1).max())
+        >>> found = inv.testing.describe(confidence, model, x, y)
+        >>> "confidence" in str(found)
+        True
     """
     bound = subject(
         measure,
