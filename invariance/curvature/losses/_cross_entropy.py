@@ -47,11 +47,6 @@ class CrossEntropy(Loss):
                 )
 
     @property
-    def label_free(self) -> bool:  # type: ignore[override]
-        """True without class weights: S depends on the outputs only (and on ignored rows)."""
-        return self.class_weights is None
-
-    @property
     def name(self) -> str:
         """Name for ``Estimate.method``."""
         extras = [

@@ -51,8 +51,6 @@ _MEAN_TOLERANCE = 10.0
 class MeanSquaredError(Loss):
     """Mean over rows and outputs of ``(f - y)^2``, as ``torch.nn.MSELoss`` has it."""
 
-    label_free = True
-
     @property
     def name(self) -> str:
         """Name for ``Estimate.method``."""
