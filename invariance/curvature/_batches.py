@@ -34,13 +34,11 @@ class Batches:
         held: The batches, when they fit in memory.
         source: The user's iterable, read again in every pass, when they do not.
         rows: Number of rows in all.
-        n_batches: Number of batches in a pass.
     """
 
     held: tuple[tuple[Tensor, Tensor], ...] | None
     source: Iterable[tuple[Tensor, Tensor]] | None
     rows: int
-    n_batches: int
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self.held is not None:
@@ -78,7 +76,7 @@ def collect_batches(x: Data, y: Tensor | None = None, *, hold_bytes: int = HOLD_
         if y is None:
             raise DataError("x is a tensor, so its targets y are needed. Pass y as well.")
         check_batch(x, y)
-        return Batches(((x.detach(), y.detach()),), None, x.shape[0], 1)
+        return Batches(((x.detach(), y.detach()),), None, x.shape[0])
     if y is not None:
         raise DataError(
             f"x is a {type(x).__name__} of batches, which carries its own targets. "
@@ -95,7 +93,7 @@ def collect_batches(x: Data, y: Tensor | None = None, *, hold_bytes: int = HOLD_
 def _collect(source: Iterable[tuple[Tensor, Tensor]], hold_bytes: int) -> Batches:
     """Read ``source`` twice, compare the two passes, and keep the batches if they fit."""
     kept: list[tuple[Tensor, Tensor]] = []
-    size = rows = count = 0
+    size = rows = 0
     first: list[Tensor] = []
     with _undisturbed_generators():
         iterator = iter(source)
@@ -109,7 +107,6 @@ def _collect(source: Iterable[tuple[Tensor, Tensor]], hold_bytes: int) -> Batche
             check_batch(bx, by)
             first.append(_row_digests(bx, by))
             rows += bx.shape[0]
-            count += 1
             size += bx.nbytes + by.nbytes
             if size <= hold_bytes:
                 kept.append((bx.detach(), by.detach()))
@@ -122,7 +119,7 @@ def _collect(source: Iterable[tuple[Tensor, Tensor]], hold_bytes: int) -> Batche
         ]
     _compare_passes(first, second)
     held = tuple(kept) if size <= hold_bytes else None
-    return Batches(held, None if held is not None else source, rows, count)
+    return Batches(held, None if held is not None else source, rows)
 
 
 def _as_pair(batch: object, number: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,11 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from invariance.core._applied import Action, Applied, ParameterAction
 from invariance.core._errors import TransformError
 from invariance.core._groups import Group
 from invariance.symmetry._structures import Kind, NormSite, Role, Symmetries, SymmetryGroup
 from invariance.transforms._acting import check_factors, none_found, prepare
-from invariance.transforms._base import Action, Applied, ParameterAction, Transform
+from invariance.transforms._base import Transform, uniform
+
+#: Largest factor of a random BatchNorm scaling, less a half; small, because a compensated
+#: running variance a^2 (v + eps) - eps must stay positive.
+MAX_FACTOR = 16.0
 
 
 class FoldBatchNorm(Transform):
@@ -26,6 +32,15 @@ class FoldBatchNorm(Transform):
     Args:
         strict: Refuse the model if any of its BatchNorms cannot be folded, instead of only
             if none can. ``detail["kept"]`` says why one was kept.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.mlp([2, 3, 2], batch_norm=True, dtype=torch.float64).eval()
+        >>> x = torch.rand(5, 2).double()
+        >>> folded = FoldBatchNorm()(model, x)
+        >>> torch.allclose(folded(x), model(x)), len(list(folded.parameters()))  # no gamma, beta
+        (True, 4)
     """
 
     group = Group.BATCHNORM_FOLD
@@ -35,6 +50,11 @@ class FoldBatchNorm(Transform):
 
     def __repr__(self) -> str:
         return "FoldBatchNorm(strict=True)" if self.strict else "FoldBatchNorm()"
+
+    @classmethod
+    def random_member(cls, model: nn.Module, seed: int) -> FoldBatchNorm:
+        """Return the fold; there is only one."""
+        return cls()
 
     def apply(self, model: nn.Module, example_input: Tensor | None = None) -> Applied:
         """See :meth:`Transform.apply`; ``detail`` lists what was folded where, and kept."""
@@ -92,7 +112,9 @@ def _fold(model: nn.Module, site: NormSite, relations: dict[str, ParameterAction
         )
     name = f"{site.layer}.weight"
     before = relations.get(name, ParameterAction(name, torch.ones_like(wide)))
-    whole = before is not None and bool((factor != 0).all())
+    # A layer that read ``s x + t`` and now reads ``x``: no factor of each entry relates the two.
+    shifted = site.fold_into is None and bool((shift[columns] != 0).any())
+    whole = before is not None and not shifted and bool((factor != 0).all())
     relations[name] = (
         ParameterAction(name, before.gradient / factor) if whole and before is not None else None
     )
@@ -152,6 +174,17 @@ class BatchNormScaling(Transform):
     Args:
         factor: One positive factor for all, or a list with one for every BatchNorm in the
             order of execution.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.mlp([2, 3, 2], batch_norm=True, dtype=torch.float64).eval()
+        >>> x = torch.rand(5, 2).double()
+        >>> scaled = BatchNormScaling(2.0)(model, x)
+        >>> torch.allclose(scaled(x), model(x))
+        True
+        >>> torch.equal(scaled.linear1.weight, 2 * model.linear1.weight)
+        True
     """
 
     group = Group.BATCHNORM_SCALING
@@ -163,6 +196,16 @@ class BatchNormScaling(Transform):
 
     def __repr__(self) -> str:
         return f"BatchNormScaling({self.factors[0] if self.shared else self.factors!r})"
+
+    @classmethod
+    def random_member(cls, model: nn.Module, seed: int) -> BatchNormScaling:
+        """Draw one factor for all, from 1.5 to 16.5."""
+        return cls(math.exp(uniform(seed, cls.group) * math.log(MAX_FACTOR)) + 0.5)
+
+    @classmethod
+    def default_members(cls, model: nn.Module, seed: int) -> tuple[BatchNormScaling, ...]:
+        """Return the scaling by 4."""
+        return (cls(4.0),)
 
     def apply(self, model: nn.Module, example_input: Tensor | None = None) -> Applied:
         """See :meth:`Transform.apply`; ``detail["factors"]`` maps BatchNorms to factors."""

@@ -1,9 +1,11 @@
 """Catches: rescalings that do not rescale, invariant measures that lose a digit of rho."""
 
+import sys
+
 import pytest
 
 import invariance as inv
-from invariance.checking._correlate import correlate, random_layer_scaling
+from invariance.checking._correlate import correlate
 from invariance.core._errors import DataError
 
 MEASURES = ["hessian_trace", "adaptive_trace", "relative_flatness", "minimum_sharpness"]
@@ -49,8 +51,10 @@ def test_every_network_gets_its_own_rescaling(task, members):
         round(new / old, 9) for new, old in zip(found["layer"], found["as trained"], strict=True)
     }
     assert len(factors) == len(members)
-    drawn = {tuple(random_layer_scaling(m.model, seed).factors) for seed, m in enumerate(members)}
-    assert len(drawn) == len(members)
+
+
+def test_the_distribution_is_part_of_the_result(study):
+    assert "log-uniform in [1/30, 30]" in study.rescaling
 
 
 def test_holm_is_never_smaller_than_the_raw_p(study):
@@ -61,3 +65,22 @@ def test_holm_is_never_smaller_than_the_raw_p(study):
 def test_lengths_must_match(task, members):
     with pytest.raises(DataError, match="one target value a network"):
         correlate([member.model for member in members], [0.1], task)
+
+
+@pytest.mark.parametrize(
+    ("trained", "rescaled", "largest"),
+    [
+        # |change| over |value|; of a value that was zero, the change itself.
+        ((2.0, -4.0, 1.0, 8.0), (3.0, -1.0, 1.0, 8.0), 0.75),
+        ((-2.0, 4.0, 1.0, 8.0), (-8.0, 4.5, 0.5, 4.0), 3.0),
+        ((0.0, 4.0, 1.0, 8.0), (-0.25, 4.0, 1.0, 9.0), 0.25),
+        ((0.0, 4.0, 1.0, 8.0), (0.0, 4.0, 1.0, 8.0), 0.0),
+    ],
+)
+def test_the_largest_change_is_relative(monkeypatch, task, members, trained, rescaled, largest):
+    answers = iter([trained, rescaled, trained])
+    module = sys.modules["invariance.checking._correlate"]  # the function has the same name
+    monkeypatch.setattr(module, "_values", lambda *_: next(answers))
+    models = [member.model for member in members[:4]]
+    (row,) = correlate(models, [1.0, 2.0, 3.0, 4.0], task, measures=["parameter_norm"]).rows
+    assert row.max_relative_change == largest

@@ -30,9 +30,6 @@ class Loss(ABC):
     first, once per batch.
     """
 
-    #: True if the row's Hessian in f does not depend on the targets.
-    label_free: bool = False
-
     @property
     @abstractmethod
     def name(self) -> str:

@@ -47,11 +47,6 @@ class CrossEntropy(Loss):
                 )
 
     @property
-    def label_free(self) -> bool:  # type: ignore[override]
-        """True without class weights: S depends on the outputs only (and on ignored rows)."""
-        return self.class_weights is None
-
-    @property
     def name(self) -> str:
         """Name for ``Estimate.method``."""
         extras = [
@@ -81,6 +76,11 @@ class CrossEntropy(Loss):
                 )
             if not all_finite(y) or bool((y < 0).any()):
                 raise DataError("Class probabilities must be finite and not negative.")
+            if bool((empty := (y == 0).all(-1)).any()):
+                raise DataError(
+                    f"Row {int(empty.nonzero()[0, 0])} of the class probabilities is all zero, "
+                    "which names no class: its loss would be an exact 0. Leave such rows out."
+                )
             return
         if y.dtype == torch.bool:
             raise DataError(

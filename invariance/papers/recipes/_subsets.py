@@ -11,7 +11,8 @@ import numpy as np
 from invariance.papers.recipes._claim_shapes import Row, row_of, width_at
 from invariance.papers.recipes._perceptrons import PUBLISHED_TRAIN_SEED
 from invariance.stats._meta import random_effects
-from invariance.stats._rank import MINIMUM_POINTS, spearman
+from invariance.stats._rank_correlation import spearman
+from invariance.stats._ranks import MINIMUM_POINTS
 from invariance.studies._study import Record, Table
 from invariance.studies.claims._correlations import column
 
@@ -57,7 +58,7 @@ def subset_table(
     """
     lines: list[tuple[str | float | int | None, ...]] = []
     for name in measures:
-        found = [row_of(rows, name, "test_accuracy", group) or {} for group in groups]
+        found = [row_of(rows, name, "test_accuracy", group) for group in groups]
         known = [(row["rho"], row["n"]) for row in found if row.get("rho") is not None]
         pooled = random_effects(*zip(*known, strict=True)) if len(known) > 1 else None
         summary: tuple[float | None, ...] = (None,) * 4
@@ -133,7 +134,7 @@ def width_table(
     for group in groups:
         for name in measures:
             row = row_of(rows, name, "test_accuracy", group)
-            if row is None or row["rho"] is None:
+            if row["rho"] is None:
                 continue
             lines.append(
                 (
