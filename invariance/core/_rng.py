@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -52,3 +55,17 @@ def numpy_generator(seed: int) -> np.random.Generator:
 def _bits(*key: object) -> int:
     """63 bits of a key's digest: as many as ``manual_seed`` takes everywhere."""
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little") >> 1
+
+
+@contextmanager
+def undisturbed_generators() -> Iterator[None]:
+    """Put the global generators back after a loader has drawn from them."""
+    state, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - restored, not drawn
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count()) if started else ()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(legacy)  # noqa: NPY002

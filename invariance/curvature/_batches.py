@@ -6,17 +6,15 @@ that changes between visits, would give the product with a different matrix each
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from invariance.core._errors import DataError
+from invariance.core._rng import undisturbed_generators
 from invariance.curvature.losses._resolve import check_batch
 
 #: Inputs: one tensor of rows, or a re-iterable of ``(x, y)`` batches such as a DataLoader.
@@ -45,7 +43,7 @@ class Batches:
             yield from self.held
             return
         assert self.source is not None
-        with _undisturbed_generators():
+        with undisturbed_generators():
             yield from self.source
 
     def first(self) -> tuple[Tensor, Tensor]:
@@ -95,7 +93,7 @@ def _collect(source: Iterable[tuple[Tensor, Tensor]], hold_bytes: int) -> Batche
     kept: list[tuple[Tensor, Tensor]] = []
     size = rows = 0
     first: list[Tensor] = []
-    with _undisturbed_generators():
+    with undisturbed_generators():
         iterator = iter(source)
         if cast(object, iterator) is source:
             raise DataError(
@@ -160,17 +158,3 @@ def _compare_passes(first: list[Tensor], second: list[Tensor]) -> None:
         f"The data is not the same in two passes: {what}. Turn off random augmentation and "
         "drop_last, or draw the batches once and pass them as a list."
     )
-
-
-@contextmanager
-def _undisturbed_generators() -> Iterator[None]:
-    """Put the global generators back after a loader has drawn from them."""
-    state, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - restored, not drawn
-    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    devices = range(torch.cuda.device_count()) if started else ()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(legacy)  # noqa: NPY002

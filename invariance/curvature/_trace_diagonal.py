@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from invariance.core._arguments import as_seed
 from invariance.core._errors import unknown_name
 from invariance.core._estimate import Estimate
+from invariance.core._intake import takes_any
 from invariance.core._perceptron import read_perceptron
 from invariance.curvature._batches import Data, collect_batches
 from invariance.curvature.estimates._diagonal import basis_diagonal, estimate_diagonal
@@ -45,6 +46,7 @@ DEFAULT_MAX_PRODUCTS = 1024
 DEFAULT_PROBES = 96
 
 
+@takes_any(streams=True)
 def hessian_trace(
     model: nn.Module,
     x: Data,
@@ -120,6 +122,7 @@ def hessian_trace(
     return assembled(model, parts, stderr, words)
 
 
+@takes_any(streams=True)
 def hessian_diagonal(
     model: nn.Module,
     x: Data,

@@ -22,6 +22,7 @@ from invariance.measures.shared._scaled_hessian import scaled_top_eigenvalue
         Group.BATCHNORM_SCALING,
         Group.DORMANT_UNITS,
     ],
+    streams=True,
 )
 def adaptive_eigenvalue(
     model: nn.Module,

@@ -28,6 +28,7 @@ from invariance.measures.shared._laws import adaptive_trace_law
     law=dict.fromkeys(
         (Group.LOGIT_SHIFT, Group.BATCHNORM_FOLD, Group.UNIT_SPLIT), adaptive_trace_law
     ),
+    streams=True,
 )
 def adaptive_trace(
     model: nn.Module,

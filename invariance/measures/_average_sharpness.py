@@ -16,7 +16,7 @@ from invariance.measures._registry import measure
 from invariance.measures.shared._perturbed_loss import PerturbedLoss
 
 
-@measure(invariant_under=[Group.LOGIT_SHIFT], cost="sampling")
+@measure(invariant_under=[Group.LOGIT_SHIFT], cost="sampling", streams=True)
 def gaussian_sharpness(
     model: nn.Module,
     x: Tensor,
@@ -73,6 +73,7 @@ def gaussian_sharpness(
         Group.BATCHNORM_SCALING,
     ],
     cost="sampling",
+    streams=True,
 )
 def adaptive_gaussian_sharpness(
     model: nn.Module,

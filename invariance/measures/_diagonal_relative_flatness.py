@@ -27,6 +27,7 @@ from invariance.measures.shared._layer_choice import chosen_layer
         Group.BATCHNORM_FOLD,
         Group.BATCHNORM_SCALING,
     ],
+    streams=True,
 )
 def diagonal_relative_flatness(
     model: nn.Module,

@@ -37,6 +37,7 @@ from invariance.measures._registry import measure
         Group.UNIT_SPLIT,
         Group.DORMANT_UNITS,
     ],
+    streams=True,
 )
 def fisher_rao_norm(
     model: nn.Module,
@@ -99,7 +100,9 @@ def fisher_rao_norm(
     return Estimate(total / mass, method=f"exact, forward mode along theta ({resolved.name})")
 
 
-@measure(invariant_under=set(Group))  # a function of the logits, blind to multiples of 1
+@measure(
+    invariant_under=set(Group), streams=True
+)  # a function of the logits, blind to multiples of 1
 def fisher_rao_closed_form(
     model: nn.Module,
     x: Tensor,

@@ -24,6 +24,7 @@ from invariance.measures._registry import measure
         Group.SIGN_FLIP,
         Group.BATCHNORM_SCALING,
     ],
+    streams=True,
 )
 def frobenius_trace(
     model: nn.Module,

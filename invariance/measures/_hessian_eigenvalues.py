@@ -23,6 +23,7 @@ from invariance.measures._registry import measure
 @measure(
     invariant_under=[Group.PERMUTATION, Group.SIGN_FLIP, Group.LOGIT_SHIFT],
     ensemble=hessian_eigenvalues_ensemble,
+    streams=True,
 )
 def hessian_eigenvalues(
     model: nn.Module,

@@ -16,7 +16,11 @@ from invariance.measures._registry import measure
 
 # As for the eigenvalues: the norm is a function of the spectrum, which only orthogonal maps
 # (permutation, sign flip) and translations along flat directions (logit shift) keep.
-@measure(invariant_under=[Group.PERMUTATION, Group.SIGN_FLIP, Group.LOGIT_SHIFT], cost="sampling")
+@measure(
+    invariant_under=[Group.PERMUTATION, Group.SIGN_FLIP, Group.LOGIT_SHIFT],
+    cost="sampling",
+    streams=True,
+)
 def hessian_norm(
     model: nn.Module,
     x: Data,

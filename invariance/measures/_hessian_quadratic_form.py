@@ -26,6 +26,7 @@ from invariance.measures._registry import measure
         Group.UNIT_SPLIT,
         Group.DORMANT_UNITS,
     ],
+    streams=True,
 )
 def hessian_quadratic_form(
     model: nn.Module,

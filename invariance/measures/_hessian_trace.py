@@ -19,6 +19,7 @@ from invariance.measures.shared._laws import DIAGONAL_GROUPS, trace_law
     invariant_under=[Group.PERMUTATION, Group.SIGN_FLIP, Group.LOGIT_SHIFT],
     # H -> D^-1 H D^-1. A folded BatchNorm's own parameters leave the sum.
     law=dict.fromkeys(DIAGONAL_GROUPS, trace_law),
+    streams=True,
 )
 def hessian_trace(
     model: nn.Module,

@@ -20,6 +20,7 @@ from invariance.measures.shared._scaled_hessian import scaled_top_eigenvalue
         Group.SIGN_FLIP,
         Group.BATCHNORM_SCALING,
     ],
+    streams=True,
 )
 def normalized_eigenvalue(
     model: nn.Module,

@@ -31,6 +31,7 @@ from invariance.core._errors import (
 from invariance.core._estimate import Estimate
 from invariance.core._foreign import account
 from invariance.core._groups import Group
+from invariance.core._intake import takes_any
 
 if TYPE_CHECKING:
     from invariance.core._applied import Applied
@@ -196,6 +197,7 @@ def measure(
     cost: Cost = "cheap",
     ensemble: Callable[..., Sequence[Estimate]] | None = None,
     varies_under: Iterable[Group] = (),
+    streams: bool = False,
 ) -> Callable[[Callable[P, Estimate]], Callable[P, Estimate]]:
     """Register a function as a measure and declare its behaviour.
 
@@ -208,15 +210,18 @@ def measure(
         cost: See :class:`Measure`.
         ensemble: See :class:`Measure`.
         varies_under: Further groups that move the value; see :data:`CONSIDERED`.
+        streams: Whether it reads batches by itself; otherwise they are put together for it.
 
     Returns:
-        A decorator that returns the function unchanged.
+        A decorator. The function then takes any model and data that
+        :func:`invariance.core._intake.take` understands.
 
     Raises:
         MeasureError: If a group is declared twice, or the name is taken.
     """
 
-    def register(function: Callable[P, Estimate]) -> Callable[P, Estimate]:
+    def register(plain: Callable[P, Estimate]) -> Callable[P, Estimate]:
+        function = takes_any(streams=streams)(plain)
         made = as_measure(
             function,
             invariant_under=invariant_under,

@@ -30,6 +30,7 @@ from invariance.measures.shared._layer_choice import chosen_layer, executed_laye
         Group.BATCHNORM_FOLD,
         Group.BATCHNORM_SCALING,
     ],
+    streams=True,
 )
 def relative_flatness(
     model: nn.Module,

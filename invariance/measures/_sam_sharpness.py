@@ -14,7 +14,7 @@ from invariance.measures._registry import measure
 from invariance.measures.shared._perturbed_loss import PerturbedLoss
 
 
-@measure(invariant_under=[Group.PERMUTATION, Group.SIGN_FLIP, Group.LOGIT_SHIFT])
+@measure(invariant_under=[Group.PERMUTATION, Group.SIGN_FLIP, Group.LOGIT_SHIFT], streams=True)
 def sam_sharpness(
     model: nn.Module,
     x: Tensor,
@@ -68,6 +68,7 @@ def sam_sharpness(
         Group.BATCHNORM_SCALING,
         Group.DORMANT_UNITS,
     ],
+    streams=True,
 )
 def adaptive_sharpness(
     model: nn.Module,

@@ -39,6 +39,7 @@ _ROUND_OFF = 64.0
         Group.BATCHNORM_FOLD,
         Group.BATCHNORM_SCALING,
     ],
+    streams=True,
 )
 def standardized_relative_flatness(
     model: nn.Module,

@@ -1,5 +1,6 @@
 """Builders of networks: plain modules, seeded, readable by the symmetry engine."""
 
+from invariance.core._intake import with_output
 from invariance.models._activations import ACTIVATIONS
 from invariance.models._convolutional import cnn, vgg
 from invariance.models._from_weights import from_weights
@@ -19,4 +20,5 @@ __all__ = [
     "resnet18",
     "vgg",
     "vit",
+    "with_output",
 ]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from invariance.core._arguments import as_integer, as_seed
 from invariance.core._errors import MeasureError, unknown_name
 from invariance.core._estimate import Estimate
+from invariance.core._intake import takes_any
 from invariance.core._rng import generator
 from invariance.curvature._batches import Data
 from invariance.curvature.losses._resolve import LossLike
@@ -39,6 +40,7 @@ _FEWEST = 16
 _TOO_FEW = {"hutchinson": 2, "hutchpp": 6, "xtrace": 4}
 
 
+@takes_any(streams=True)
 def hessian_trace_estimate(
     model: nn.Module | CurvatureOperator,
     x: Data | None = None,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from invariance.core._errors import DataError, MeasureError, ModelError
 from invariance.core._finite import all_finite
+from invariance.core._intake import takes_any
 from invariance.core._modules import in_train_mode
 from invariance.core._perceptron import Dense, Slope, Step, read_perceptron
 from invariance.curvature._batches import Batches, Data, collect_batches
@@ -34,6 +35,7 @@ from invariance.curvature.losses._resolve import Loss, resolve_loss
 from invariance.curvature.products._parameter_space import select_parameters
 
 
+@takes_any(streams=True)
 def exact_curvature(
     model: nn.Module,
     x: Data,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core._errors import DataError
+from invariance.core._intake import takes_any
 from invariance.curvature._batches import Data
 from invariance.curvature.products._operators import (
     CurvatureOperator,
@@ -26,6 +27,7 @@ from invariance.curvature.products._operators import (
 Direction: TypeAlias = "Tensor | Mapping[str, Tensor]"
 
 
+@takes_any(streams=True)
 def hessian_vector_product(
     model: nn.Module, x: Data, y: Tensor | None, vector: Direction, **options: Any
 ) -> dict[str, Tensor]:
@@ -57,6 +59,7 @@ def hessian_vector_product(
     return _product(HessianOperator(model, x, y, **options), vector)
 
 
+@takes_any(streams=True)
 def ggn_vector_product(
     model: nn.Module, x: Data, y: Tensor | None, vector: Direction, **options: Any
 ) -> dict[str, Tensor]:
@@ -77,6 +80,7 @@ def ggn_vector_product(
     return _product(GGNOperator(model, x, y, **options), vector)
 
 
+@takes_any(streams=True)
 def fisher_vector_product(
     model: nn.Module,
     x: Data,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from invariance.core._arguments import as_integer, as_seed
 from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
+from invariance.core._intake import takes_any
 from invariance.curvature._batches import Data
 from invariance.curvature.losses._resolve import LossLike
 from invariance.curvature.products._operators import CurvatureOperator, MatrixName, build_operator
@@ -77,6 +78,7 @@ class SpectralDensity:
         return self.mean(lambda nodes: nodes**order)
 
 
+@takes_any(streams=True)
 def spectral_density(
     model: nn.Module | CurvatureOperator,
     x: Data | None = None,

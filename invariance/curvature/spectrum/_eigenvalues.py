@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from invariance.core._arguments import as_integer, as_seed
 from invariance.core._errors import MeasureError, unknown_name
 from invariance.core._estimate import Estimate
+from invariance.core._intake import takes_any
 from invariance.curvature._batches import Data
 from invariance.curvature.losses._resolve import LossLike
 from invariance.curvature.products._operators import CurvatureOperator, MatrixName, build_operator
@@ -110,6 +111,7 @@ def eigenpairs(
     return certify_again(operator, found, asked, criterion, certify_in)
 
 
+@takes_any(streams=True)
 def hessian_eigenvalues(
     model: nn.Module | CurvatureOperator,
     x: Data | None = None,

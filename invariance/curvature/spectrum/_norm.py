@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from invariance.core._arguments import as_integer, as_seed
 from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
+from invariance.core._intake import takes_any
 from invariance.curvature._batches import Data
 from invariance.curvature.estimates._sketch import sketch
 from invariance.curvature.estimates._trace import block_sums, blocks_of_probes, random_signs
@@ -21,6 +22,7 @@ from invariance.curvature.products._operators import CurvatureOperator, MatrixNa
 EXACT_DIM = 1024
 
 
+@takes_any(streams=True)
 def hessian_norm(
     model: nn.Module | CurvatureOperator,
     x: Data | None = None,
