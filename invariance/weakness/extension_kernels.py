@@ -1,4 +1,4 @@
-"""Compiled expansion of one node of the labeling tree: all its children in one call.
+"""Expansion of one node of the labeling tree: all its children in one call.
 
 Every node continues the active set of its nearest solved ancestor. All nodes project the
 same deep interior point of the training cone, so an ancestor's active rows and
@@ -14,12 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from invariance.core.compiled import compiled
-from invariance.weakness.active_set import DEPENDENT, EARLY_STOP, MAX_STEPS, Combination
+from invariance.core.compiled import compiled, compiled_inside
+from invariance.weakness.active_set import EARLY_STOP, Combination
 from invariance.weakness.certificates import EPSILON
 from invariance.weakness.conditioning import Conditioned
-from invariance.weakness.kernels import Factors, Problem, resume, score
-from invariance.weakness.sweep_compiled import workspace
+from invariance.weakness.kernels import Factors, Problem, dots, resume, score, workspace
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -103,7 +102,7 @@ def points_of(data: Conditioned, labels: Indices) -> Points:
 
 @compiled
 def check_separator(points: Points, separator: Array, scores: Array, given: Indices) -> bool:
-    """Compiled form of :func:`~invariance.weakness.certificates.check_witnesses`.
+    """One separator's :func:`~invariance.weakness.certificates.check_witnesses`, compiled.
 
     The rounding bound there holds for every order of the sums and for fused
     multiply-adds, which is all that the compiler may change.
@@ -147,15 +146,43 @@ def check_separator(points: Points, separator: Array, scores: Array, given: Indi
     return separates
 
 
-@compiled
-def _load(state: State, factors: Factors, separator: Array) -> int:
-    size = state.multipliers.size
-    factors.basis[:size] = state.basis
-    factors.factor[:size, :size] = state.factor
-    factors.active[:size] = state.active
-    factors.multipliers[:size] = state.multipliers
-    separator[:] = state.separator
+@compiled_inside
+def _load(state: State, problem: Problem, factors: Factors, separator: Array) -> int:
+    """Continue from ``state``; return how many rows are active."""
+    size, total = state.multipliers.size, state.separator.size
+    for k in range(size):
+        for j in range(total):
+            factors.basis[k, j] = state.basis[k, j]
+        for j in range(k + 1):
+            factors.factor[k, j] = state.factor[k, j]
+        factors.active[k, 0], factors.active[k, 1] = state.active[k, 0], state.active[k, 1]
+        factors.multipliers[k] = factors.scored[k] = state.multipliers[k]
+    for c in range(separator.shape[0]):
+        for f in range(separator.shape[1]):
+            separator[c, f] = state.separator[c, f]
+    score(problem.columns, separator, problem.scores)
+    if problem.used[0] + size > problem.point_of.size:
+        for slot in range(problem.used[0]):
+            problem.slot_of[problem.point_of[slot]] = -1
+        problem.used[0] = 0
+    for k in range(size):  # a row that is dropped takes its part of the scores along
+        point = factors.active[k, 0]
+        if problem.slot_of[point] < 0:
+            slot = problem.used[0]
+            dots(problem.columns, problem.rows[point], problem.products[slot])
+            problem.slot_of[point], problem.point_of[slot] = slot, point
+            problem.used[0] = slot + 1
     return size
+
+
+@compiled
+def _continue(
+    problem: Problem, factors: Factors, state: State, separator: Array
+) -> tuple[int, int, int]:
+    """Solve on from ``state``; return the outcome, the active rows and the steps."""
+    size = _load(state, problem, factors, separator)
+    outcome, size, steps, _, _ = resume(problem, factors, size, separator, EARLY_STOP)
+    return outcome, size, steps
 
 
 @compiled
@@ -164,7 +191,6 @@ def _expand(
     factors: Factors,
     state: State,
     points: Points,
-    probe: Array,
     targets: Indices,
     separators: Array,
     outcomes: Indices,
@@ -175,21 +201,18 @@ def _expand(
 ) -> None:
     """Solve the last point's targets, each from ``state``; check each separator."""
     last = problem.labels.size - 1
-    problem.rows[last] = probe
-    problem.columns[:, last] = probe
     scores = np.empty((separators.shape[1], points.lengths.size))
     for t in range(targets.size):
-        size = _load(state, factors, separators[t])
+        size = _load(state, problem, factors, separators[t])
         problem.labels[last] = targets[t]
-        outcome, size, _, point, other = resume(
-            problem, factors, size, separators[t], EARLY_STOP, DEPENDENT**2, MAX_STEPS
-        )
+        outcome, size, _, point, other = resume(problem, factors, size, separators[t], EARLY_STOP)
         outcomes[t] = outcome
         if outcome == 1 and not check_separator(points, separators[t], scores, given[t]):
             outcomes[t] = 0
         elif outcome == -1:
-            rows[t, :size] = factors.active[:size]
-            weights[t, :size] = -factors.weights[:size]
+            for k in range(size):
+                rows[t, k, 0], rows[t, k, 1] = factors.active[k, 0], factors.active[k, 1]
+                weights[t, k] = -factors.weights[k]
             rows[t, size, 0], rows[t, size, 1], weights[t, size] = point, other, 1.0
             sizes[t] = size + 1
 
@@ -219,20 +242,21 @@ def expand(
     where = np.array([j for j, _ in named] + [depth], dtype=np.int64)
     labelled = np.append(np.arange(n_train), n_train + where)
     labels = np.concatenate([points.labels, [label for _, label in named], [targets[0]]])
-    problem, factors = workspace(data.points[labelled], labels.astype(np.int64), n_classes)
-    state = _settle(problem, factors, state)
+    rows, labels = data.points[labelled], labels.astype(np.int64)
+    state = _settle(rows[:-1], labels[:-1], state)
+    problem, factors = workspace(rows, labels, n_classes)
     count, room = len(targets), len(factors.multipliers)
     separators = np.empty((count, *state.separator.shape))
     outcomes, sizes = np.zeros(count, np.int64), np.zeros(count, np.int64)
     given = np.full((count, data.points.shape[0] - n_train), -1, dtype=np.int64)
-    rows, weights = np.empty((count, room + 1, 2), np.int64), np.empty((count, room + 1))
+    refuted, weights = np.empty((count, room + 1, 2), np.int64), np.empty((count, room + 1))
     _expand(
-        problem, factors, state, points, data.points[n_train + depth],
-        np.array(targets, dtype=np.int64), separators, outcomes, sizes, given, rows, weights,
+        problem, factors, state, points, np.array(targets, dtype=np.int64), separators, outcomes,
+        sizes, given, refuted, weights,
     )  # fmt: skip
     combinations: list[Combination | None] = [
         Combination(
-            labelled[rows[t, :size, 0]], rows[t, :size, 1], np.maximum(weights[t, :size], 0.0)
+            labelled[refuted[t, :size, 0]], refuted[t, :size, 1], np.maximum(weights[t, :size], 0.0)
         )
         if size
         else None
@@ -241,21 +265,11 @@ def expand(
     return Expansion(state, separators, outcomes == 1, given, combinations)
 
 
-def _settle(problem: Problem, factors: Factors, state: State) -> State:
-    """Continue a state until it separates all labelled points but the last."""
-    fewer = problem._replace(
-        rows=problem.rows[:-1],
-        columns=np.ascontiguousarray(problem.columns[:, :-1]),
-        labels=problem.labels[:-1],
-        scores=np.empty((state.separator.shape[0], len(problem.labels) - 1)),
-        own=problem.own[:-1],
-        rival=problem.rival[:-1],
-    )
+def _settle(rows: Array, labels: Indices, state: State) -> State:
+    """Continue a state until it separates the labelled points."""
+    problem, factors = workspace(rows, labels, len(state.separator))
     separator = np.empty_like(state.separator)
-    size = _load(state, factors, separator)
-    outcome, size, steps, _, _ = resume(
-        fewer, factors, size, separator, EARLY_STOP, DEPENDENT**2, MAX_STEPS
-    )
+    outcome, size, steps = _continue(problem, factors, state, separator)
     if outcome != 1 or not steps:
         return state  # still dual feasible for the children, only less far
     return State(

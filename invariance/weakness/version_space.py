@@ -30,11 +30,12 @@ from torch import Tensor, nn
 from invariance.core.errors import MeasureError, unknown_name
 from invariance.core.estimate import Estimate
 from invariance.core.rng import generator
-from invariance.weakness.active_set import ActiveSet, Outcome
+from invariance.weakness.active_set import Outcome
 from invariance.weakness.chain_diagnostics import effective_sample_size, split_r_hat
 from invariance.weakness.conditioning import condition, default_rank_tolerance
 from invariance.weakness.features import check_labels, frozen_features
 from invariance.weakness.hit_and_run import Cone, sample_cone
+from invariance.weakness.sweep import separate_training
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -310,8 +311,7 @@ def _centre(cone: Cone) -> tuple[Array, float]:
     """Unit-norm centre of the cone and the radius of the ball around it."""
     lengths = np.linalg.norm(cone.rows, axis=1, keepdims=True)
     unit = np.divide(cone.rows, lengths, out=np.zeros_like(cone.rows), where=lengths > 0.0)
-    solver = ActiveSet(np.ascontiguousarray(unit), cone.n_classes)
-    outcome, _ = solver.separate(np.arange(len(unit)), cone.labels, stop=1.0 - 1e-9)
+    outcome, separator, _ = separate_training(unit, cone.labels, cone.n_classes)
     if outcome == Outcome.INSEPARABLE:
         raise MeasureError(
             "The training points are not linearly separable in the network's last features, so "
@@ -323,7 +323,7 @@ def _centre(cone: Cone) -> tuple[Array, float]:
             "Whether the training points are linearly separable stayed undecided at float64 "
             "precision: the version space is empty or too thin to sample."
         )
-    centre = solver.separator - solver.separator.mean(axis=0, keepdims=True)
+    centre = separator - separator.mean(axis=0, keepdims=True)
     centre = centre / np.linalg.norm(centre)
     # Each wall (e_y - e_c) . W z has a normal of length sqrt(2) |z|.
     gaps = Cone(unit, cone.labels, cone.n_classes).gaps((cone.gauge @ centre)[None])[0]
