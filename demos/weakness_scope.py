@@ -2,7 +2,7 @@
 
 Train a few small networks. Scaling, permuting and splitting units of every hidden layer
 leaves every weakness count as it was. Then give each network units that nothing listens
-to: the function is bitwise the same, and the counts rise. Counted over what the function
+to: the function stays, and the counts rise. Counted over what the function
 uses, they stay.
 
     python demos/weakness_scope.py
@@ -96,7 +96,7 @@ def figure_of(found: dict[str, Counts], networks: int) -> Figure:
         axis.set_xlabel("dormant units a layer")
         axis.set_title(label, fontsize=10)
         axis.legend(fontsize=7)
-    figure.suptitle("Same function, bit for bit; another weakness", fontsize=11)
+    figure.suptitle("Same function, another weakness", fontsize=11)
     return figure
 
 
@@ -115,9 +115,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Counts]:
     found = count(nets, task, probes)
     x = task.x_unseen.double()
     wider = [DormantUnits(DORMANT[-1], seed=1)(net, x[:8]) for net in nets]
-    same = all(bool((a(x) == b(x)).all()) for a, b in zip(nets, wider, strict=True))
+    gap = max(float((a(x) - b(x)).detach().abs().max()) for a, b in zip(nets, wider, strict=True))
     Console().print(table_of(found))
-    print(f"outputs bitwise equal after {DORMANT[-1]} dormant units a layer: {same}")
+    print(f"outputs after {DORMANT[-1]} dormant units a layer moved by at most {gap:.0e}")
     for label in ("pairs", "patterns", "regions"):
         rise = np.subtract(found[f"{DORMANT[-1]} dormant"][label], found["as trained"][label])
         print(

@@ -3,6 +3,10 @@
 import os
 import sys
 
+# Before torch is loaded, and for every process that the tests start: kernels that round alike
+# wherever data lies, or the tests of equal bits fail on some processors.
+os.environ.setdefault("MKL_CBWR", "AUTO")
+
 import pytest
 import torch
 from threadpoolctl import threadpool_limits

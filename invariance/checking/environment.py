@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from invariance.core.modules import model_device, weight_layers
+from invariance.core.reproducible import reproducible_kernels
 from invariance.data import Task
 
 
@@ -26,6 +27,7 @@ def describe_environment(dtype: torch.dtype) -> dict[str, Any]:
         "scipy": scipy.__version__,
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "reproducible_kernels": reproducible_kernels(),
         "cuda": torch.cuda.is_available(),
         "machine": platform.machine(),
     }

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from invariance.cli import check, listing, report, studies, study
+from invariance.core.reproducible import ask_for_reproducible_kernels
 
 #: Modules that each offer ``add_parser(subparsers)``; add a subcommand here.
 COMMANDS = (report, check, study, studies, listing)
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         130 when interrupted.
     """
     options = build_parser().parse_args(arguments)
+    ask_for_reproducible_kernels()  # before a command loads torch
     try:
         code: int = options.run(options)
     except KeyboardInterrupt:

@@ -16,16 +16,45 @@ Parameters may carry a leading dimension M (a stack of networks) and so may the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from invariance.curvature.chain_layers import ChainLayer
+from invariance.core.perceptron import Dense, Slope, derivatives, qualified, read_perceptron
 from invariance.curvature.losses import Loss
 from invariance.curvature.outer import OuterKind, OuterProduct, outer_product, row_gradients
+
+
+@dataclass(frozen=True)
+class ChainLayer:
+    """One Linear layer and the elementwise functions after it.
+
+    Attributes:
+        weight: Name of the weight parameter.
+        bias: Name of the bias, or ``None``.
+        activation: The functions that follow, in order; empty for none.
+    """
+
+    weight: str
+    bias: str | None
+    activation: tuple[Slope, ...]
+
+
+def read_chain(model: nn.Module) -> tuple[ChainLayer, ...] | None:
+    """Read a perceptron that begins with a linear layer and has no BatchNorm, else ``None``."""
+    layers: list[ChainLayer] = []
+    for step in read_perceptron(model) or ():
+        if isinstance(step, Dense):
+            bias = None if step.bias is None else qualified(step.name, "bias")
+            layers.append(ChainLayer(qualified(step.name, "weight"), bias, ()))
+        elif isinstance(step, Slope) and layers:
+            layers[-1] = replace(layers[-1], activation=(*layers[-1].activation, step))
+        else:
+            return None
+    return tuple(layers) or None
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +125,7 @@ class Chain:
         for layer, weight, bias in zip(self.layers, self.weights, self.biases, strict=True):
             inputs.append(a)
             z = _times_transposed(a, weight, bias)
-            a, slope, curve = activation_derivatives(layer.activation, z, second=kind is None)
+            a, slope, curve = derivatives(layer.activation, z, second=kind is None)
             slopes.append(slope)
             curves.append(curve)
         flat = a.flatten(0, -2)
@@ -216,39 +245,6 @@ class Chain:
                 tangent = rz if slope is None else slope * rz
         last = tangent if state.slopes[-1] is not None else None
         return tangents, movements, last
-
-
-def activation_derivatives(
-    activation: tuple[nn.Module, ...], z: Tensor, *, second: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return ``s(z)``, ``s'(z)`` and ``s''(z)``; ``None`` for a slope of one, a bend of zero.
-
-    Args:
-        activation: Elementwise functions, in order.
-        z: Where.
-        second: Whether the second derivative is wanted; ``None`` otherwise.
-    """
-    if not any(type(module) not in (nn.Identity, nn.Dropout) for module in activation):
-        return z, None, None
-    if len(activation) == 1 and type(activation[0]) is nn.ReLU:
-        return z.clamp_min(0), (z > 0).to(z.dtype), None
-    with torch.enable_grad():
-        leaf = z.detach().requires_grad_()
-        value = leaf
-        for module in activation:
-            value = _out_of_place(module)(value)
-        (slope,) = torch.autograd.grad(value.sum(), leaf, create_graph=second)
-        bend: Tensor | None = None
-        if second and slope.requires_grad:
-            (found,) = torch.autograd.grad(slope.sum(), leaf, allow_unused=True)
-            if found is not None and bool(found.any()):
-                bend = found.detach()
-    return value.detach(), slope.detach(), bend
-
-
-def _out_of_place(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    # An in-place activation would overwrite the leaf; a clone of its input is as good.
-    return lambda z: module(z.clone()) if getattr(module, "inplace", False) else module(z)
 
 
 def _unmerge(product: OuterProduct, shape: torch.Size) -> OuterProduct:

@@ -21,7 +21,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from invariance.curvature.chain import Chain, activation_derivatives
+from invariance.core.perceptron import derivatives
+from invariance.curvature.chain import Chain
 from invariance.curvature.outer import OuterKind, outer_product, row_gradients
 
 
@@ -60,7 +61,7 @@ class ChainQuadratic:
         a, first, second = x, None, None
         for index, layer in enumerate(chain.layers):
             z, rz, r2z = self._linear(index, a, first, second)
-            a, slope, bend = activation_derivatives(layer.activation, z, second=curved)
+            a, slope, bend = derivatives(layer.activation, z, second=curved)
             first, second = _times(slope, rz), _times(slope, r2z) if curved else None
             if curved and bend is not None and rz is not None:
                 second = _plus(second, bend * rz.square())

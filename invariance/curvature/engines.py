@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from invariance.curvature.chain import Chain, ChainState
-from invariance.curvature.chain_layers import read_chain
+from invariance.curvature.chain import Chain, ChainState, read_chain
 from invariance.curvature.chain_quadratic import ChainQuadratic
 from invariance.curvature.objective import Objective
 from invariance.curvature.outer import OuterKind, OuterProduct, outer_product

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from invariance.curvature.chain import Chain
-from invariance.curvature.chain_layers import ChainLayer, read_chain
+from invariance.curvature.chain import Chain, ChainLayer, read_chain
 from invariance.curvature.engines import load_forward_rules
 from invariance.curvature.losses import Loss
 from invariance.curvature.objective import Objective

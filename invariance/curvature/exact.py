@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from invariance.core.errors import DataError, MeasureError, ModelError
 from invariance.core.finite import all_finite
 from invariance.core.modules import in_train_mode
+from invariance.core.perceptron import Dense, Slope, Step, read_perceptron
 from invariance.curvature.batches import Batches, Data, collect_batches
 from invariance.curvature.exact_directional import move_like
 from invariance.curvature.exact_general import make_plan, sweep_module
@@ -29,7 +30,6 @@ from invariance.curvature.exact_mlp import (
     sweep_chunk,
 )
 from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET, ExactCurvature, Sums, Wants
-from invariance.curvature.exact_steps import Dense, Slope, Step, parse_mlp
 from invariance.curvature.losses import Loss, resolve_loss
 from invariance.curvature.space import select_parameters
 
@@ -73,7 +73,7 @@ def exact_curvature(
     require_deterministic(model)
     check_budget(memory_budget)
     wants = Wants(relative_flatness, diagonal)
-    steps = parse_mlp(model)
+    steps = read_perceptron(model)
     if steps is not None and batches.first()[0].ndim == 2:
         return sweep_steps(steps, batches, resolved, space.names, wants, memory_budget)
     row = move_like(batches.first()[0][:1], next(iter(model.parameters())))

@@ -13,19 +13,7 @@ diagonal, and as a matrix only where the next layer needs one.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-
-
-def derivatives(module: nn.Module, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first and second derivative of an elementwise activation at ``z``."""
-    with torch.enable_grad():
-        # A copy, because the module may work in place.
-        leaf = z.detach().clone().requires_grad_()
-        value = module(leaf.clone())
-        (first,) = torch.autograd.grad(value.sum(), leaf, create_graph=True)
-        (second,) = torch.autograd.grad(first.sum(), leaf)
-    return first.detach(), second.detach()
+from torch import Tensor
 
 
 class Remainder:

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from invariance.core.errors import MeasureError
 from invariance.core.estimate import Estimate
+from invariance.core.perceptron import qualified
 from invariance.curvature.batches import Data
 from invariance.curvature.exact import exact_curvature
-from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET, qualified
+from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET
 from invariance.curvature.exact_route import DEFAULT_MAX_PRODUCTS, LossArgument, entries, route
 from invariance.curvature.operators import HessianOperator
 

@@ -20,10 +20,11 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call
 
 from invariance.core.errors import MeasureError
+from invariance.core.perceptron import qualified
 from invariance.curvature.batches import Batches
 from invariance.curvature.exact_directional import forward_bytes, move_like
 from invariance.curvature.exact_linearity import Linearity
-from invariance.curvature.exact_result import Sums, Wants, qualified
+from invariance.curvature.exact_result import Sums, Wants
 from invariance.curvature.exact_rows import check_rows_independent, rows_bytes, sweep_rows
 from invariance.curvature.exact_taps import Tap, make_tap, tap_bytes, tappable
 from invariance.curvature.losses import HessianFactor, Loss

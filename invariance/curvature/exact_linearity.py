@@ -20,6 +20,8 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from invariance.core.activations import BY_CALL
+
 #: Operations that are piecewise linear in all their tensors jointly.
 _PIECEWISE_LINEAR = frozenset(
     """
@@ -33,11 +35,11 @@ _PIECEWISE_LINEAR = frozenset(
     index gather index_select cumsum pixel_shuffle pixel_unshuffle im2col col2im as_strided
     select_scatter slice_scatter tril triu diagonal diag_embed view_copy copy permute_copy
     transpose_copy t_copy squeeze_copy unsqueeze_copy slice_copy select_copy fill
-    relu leaky_relu threshold hardtanh clamp clamp_min clamp_max abs maximum minimum amax amin
-    max min max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d
-    adaptive_max_pool2d adaptive_max_pool3d sort topk median hardshrink softshrink hardsigmoid
+    clamp clamp_min clamp_max maximum minimum amax amin max min max_pool2d_with_indices
+    max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d sort topk
+    median
     """.split()  # noqa: SIM905 - a table of words reads better than a list of strings
-)
+) | {name for name, known in BY_CALL.items() if known.piecewise_linear and known.slopes}
 
 #: Operations whose result is piecewise constant, so that nothing is differentiated through.
 _PIECEWISE_CONSTANT = frozenset(
@@ -189,6 +191,8 @@ def _propagate(node: fx.Node, state: _Dependences) -> Dependence:
     joined = state.union(node)
     if not joined or operation in _PIECEWISE_CONSTANT:
         return {}
+    if operation == "rrelu_with_noise" and len(node.args) > 4 and node.args[4]:
+        return dict.fromkeys(joined, "its influence passes through random slopes")
     if operation in _PIECEWISE_LINEAR or operation == "getitem":
         return joined
     if operation in _PRODUCTS:

@@ -20,10 +20,9 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from invariance.curvature.exact_curved import Remainder, derivatives
-from invariance.curvature.exact_forward import forward, normalised, slopes
-from invariance.curvature.exact_result import Sums, Wants, qualified
-from invariance.curvature.exact_steps import Dense, Norm, Slope, Step
+from invariance.core.perceptron import Dense, Norm, Slope, Step, derivatives, qualified
+from invariance.curvature.exact_curved import Remainder
+from invariance.curvature.exact_result import Sums, Wants
 from invariance.curvature.losses import HessianFactor, Loss
 
 #: Aim for temporaries of this many bytes a chunk on the CPU: they then stay in its cache.
@@ -127,10 +126,12 @@ class _Sweep:
 
     def slope(self, step: Slope, inputs: Tensor) -> None:
         """Pass an activation."""
+        second: Tensor | None = None
         if step.smooth:
-            first, second = derivatives(step.module, inputs)
+            _, first, second = derivatives((step,), inputs, second=True)
+            assert first is not None
         else:
-            first, second = slopes(step.module, inputs), None
+            first = step.slope(inputs)
         # In place: the cotangents are this sweep's own, and fresh memory costs page faults.
         self.cotangents.mul_(first.unsqueeze(-2))
         if self.remainder is not None:
@@ -140,7 +141,7 @@ class _Sweep:
         """Add the affine blocks of a BatchNorm (f is linear in gain and shift), and pass it."""
         squares = self._squares()
         for leaf, parameter, factor in (
-            ("weight", step.gain, normalised(inputs, step).square()),
+            ("weight", step.gain, step.normalised(inputs).square()),
             ("bias", step.shift, None),
         ):
             if parameter is None:
@@ -150,7 +151,7 @@ class _Sweep:
             self.out["trace", name] = total.sum(-1)
             if self.wants.diagonal:
                 self.sums.add_diagonal(name, total)
-        scale = step.inverse_sd if step.gain is None else step.inverse_sd * step.gain
+        scale = step.scale
         self.cotangents.mul_(scale.unsqueeze(-2).unsqueeze(-2))
         if self.remainder is not None:
             self.remainder.scale(scale.unsqueeze(-2))
@@ -234,7 +235,10 @@ def sweep_chunk(
         sums: Running sums.
         first: Position of the first step to visit: :func:`first_step`.
     """
-    outputs, trail = forward(steps, x)
+    outputs, trail = x, []
+    for step in steps:
+        trail.append(outputs)
+        outputs = step.forward(outputs)
     lead = outputs.shape[:-2]
     flat = outputs.flatten(0, -2)
     labels = y.flatten(0, len(lead)) if lead else y
@@ -250,7 +254,7 @@ def sweep_chunk(
         remainder = Remainder(loss.gradients(flat, labels).reshape(outputs.shape))
     state = _Sweep(factor, remainder, wants, triangle, sums)
     for position in range(len(steps) - 1, first - 1, -1):
-        step, inputs = steps[position], trail[position].inputs
+        step, inputs = steps[position], trail[position]
         if isinstance(step, Slope):
             state.slope(step, inputs)
         elif isinstance(step, Norm):

@@ -13,11 +13,6 @@ from torch import Tensor
 DEFAULT_MEMORY_BUDGET = 256 * 2**20
 
 
-def qualified(module: str, leaf: str) -> str:
-    """Return the full name of a module's parameter; the root module's name is empty."""
-    return f"{module}.{leaf}" if module else leaf
-
-
 @dataclass(frozen=True)
 class ExactCurvature:
     """Exact diagonal-block curvature of a mean loss, parameter by parameter.

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from invariance.core.arguments import as_seed
 from invariance.core.errors import unknown_name
 from invariance.core.estimate import Estimate
+from invariance.core.perceptron import read_perceptron
 from invariance.curvature.batches import Data, collect_batches
 from invariance.curvature.diagonal import basis_diagonal, estimate_diagonal
 from invariance.curvature.exact import exact_curvature, require_deterministic
 from invariance.curvature.exact_directional import move_like
 from invariance.curvature.exact_linearity import analyse_linearity
 from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET, DiagonalResult
-from invariance.curvature.exact_steps import parse_mlp
 from invariance.curvature.losses import Loss
 from invariance.curvature.space import select_parameters
 
@@ -208,7 +208,7 @@ def route(
     if method == "estimate":
         return (), names, ""
     first = collect_batches(x, y).first()[0]
-    if first.ndim == 2 and parse_mlp(model) is not None:
+    if first.ndim == 2 and read_perceptron(model) is not None:
         return names, (), ""
     row = move_like(first[:1], next(iter(model.parameters())))
     reasons = analyse_linearity(model, row).reasons

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from invariance.core.modules import BATCH_NORMS, WEIGHT_LAYERS
-from invariance.curvature.exact_result import Sums, Wants, qualified
+from invariance.core.perceptron import qualified
+from invariance.curvature.exact_result import Sums, Wants
 
 
 def patches(module: nn.Module, inputs: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from invariance.core.errors import DataError, MeasureError, unknown_name
 from invariance.core.rng import generator
 from invariance.curvature.batches import Data
-from invariance.curvature.chain_layers import read_chain
+from invariance.curvature.chain import read_chain
 from invariance.curvature.engines import (
     DEFAULT_BUDGET,
     ChainEngine,

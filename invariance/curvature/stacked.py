@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
@@ -12,6 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core.errors import DataError, MeasureError
+from invariance.core.perceptron import (
+    Dense,
+    Step,
+    qualified,
+    read_perceptron,
+    slice_perceptrons,
+    stack_perceptrons,
+)
 from invariance.curvature.exact import check_budget, exact_curvature, require_deterministic
 from invariance.curvature.exact_mlp import (
     bytes_per_row,
@@ -19,8 +27,7 @@ from invariance.curvature.exact_mlp import (
     first_triangle,
     sweep_chunk,
 )
-from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET, Sums, Wants, qualified
-from invariance.curvature.exact_steps import Dense, Norm, Slope, Step, parse_mlp
+from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET, Sums, Wants
 from invariance.curvature.losses import Loss, check_batch, resolve_loss
 
 Array = npt.NDArray[np.float64]
@@ -109,56 +116,15 @@ def hessian_trace_ensemble(
     return _sweep_stack(stack, len(models), x, y, resolved, wants, memory_budget)
 
 
-def stack_steps(models: Sequence[nn.Module]) -> list[Step] | None:
-    """Stack the steps of equal-shaped MLPs along a new first dimension.
-
-    Args:
-        models: The networks.
-
-    Returns:
-        Steps whose tensors are ``(M, ...)``; ``None`` if the networks are not MLPs of one
-        architecture.
-    """
-    parsed = [parse_mlp(model) for model in models]
-    if any(steps is None for steps in parsed):
-        return None
-    columns = list(zip(*(steps for steps in parsed if steps is not None), strict=False))
-    if any(steps is None or len(steps) != len(columns) for steps in parsed):
-        return None
-    stacked = [_stack_column(column) for column in columns]
-    return None if any(step is None for step in stacked) else [s for s in stacked if s is not None]
-
-
-def _stack_column(column: tuple[Step, ...]) -> Step | None:
-    """Stack one step of all networks; ``None`` if they differ in more than their numbers."""
-    head = column[0]
-    if isinstance(head, Slope):
-        same = all(
-            isinstance(step, Slope)
-            and type(step.module) is type(head.module)
-            and step.module.extra_repr() == head.module.extra_repr()
-            for step in column
-        )
-        return head if same else None
-    names = (
-        ("weight", "bias") if isinstance(head, Dense) else ("mean", "inverse_sd", "gain", "shift")
-    )
-    fields: dict[str, Tensor | None] = {}
-    for name in names:
-        parts = [getattr(step, name, None) for step in column if type(step) is type(head)]
-        tensors = [part for part in parts if part is not None]
-        if len(parts) != len(column) or len(tensors) not in (0, len(column)):
-            return None
-        if len({(part.shape, part.dtype, part.device) for part in tensors}) > 1:
-            return None
-        fields[name] = torch.stack(tensors) if tensors else None
-    if isinstance(head, Norm) and not all(step.name == head.name for step in column):
-        return None
-    return replace(head, **fields)  # type: ignore[arg-type]
+def stack_steps(models: Sequence[nn.Module]) -> tuple[Step, ...] | None:
+    """Read and stack equal-shaped MLPs; ``None`` if they are not MLPs of one architecture."""
+    parsed = [read_perceptron(model) for model in models]
+    known = [steps for steps in parsed if steps is not None]
+    return stack_perceptrons(known) if len(known) == len(parsed) else None
 
 
 def _sweep_stack(
-    steps: list[Step],
+    steps: Sequence[Step],
     count: int,
     x: Tensor,
     y: Tensor,
@@ -182,7 +148,7 @@ def _sweep_stack(
     found = []
     with torch.no_grad():
         for low in range(0, count, group):
-            part = [_slice(step, low, min(low + group, count)) for step in steps]
+            part = slice_perceptrons(steps, low, min(low + group, count))
             sums = Sums((min(low + group, count) - low,))
             triangle = first_triangle(part[0], wants)
             px = x[low : low + group] if own_rows else x
@@ -205,22 +171,6 @@ def _sweep_stack(
         for name in (step.name, qualified(step.name, "weight"), qualified(step.name, "bias"))
     ]
     return _joined(found, order, f"exact sweep of {count} stacked networks ({loss.name})")
-
-
-def _slice(step: Step, low: int, high: int) -> Step:
-    """Take some networks of a stacked step."""
-    if isinstance(step, Slope):
-        return step
-    if isinstance(step, Dense):
-        bias = None if step.bias is None else step.bias[low:high]
-        return replace(step, weight=step.weight[low:high], bias=bias)
-    return replace(
-        step,
-        mean=step.mean[low:high],
-        inverse_sd=step.inverse_sd[low:high],
-        gain=None if step.gain is None else step.gain[low:high],
-        shift=None if step.shift is None else step.shift[low:high],
-    )
 
 
 def _joined(found: Sequence[Sums], order: Sequence[str], method: str) -> EnsembleCurvature:

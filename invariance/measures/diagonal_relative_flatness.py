@@ -6,9 +6,10 @@ from torch import Tensor, nn
 
 from invariance.core.estimate import Estimate
 from invariance.core.groups import Group
+from invariance.core.perceptron import qualified
 from invariance.curvature.batches import collect_batches
 from invariance.curvature.exact import require_deterministic
-from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET, qualified
+from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET
 from invariance.curvature.exact_route import hessian_diagonal
 from invariance.curvature.losses import LossLike
 from invariance.measures.layer_choice import chosen_layer

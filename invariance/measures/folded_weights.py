@@ -6,9 +6,8 @@ from torch import Tensor, nn
 
 from invariance.core.errors import MeasureError, TransformError
 from invariance.core.modules import BATCH_NORMS, weight_layers
+from invariance.core.perceptron import Dense, Norm, fold_norms, read_perceptron
 from invariance.curvature.exact import require_deterministic
-from invariance.curvature.exact_fold import fold_steps
-from invariance.curvature.exact_steps import Dense, Norm, parse_mlp
 
 
 def folded_model(model: nn.Module, example_input: Tensor | None = None) -> nn.Module:
@@ -53,9 +52,9 @@ def folded_weights(model: nn.Module, example_input: Tensor | None = None) -> dic
         ModelError: Train-mode BatchNorm or dropout.
     """
     require_deterministic(model)
-    steps = parse_mlp(model)
+    steps = read_perceptron(model)
     if steps is not None:
-        folded = fold_steps(steps)
+        folded = fold_norms(steps)
         if not any(isinstance(step, Norm) for step in folded):
             return {
                 step.name: step.weight.cpu().double() for step in folded if isinstance(step, Dense)

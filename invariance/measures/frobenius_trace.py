@@ -8,7 +8,8 @@ from invariance.core.errors import MeasureError
 from invariance.core.estimate import Estimate
 from invariance.core.groups import Group
 from invariance.core.modules import weight_layers
-from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET, qualified
+from invariance.core.perceptron import qualified
+from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET
 from invariance.curvature.exact_route import hessian_trace
 from invariance.curvature.losses import LossLike
 from invariance.measures.registry import measure

@@ -11,22 +11,27 @@ from torch import Tensor, nn
 from invariance.core.errors import MeasureError
 from invariance.core.estimate import Estimate
 from invariance.core.groups import Group
+from invariance.core.perceptron import (
+    Dense,
+    Norm,
+    Slope,
+    Step,
+    fold_norms,
+    qualified,
+    read_perceptron,
+)
 from invariance.curvature.batches import collect_batches
 from invariance.curvature.exact import require_deterministic, sweep_steps
-from invariance.curvature.exact_fold import fold_steps
-from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET, Wants, qualified
+from invariance.curvature.exact_result import DEFAULT_MEMORY_BUDGET, Wants
 from invariance.curvature.exact_route import (
     DEFAULT_MAX_PRODUCTS,
     exact_parameters,
     hessian_diagonal,
 )
-from invariance.curvature.exact_steps import Dense, Norm, Slope, Step, parse_mlp
 from invariance.curvature.losses import Loss, LossLike, resolve_loss
 from invariance.measures.folded_weights import folded_model
 from invariance.measures.registry import measure
 from invariance.symmetry.balance import ScalingDesign, ScalingLeg, minimise_over_scalings
-
-_HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU)
 
 #: What holds for either group of scalings. BatchNorm is folded before anything else.
 _ALWAYS = (
@@ -80,7 +85,7 @@ def minimum_sharpness(
         raise MeasureError(f"group must be 'layer' or 'neuron'. Got {group!r}.")
     resolved = resolve_loss(loss)
     require_deterministic(model)
-    parsed = parse_mlp(model)
+    parsed = read_perceptron(model)
     if parsed is not None and isinstance(x, Tensor) and x.ndim == 2:
         steps = _homogeneous_steps(parsed)
         curvature = sweep_steps(
@@ -128,16 +133,16 @@ def layer_minimum_sharpness(
     return minimum_sharpness(model, x, y, group="layer", loss=loss, memory_budget=memory_budget)
 
 
-def _homogeneous_steps(parsed: Sequence[Step]) -> list[Step]:
+def _homogeneous_steps(parsed: Sequence[Step]) -> tuple[Step, ...]:
     """Fold BatchNorm, and refuse activations that no positive factor passes through."""
     for step in parsed:
-        if isinstance(step, Slope) and not isinstance(step.module, _HOMOGENEOUS):
+        if isinstance(step, Slope) and not step.activation.homogeneous:
             raise MeasureError(
                 f"Activation {step.name!r} ({type(step.module).__name__}) is not positively "
                 "homogeneous, so no rescaling passes through it. Minimum sharpness needs ReLU, "
                 "LeakyReLU or linear layers."
             )
-    return fold_steps(parsed)
+    return fold_norms(parsed)
 
 
 def _general(

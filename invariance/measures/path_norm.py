@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from invariance.core.errors import MeasureError
 from invariance.core.estimate import Estimate
 from invariance.core.groups import Group
+from invariance.core.perceptron import Dense, Norm, Slope, Step, fold_norms, read_perceptron
 from invariance.curvature.exact import require_deterministic
-from invariance.curvature.exact_fold import affine_of, fold_steps
-from invariance.curvature.exact_steps import Dense, Norm, Slope, Step, parse_mlp
 from invariance.measures.registry import measure
 
 
@@ -51,18 +52,18 @@ def path_norm(model: nn.Module, *, p: float = 2.0) -> Estimate:
     if not (p >= 1 and p != float("inf")):
         raise MeasureError(f"The order p of the path norm must be finite and >= 1. Got {p}.")
     require_deterministic(model)
-    steps = parse_mlp(model)
+    steps = read_perceptron(model)
     if steps is None:
         raise MeasureError(
             f"path_norm is defined here for multilayer perceptrons. Got {type(model).__name__}."
         )
-    total = float(path_sums(fold_steps(steps), p).sum())
+    total = float(path_sums(fold_norms(steps), p).sum())
     if not total < float("inf"):
         raise MeasureError("The path norm overflows float64: rescale the parameters.")
     return Estimate(total ** (1 / p), method=f"{p:g}-path norm, biases as paths, BatchNorm folded")
 
 
-def path_sums(steps: list[Step], p: float) -> Tensor:
+def path_sums(steps: Sequence[Step], p: float) -> Tensor:
     """Return ``(K,)`` float64: for each output, the sum of ``prod |w|^p`` over its paths."""
     first = next(step for step in steps if not isinstance(step, Slope))
     width = first.weight.shape[-1] if isinstance(first, Dense) else first.mean.shape[-1]
@@ -73,6 +74,6 @@ def path_sums(steps: list[Step], p: float) -> Tensor:
             if step.bias is not None:
                 carried = carried + step.bias.cpu().double().abs().pow(p)
         elif isinstance(step, Norm):
-            scale, offset = (part.cpu().double().abs().pow(p) for part in affine_of(step))
+            scale, offset = (part.cpu().double().abs().pow(p) for part in (step.scale, step.offset))
             carried = scale * carried + offset
     return carried

@@ -1,4 +1,4 @@
-"""Activations by name: the one table that every builder reads."""
+"""Activations by name, for builders."""
 
 from __future__ import annotations
 
@@ -7,21 +7,15 @@ from types import MappingProxyType
 
 from torch import nn
 
+from invariance.core.activations import TABLE
 from invariance.core.errors import unknown_name
 
-#: Name to a factory of a fresh module.
+#: Name to a factory of a fresh module: what is elementwise and not random in training.
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
     {
-        "relu": nn.ReLU,
-        "leaky_relu": nn.LeakyReLU,
-        "prelu": nn.PReLU,
-        "identity": nn.Identity,
-        "tanh": nn.Tanh,
-        "sigmoid": nn.Sigmoid,
-        "elu": nn.ELU,
-        "gelu": nn.GELU,
-        "silu": nn.SiLU,
-        "softplus": nn.Softplus,
+        known.name: known.modules[0]
+        for known in TABLE
+        if known.modules and not known.random and known.name != "threshold"  # has no defaults
     }
 )
 

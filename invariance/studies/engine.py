@@ -227,9 +227,10 @@ class _Session:
     def _members(self, batch: Batch, done: set[str]) -> tuple[Config, ...]:
         """Which networks of a batch to work on.
 
-        On a CPU a network does not depend on its batch mates to the last bit, so only what is
-        missing is done. Elsewhere the kernels differ with the size of the batch: there the
-        whole batch is done again, and only what was missing is kept.
+        On a CPU with reproducible kernels a network does not depend on its batch mates to the
+        last bit (to round-off without), so only what is missing is done. Elsewhere the kernels
+        differ with the size of the batch: there the whole batch is done again, and only what
+        was missing is kept.
         """
         if self.device != "cpu":
             return batch.configs

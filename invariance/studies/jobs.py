@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 
 from invariance.core.errors import UsageError
+from invariance.core.reproducible import reproducible_kernels
 from invariance.studies import weights
 from invariance.studies.config import Config
 from invariance.studies.plainly import to_json
@@ -143,7 +144,7 @@ def describe_machine(device: str) -> dict[str, str]:
         device: Where is computed.
 
     Returns:
-        Versions, and the kind of device.
+        Versions, the kind of device, and whether kernels round alike wherever data lies.
     """
     import numpy
     import scipy
@@ -159,6 +160,7 @@ def describe_machine(device: str) -> dict[str, str]:
         "scipy": scipy.__version__,
         "device": torch.cuda.get_device_name(device) if kind == "cuda" else kind,
         "machine": platform.machine(),
+        "kernels": "reproducible" if reproducible_kernels() else "as torch chooses",
     }
 
 

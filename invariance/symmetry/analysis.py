@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,23 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core.errors import InvarianceError, TransformError
-from invariance.core.modules import (
-    WEIGHT_LAYERS,
-    clone,
-    in_train_mode,
-    model_device,
-    model_dtype,
-)
-from invariance.core.rng import generator
+from invariance.core.modules import clone, in_train_mode
 from invariance.symmetry.context import MOVE, SCALE, SIGN, Context, NotUnderstoodError
+from invariance.symmetry.elements import Element, GroupElement, named_tensors, write_tensors
+from invariance.symmetry.examples import as_inputs, describe, each
 from invariance.symmetry.folding import norm_sites
 from invariance.symmetry.groups import Assembler, settle
 from invariance.symmetry.ledger import OUTSIDE
 from invariance.symmetry.logits import HeadFinder
 from invariance.symmetry.rules import find
 from invariance.symmetry.solve import couple_uses
-from invariance.symmetry.structures import Kind, Stop, Symmetries, WeightUse
-from invariance.symmetry.tracing import Call, tensors_in, watch
+from invariance.symmetry.structures import (
+    SCALING_KINDS,
+    Kind,
+    Leg,
+    Role,
+    Stop,
+    Symmetries,
+    WeightUse,
+)
+from invariance.symmetry.tracing import Call, Observer, all_tensors_in, tensors_in, watch
 from invariance.symmetry.values import Value
 
 #: Results of these depend on the shape of a tracked tensor only.
@@ -36,6 +38,9 @@ _SHAPE_ONLY = frozenset(
     {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full",
      "new_empty", "new_tensor"}
 )  # fmt: skip
+
+#: How far apart the numbers of calls of two forward passes are.
+_NODES = 1 << 32
 
 #: What may go wrong when a rule meets arguments that it was not written for.
 _RULE_FAILURES = (
@@ -68,36 +73,160 @@ def symmetries(model: nn.Module, example_input: Any = None) -> Symmetries:
 
     Args:
         model: Any module, in eval mode where it has BatchNorm or dropout.
-        example_input: A batch that the model accepts (a tuple for several arguments). May be
-            omitted when the first weight layer is linear.
+        example_input: A batch that the model accepts: a tuple for several arguments, a list
+            for several examples, to find what holds on all of them. May be omitted when the
+            first weight layer is linear.
 
     Returns:
-        The groups, and every place where a symmetry stops, with its reason.
+        The groups, and every place where a symmetry stops, with its reason. They hold for
+        inputs of the examples' shapes (and decisions): a module may do something else, or
+        read other parts of its parameters, for others.
 
     Raises:
         TransformError: If the module is in train mode, or there is no input to run it on.
         TracingError: If the forward pass fails or decides on the data; names the line.
     """
-    return analyse(model, example_input).symmetries
+    refuse_train_mode(model)
+    return _find(model, as_inputs(model, example_input))
 
 
 def analyse(model: nn.Module, example_input: Any = None) -> Analysis:
-    """Like :func:`symmetries`, and return the copy of the module that was run."""
+    """Like :func:`symmetries`, and return a copy of the module to work on."""
     refuse_train_mode(model)
     inputs = as_inputs(model, example_input)
-    copied = clone(model)
-    context = _context(copied)
-    head = HeadFinder(copied)
+    return Analysis(clone(model), _find(model, inputs), inputs)
 
-    def handle(call: Call) -> None:
-        head.note(call)
+
+def _find(model: nn.Module, inputs: tuple[Any, ...]) -> Symmetries:
+    """Find what holds on all of the examples."""
+    examples = each(inputs)
+    readers = [_Reader(model) for _ in examples]
+    several = [reader.read_through(one) for reader, one in zip(readers, examples, strict=True)]
+    found = several[0]
+    if not all(_alike(found, other) for other in several[1:]):
+        # As one network that reads all examples: its parameters are used several times.
+        found = _Reader(model).read_through(*examples)
+    shifts = [reader.head.group(reader.output) for reader in readers]
+    reasons = [shift for shift in shifts if isinstance(shift, str)]
+    if reasons:
+        stop = Stop("output", "", f"allows no logit shift: {reasons[0]}", (Kind.LOGIT_SHIFT,))
+        found = replace(found, stops=(*found.stops, stop))
+    elif len({shift.site for shift in shifts if not isinstance(shift, str)}) == 1:
+        assert not isinstance(shifts[0], str)
+        found = replace(found, groups=(*found.groups, shifts[0]))
+    remarks = [f"inputs of shape {describe(one)}" for one in examples]
+    remarks += [line for reader in readers for line in reader.remarks]
+    return replace(found, holds_for=tuple(dict.fromkeys(remarks)))
+
+
+def _alike(one: Symmetries, other: Symmetries) -> bool:
+    """Whether two findings have the same groups."""
+
+    def same(a: Leg, b: Leg) -> bool:
+        return (
+            (a.parameter, a.power, a.sign_power, a.role, a.shift)
+            == (b.parameter, b.power, b.sign_power, b.role, b.shift)
+            and np.array_equal(a.units, b.units)
+            and np.array_equal(a.addresses, b.addresses)
+        )
+
+    return len(one.groups) == len(other.groups) and all(
+        (a.kind, a.site, a.size, a.dof, a.stream) == (b.kind, b.site, b.size, b.dof, b.stream)
+        and len(a.legs) == len(b.legs)
+        and all(map(same, a.legs, b.legs))
+        for a, b in zip(one.groups, other.groups, strict=True)
+    )
+
+
+#: What touches memory that is a tracked tensor's, and what a kernel does that no one called.
+_SAME_MEMORY = (
+    "reads the memory of a tensor that was changed or shared without an operation that was seen "
+    "(.data, set_, out=, a view made before)"
+)
+_HIDDEN = (
+    "runs out of sight (TorchScript, torch.func, an extension), where nothing is known about it"
+)
+
+
+class _Reader(Observer):
+    """Follows forward passes of a copy of a module, and reads its symmetries off them.
+
+    Args:
+        model: The module.
+
+    Attributes:
+        head: Watches for the layer that makes the output.
+        output: What the last forward pass returned.
+        remarks: What the program decided on, beyond the parameters' reach.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._original, self._model = model, clone(model)
+        self._context = _context(self._model)
+        self._buffers = {id(tensor): name for name, tensor in self._context.buffers.items()}
+        self._buffer_reads: dict[str, str] = {}
+        self._integers: set[int] = set()
+        self._unborn: dict[int, Tensor] = {}
+        self._first_node = 0
+        self.head = HeadFinder(self._model)
+        self.output: Any = None
+        self.remarks: list[str] = []
+
+    def read_through(self, *examples: tuple[Any, ...]) -> Symmetries:
+        """Run the module on examples and return what holds on all of them."""
+        context = self._context
+        for inputs in examples:
+            given = all_tensors_in(inputs)
+            for tensor in given:
+                label = np.full((1,) * tensor.dim(), OUTSIDE, dtype=np.int64)
+                context.assign(tensor, Value(label, tuple(tensor.shape)))
+                if not (tensor.is_floating_point() or tensor.is_complex()):
+                    self._integers.add(id(tensor))
+            self.output = watch(self._model, inputs, self)
+            self._first_node += _NODES
+            # What the module wrote into its arguments (a cache) is output, too.
+            _pin_output(context, [*_outputs(self.output), *all_tensors_in(inputs)])
+        _pin_partly_read(context)
+        self._pin_read_buffers()
+        couple_uses(context.ledger)
+        return _without_dead_ends(_assemble(context, self._original, self._model),
+                                  self._original, examples)  # fmt: skip
+
+    def tracked(self, tensor: Tensor) -> bool:
+        """See :meth:`Observer.tracked`."""
+        return self._context.tracked(tensor)
+
+    def harmless(self, tensor: Tensor) -> bool:
+        """Whether a tensor was computed from integer inputs alone."""
+        return id(tensor) in self._integers
+
+    def read(self, what: str) -> None:
+        """See :meth:`Observer.read`."""
+        self.remarks.append(f"integer inputs on which it decides alike ({what})")
+
+    def see(self, call: Call) -> None:
+        """See :meth:`Observer.see`."""
+        call = replace(call, node=call.node + self._first_node)
+        self.head.see(call)
+        context = self._context
         operands = list(tensors_in((call.args, call.kwargs)))
-        if not any(context.tracked(tensor) for tensor in operands):
+        self._note_buffers(call, operands)
+        tracked = [tensor for tensor in operands if context.tracked(tensor)]
+        shared = [t for t in operands if t.is_floating_point() and self._is_shared(t)]
+        if call.hidden and not tracked and call.name.startswith(("empty", "new_empty")):
+            self._unborn.update((id(tensor), tensor) for tensor in tensors_in(call.out))
+        if not tracked and not shared:
             return
-        if call.name in _SHAPE_ONLY:
+        if call.name in _SHAPE_ONLY and not call.hidden:
             return
-        rule = find(call)
         try:
+            if shared:
+                for tensor in shared:
+                    context.pin_entries(context.sharing(tensor), call, _SAME_MEMORY)
+                raise NotUnderstoodError(_SAME_MEMORY)
+            if call.hidden:
+                raise NotUnderstoodError(_HIDDEN)
+            rule = find(call)
             if rule is None:
                 raise NotUnderstoodError("is not an operation whose symmetries are known")
             rule(context, call)
@@ -108,24 +237,87 @@ def analyse(model: nn.Module, example_input: Any = None) -> Analysis:
                 "is called in a way that is not understood"
             )  # fmt: skip
             context.unknown(call, f"{reason}: everything that it touches stays as it is")
-        if call.in_place or call.name == "__setitem__":
-            context.spoil_aliases(call)
+        context.spoil_aliases(call)
+        if all(map(self.harmless, tracked)) and not shared:
+            self._integers.update(map(id, tensors_in(call.out)))
 
-    for tensor in tensors_in(inputs):
-        label = np.full((1,) * tensor.dim(), OUTSIDE, dtype=np.int64)
-        context.assign(tensor, Value(label, tuple(tensor.shape)))
-    output = watch(copied, inputs, handle, context.tracked)
-    _pin_output(context, output)
-    _pin_partly_read(context)
-    couple_uses(context.ledger)
-    found = _assemble(context, model, copied)
-    shift = head.group(output)
-    if isinstance(shift, str):
-        stop = Stop("output", "", f"allows no logit shift: {shift}", (Kind.LOGIT_SHIFT,))
-        found = replace(found, stops=(*found.stops, stop))
-    else:
-        found = replace(found, groups=(*found.groups, shift))
-    return Analysis(copied, found, inputs)
+    def _is_shared(self, tensor: Tensor) -> bool:
+        """Whether an untracked tensor carries what no operation was seen to put there."""
+        context = self._context
+        return not context.tracked(tensor) and (
+            id(tensor) in self._unborn or bool(context.sharing(tensor))
+        )
+
+    def _note_buffers(self, call: Call, operands: list[Tensor]) -> None:
+        statistics: tuple[int, ...] = ()
+        if call.name == "batch_norm" and not call.hidden:
+            statistics = (id(call.argument(1, "running_mean")), id(call.argument(2, "running_var")))
+        for tensor in operands:
+            name = self._buffers.get(id(tensor))
+            if name is not None and id(tensor) not in statistics:
+                self._buffer_reads.setdefault(name, str(call.place))
+
+    def _pin_read_buffers(self) -> None:
+        """Stop what would rewrite a buffer that something else reads as a constant."""
+        ledger = self._context.ledger
+        for name, place in self._buffer_reads.items():
+            for use in ledger.uses.get(name, ()):
+                stop = ledger.stop(place, "", f"reads `{name}`, too", SCALE + SIGN + MOVE)
+                for leg in use.legs:
+                    ledger.pin(leg.labels, stop, scale=True, sign=True, move=True)
+
+
+def _without_dead_ends(
+    found: Symmetries, model: nn.Module, examples: tuple[tuple[Any, ...], ...]
+) -> Symmetries:
+    """Drop groups of units that nothing reads, unless the output proves not to need them."""
+    ends = [
+        (place, group)
+        for place, group in enumerate(found.groups)
+        if group.kind is not Kind.PERMUTATION
+        and all(leg.role is Role.PRODUCER for leg in group.legs)
+    ]
+    if not ends:
+        return found
+    moved = clone(model)
+    values = {
+        kind: -1.0 if kind is Kind.SIGN_FLIP else 2.0 for kind in (*SCALING_KINDS, Kind.SIGN_FLIP)
+    }
+    element = Element(
+        tuple(
+            (place, GroupElement(g.kind, g.site, torch.full((g.size,), values[g.kind]).double()))
+            for place, g in ends
+            if g.kind in values
+        )
+    )
+    write_tensors(moved, element.act(named_tensors(moved), found))
+    plain = clone(model)
+    with torch.no_grad():
+        kept = all(
+            _close(a, b)
+            for inputs in examples
+            for a, b in zip(
+                all_tensors_in(plain(*inputs)), all_tensors_in(moved(*inputs)), strict=True
+            )
+        )
+    if kept:
+        return found
+    places = {place for place, _ in ends}
+    stops = [
+        Stop(
+            group.site, "", "makes something that is read in a way that was not seen", (group.kind,)
+        )
+        for _, group in ends
+    ]
+    groups = tuple(group for place, group in enumerate(found.groups) if place not in places)
+    return replace(found, groups=groups, stops=(*found.stops, *stops))
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    slack = 1e3 * torch.finfo(one.dtype).eps * float(one.abs().max()) if one.numel() else 0.0
+    return bool(((one - other).abs() <= slack).all())
 
 
 def _context(model: nn.Module) -> Context:
@@ -135,10 +327,10 @@ def _context(model: nn.Module) -> Context:
     return Context(names, parameters, buffers)
 
 
-def _pin_output(context: Context, output: Any) -> None:
+def _pin_output(context: Context, outputs: list[Tensor]) -> None:
     ledger = context.ledger
     stop = ledger.stop("output", "", "is what has to be kept", tuple(Kind))
-    for tensor in _outputs(output):
+    for tensor in outputs:
         value = context.value(tensor)
         if value is not None:
             ledger.pin(value.labels, stop, scale=True, sign=True, move=True)
@@ -146,13 +338,11 @@ def _pin_output(context: Context, output: Any) -> None:
 
 
 def _outputs(output: Any) -> list[Tensor]:
-    found = list(tensors_in(output))
-    if not found and hasattr(output, "__dict__"):
-        found = list(tensors_in(vars(output)))
+    found = all_tensors_in(output)
     if not found:
         raise TransformError(
             f"The module returned {type(output).__name__}, with no tensor in it; expected a "
-            "tensor, or tensors in tuples, lists or dictionaries."
+            "tensor, or an object that holds tensors."
         )
     return found
 
@@ -237,55 +427,3 @@ def refuse_train_mode(model: nn.Module) -> None:
             f"`{where}` is in train mode, where it is a different function (batch statistics, "
             "random masks). Call model.eval() first."
         )
-
-
-#: These read a batch of vectors as one sequence, which is another function of the rows.
-_SEQUENCE_READERS = (nn.MultiheadAttention, nn.RNNBase)
-
-
-def _unmistakable_rows(model: nn.Module) -> int:
-    """Return a number of rows that is no parameter's dimension.
-
-    A forward pass that contracts the rows by mistake (it wants another shape than a made-up
-    matrix) then fails, where eight rows into eight inputs would pass for a network.
-    """
-    taken = {size for parameter in model.parameters() for size in parameter.shape}
-    return next(rows for rows in itertools.count(8) if rows not in taken)
-
-
-def as_inputs(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
-    """Turn an example input into positional arguments, making one up where that is safe."""
-    if example_input is None:
-        return (_made_up_input(model),)
-    inputs = tuple(example_input) if isinstance(example_input, (tuple, list)) else (example_input,)
-    for tensor in tensors_in(inputs):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise TransformError("The example input has NaN or infinite entries.")
-        if tensor.numel() == 0:
-            raise TransformError(f"The example input is empty: shape {tuple(tensor.shape)}.")
-    return inputs
-
-
-def _made_up_input(model: nn.Module) -> Tensor:
-    for name, module in model.named_modules():
-        if isinstance(module, _SEQUENCE_READERS):
-            raise TransformError(
-                f"`{name}` ({type(module).__name__}) reads sequences, so the shape of the input "
-                "is not told by the weights. Pass example_input: a batch that the model accepts."
-            )
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            drawn = torch.randn(
-                _unmistakable_rows(model),
-                module.in_features,
-                generator=generator(0, "example input"),
-            )
-            return drawn.to(device=model_device(model), dtype=model_dtype(model))
-        if isinstance(module, (*WEIGHT_LAYERS, nn.Embedding, nn.modules.conv._ConvNd)):
-            raise TransformError(
-                f"The first weight layer, `{name}` ({type(module).__name__}), does not tell the "
-                "shape of the input. Pass example_input: a batch that the model accepts."
-            )
-    raise TransformError(
-        "The module has no linear layer to tell the shape of its input. Pass example_input."
-    )

@@ -89,6 +89,12 @@ class Context:
     _entry_threads: dict[str, IntArray] = field(default_factory=dict)
     _entry_read: dict[str, Any] = field(default_factory=dict)
     first_use: dict[str, int] = field(default_factory=dict)
+    #: Address of a storage to the tracked tensors that lie in it.
+    _memory: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for parameter in self.parameters.values():
+            self._remember(parameter)
 
     # -- looking up ------------------------------------------------------------------
 
@@ -101,16 +107,21 @@ class Context:
         """Return what is known about a tensor; ``None`` for a constant or a non-tensor."""
         if not isinstance(tensor, Tensor):
             return None
-        found = self._table.get(id(tensor))
-        if found is not None:
-            stale = self._stale.get(id(tensor))
-            if stale is not None and isinstance(found[1], Value):
-                self.ledger.pin(found[1].labels, stale, scale=True, sign=True, move=True)
-            return found[1]
+        held = self._table.get(id(tensor))
         name = self.parameter_name(tensor)
-        if name is None:
+        if held is not None:
+            found = held[1]
+        elif name is not None:
+            found = ParameterView(name, tuple(tensor.shape), tuple(tensor.shape))
+        else:
             return None
-        return ParameterView(name, tuple(tensor.shape), tuple(tensor.shape))
+        stale = self._stale.get(id(tensor))
+        if stale is not None:
+            if isinstance(found, ParameterView):
+                found = self._read_entries(found)
+            if isinstance(found, Value):
+                self.ledger.pin(found.labels, stale, scale=True, sign=True, move=True)
+        return found
 
     def tracked(self, tensor: Tensor) -> bool:
         """Whether a tensor depends on the input or on a parameter."""
@@ -168,6 +179,17 @@ class Context:
             assert entry.labels.ndim == tensor.dim(), (entry.labels.shape, tensor.shape)
         self._table[id(tensor)] = (tensor, entry)
         self._stale.pop(id(tensor), None)
+        self._remember(tensor)
+
+    def _remember(self, tensor: Tensor) -> None:
+        address = address_of(tensor)
+        if address:
+            self._memory.setdefault(address, []).append(tensor)
+
+    def sharing(self, tensor: Tensor) -> list[Tensor]:
+        """Return the tracked tensors that lie in the same memory as ``tensor``."""
+        address = address_of(tensor)
+        return self._memory.get(address, []) if address else []
 
     def assign_all(self, out: Any, entries: Any) -> None:
         """Assign nested results."""
@@ -178,21 +200,18 @@ class Context:
             self.assign_all(tensor, entry)
 
     def spoil_aliases(self, call: Call) -> None:
-        """After an in-place operation: tensors that share its storage are out of date."""
-        target = call.args[0]
-        if not isinstance(target, Tensor):
-            return
-        storage = target.untyped_storage().data_ptr()
-        for key, (tensor, _) in self._table.items():
-            if tensor is target or tensor is call.out or key in self._stale:
-                continue
-            if tensor.untyped_storage().data_ptr() == storage:
-                self._stale[key] = self.stop(
+        """After a call that overwrites tensors: others in their memory are out of date."""
+        for target in _overwritten(call):
+            held = self._table.get(id(target))
+            for tensor in self.sharing(target):
+                if tensor is target or tensor is call.out or id(tensor) in self._stale:
+                    continue
+                stop = self.stop(
                     call, "overwrites a tensor that is read again through another view", SCALE
                 )
-                entry = self._table.get(id(target))
-                if entry is not None and isinstance(entry[1], Value):
-                    self.pin(entry[1].labels, self._stale[key], scale=True, sign=True, move=True)
+                self._stale[id(tensor)] = stop
+                if held is not None and isinstance(held[1], Value):
+                    self.pin(held[1].labels, stop, scale=True, sign=True, move=True)
 
     # -- shorthands ------------------------------------------------------------------
 
@@ -261,20 +280,43 @@ class Context:
                 places.append(value.positions())
         self.ledger.touch(value.labels, call.node, *places, *keys)
 
-    def unknown(self, call: Call, reason: str) -> None:
-        """Stop everything that a call touches; its result belongs to the outside."""
+    def pin_entries(self, tensors: list[Tensor], call: Call, reason: str) -> None:
+        """Stop everything that the given tracked tensors hold."""
         stop = self.stop(call, reason, tuple(Kind))
-        for tensor in tensors_in((call.args, call.kwargs)):
-            entry = self.entry(tensor)
-            if isinstance(entry, NormalizedWeight):
+        for tensor in tensors:
+            if isinstance(self.entry(tensor), NormalizedWeight):
                 continue
             value = self.value(tensor)
             if value is not None:
                 self.pin(value.labels, stop, scale=True, sign=True, move=True)
-        targets = [call.args[0]] if call.name == "__setitem__" else []
-        for tensor in tensors_in((call.out, targets)):
+
+    def unknown(self, call: Call, reason: str) -> None:
+        """Stop everything that a call touches; its result belongs to the outside."""
+        self.pin_entries(list(tensors_in((call.args, call.kwargs))), call, reason)
+        for tensor in (*tensors_in(call.out), *_overwritten(call)):
             label = np.full((1,) * tensor.dim(), OUTSIDE, dtype=np.int64)
             self.assign(tensor, Value(label, tuple(tensor.shape)))
+
+
+def address_of(tensor: Tensor) -> int:
+    """Return where a tensor's storage lies; 0 where that is not known."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # wrapped, sparse and meta tensors
+        return 0
+
+
+def _overwritten(call: Call) -> list[Tensor]:
+    """Return the tensors that a call changes in place."""
+    changed: list[Any] = [call.kwargs.get("out")]
+    if call.in_place or call.name in ("__setitem__", "__set__"):
+        changed.append(call.args[0])
+    schema = getattr(call.function, "_schema", None)
+    if schema is not None:
+        for argument, given in zip(schema.arguments, call.args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                changed.append(given)
+    return list(tensors_in(changed))
 
 
 def refuse_random(call: Call) -> TransformError:

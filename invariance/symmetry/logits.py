@@ -8,11 +8,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from invariance.core.modules import clone
+from invariance.symmetry.examples import each
 from invariance.symmetry.structures import Kind, Leg, Role, SymmetryGroup
-from invariance.symmetry.tracing import Call, tensors_in, watch
+from invariance.symmetry.tracing import Call, Observer, all_tensors_in, tensors_in, watch
 
 
-class HeadFinder:
+class HeadFinder(Observer):
     """Watches a forward pass for the linear layer that makes the network's output.
 
     ``W -> W + 1 v^T, b -> b + c 1`` adds one number to all logits of a row. That needs a
@@ -29,7 +30,7 @@ class HeadFinder:
         self._last: dict[int, Call] = {}
         self._held: list[Any] = []  # keeps every result alive, so that no two share an id
 
-    def note(self, call: Call) -> None:
+    def see(self, call: Call) -> None:
         """Take down one call."""
         self._held.append(call.out)
         for tensor in tensors_in((call.args, dict(call.kwargs))):
@@ -49,11 +50,11 @@ class HeadFinder:
             The group: the logits are its units, ``in_features + 1`` (or without bias
             ``in_features``) its degrees of freedom. Or a clause that says why there is none.
         """
-        found = list(tensors_in(output)) or list(tensors_in(vars(output)))
+        found = all_tensors_in(output)
         if len(found) != 1:
             return f"the network has {len(found)} outputs, and a shift is invisible in logits only"
         maker = self._last.get(id(found[0]))
-        if maker is None or maker.name != "linear" or maker.in_place:
+        if maker is None or maker.name != "linear" or maker.in_place or maker.hidden:
             made = f"made by `{maker.place}` {maker.operation}" if maker else "the input itself"
             return f"the network's output is {made}, not by a linear layer directly"
         weight, bias = maker.argument(1, "weight"), maker.argument(2, "bias")
@@ -86,15 +87,20 @@ class HeadFinder:
 
 
 def logit_shift_group(model: nn.Module, inputs: tuple[Any, ...]) -> SymmetryGroup | str:
-    """Run a network once and return its group of logit shifts, or why it has none.
+    """Run a network and return its group of logit shifts, or why it has none.
 
     Args:
         model: The network, in eval mode.
-        inputs: Positional arguments to run it with.
+        inputs: Positional arguments to run it with, or several examples of them.
 
     Returns:
         See :meth:`HeadFinder.group`.
     """
-    copied = clone(model).eval()
-    finder = HeadFinder(copied)
-    return finder.group(watch(copied, inputs, finder.note, lambda _: False))
+    group: SymmetryGroup | str = ""
+    for example in each(inputs):
+        copied = clone(model).eval()
+        finder = HeadFinder(copied)
+        group = finder.group(watch(copied, example, finder))
+        if isinstance(group, str):
+            break
+    return group

@@ -29,6 +29,7 @@ from invariance.core.errors import TransformError
 from invariance.core.modules import clone, evaluation_mode
 from invariance.core.rng import generator
 from invariance.symmetry.elements import Element, GroupElement, named_tensors, write_tensors
+from invariance.symmetry.examples import each
 from invariance.symmetry.structures import SCALING_KINDS, IntArray, Kind, Leg, Role, Symmetries
 from invariance.symmetry.width import Surgery
 
@@ -301,7 +302,8 @@ def _constant_inputs(
     handle = owner.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
     try:
         with torch.no_grad(), evaluation_mode(model):
-            model(*x)
+            for example in each(x):
+                model(*example)
     finally:
         handle.remove()
     if not seen:

@@ -49,6 +49,8 @@ def render(found: Symmetries, width: int = WIDTH) -> str:
     for label, names in (("Unused", found.unused), ("Frozen", found.frozen)):
         if names:
             console.print(Text(f"{label} parameters: {_names(names)}"))
+    if found.holds_for:
+        console.print(Text(f"Holds for {'; '.join(found.holds_for)}"))
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
 

@@ -253,6 +253,8 @@ class Symmetries:
         aliases: Every parameter or buffer name to the first name of the same tensor.
         unused: Parameters that the traced forward pass never reads.
         frozen: Parameters with ``requires_grad=False``.
+        holds_for: What the examples had in common with the inputs that this holds for: their
+            shapes, and decisions that the module took on integer inputs.
     """
 
     model: str
@@ -263,6 +265,7 @@ class Symmetries:
     aliases: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
+    holds_for: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "aliases", MappingProxyType(dict(self.aliases)))
@@ -288,6 +291,7 @@ class Symmetries:
             "stops": [stop.to_dict() for stop in self.stops],
             "unused": list(self.unused),
             "frozen": list(self.frozen),
+            "holds_for": list(self.holds_for),
         }
 
     def __str__(self) -> str:

@@ -4,6 +4,11 @@ A :class:`torch.overrides.TorchFunctionMode` sees modules, functionals, operator
 in-place forms alike, with concrete shapes, so loops, assertions and branches on shapes or on
 configuration need no special care (symbolic tracing fails on them). What it cannot see is a
 decision that depends on the data: that raises a :class:`TracingError` naming the line.
+
+Some code computes behind the back of torch functions: TorchScript, ``vmap`` and ``grad``,
+extensions. A :class:`~torch.utils._python_dispatch.TorchDispatchMode` underneath sees their
+kernels, and hands over every one that reads a tensor of which the running function was not
+given, so that it counts as an operation without a rule and not as nothing.
 """
 
 from __future__ import annotations
@@ -11,17 +16,19 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from invariance.core.errors import TracingError
+from invariance.core.errors import InvarianceError, TracingError
 
 _TORCH = os.path.dirname(torch.__file__)
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -31,11 +38,12 @@ _READS_DATA = frozenset(
     {
         "__bool__", "item", "tolist", "__float__", "__int__", "__index__", "__complex__",
         "numpy", "__array__", "equal", "allclose", "is_nonzero", "__contains__", "nonzero",
-        "unique", "masked_select", "__format__",
+        "unique", "masked_select", "__format__", "__repr__", "__dlpack__", "untyped_storage",
+        "storage", "data_ptr",
     }
 )  # fmt: skip
-#: Of these, what is merely printed or returns a tensor of data-dependent shape.
-_ATTRIBUTE_GETTERS = "__get__"
+#: Functions that change a tensor although they return none.
+_WRITES = frozenset({"__setitem__", "__set__"})
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,7 @@ class Call:
         place: Where it was called.
         node: Number of the call.
         in_place: Whether it overwrites its first argument.
+        hidden: Whether it is a kernel that no torch function was seen to call.
     """
 
     function: Callable[..., Any]
@@ -81,6 +90,7 @@ class Call:
     place: Place
     node: int
     in_place: bool
+    hidden: bool = False
 
     @property
     def operation(self) -> str:
@@ -107,17 +117,77 @@ def tensors_in(structure: Any) -> Iterator[Tensor]:
             yield from tensors_in(entry)
 
 
-class _Watcher(TorchFunctionMode):
-    """Hands every torch function that touches tensors to ``handle``."""
+def all_tensors_in(structure: Any) -> list[Tensor]:
+    """Return the tensors in whatever a module takes or returns, each once.
 
-    def __init__(
-        self, handle: Callable[[Call], None], tracked: Callable[[Tensor], bool], stack: list[Any]
-    ) -> None:
+    Looks into collections, dataclasses and any other object's attributes (a cache, a
+    distribution, a namespace), but not into modules, which hold parameters.
+    """
+    found: list[Tensor] = []
+    seen: set[int] = set()
+    held: list[Any] = []  # keeps temporaries alive, so that no two share an id
+
+    def look(thing: Any) -> None:
+        if (
+            thing is None
+            or isinstance(thing, (str, bytes, int, float, complex))
+            or id(thing) in seen
+        ):
+            return
+        seen.add(id(thing))
+        held.append(thing)
+        if isinstance(thing, Tensor):
+            found.append(thing)
+        elif isinstance(thing, Mapping):
+            for entry in thing.values():
+                look(entry)
+        elif isinstance(thing, (Sequence, Set)):
+            for entry in thing:
+                look(entry)
+        if isinstance(thing, (Tensor, nn.Module, type, ModuleType, FunctionType, MethodType)):
+            return
+        for entry in getattr(thing, "__dict__", {}).values():
+            look(entry)
+        for kind in type(thing).__mro__:
+            slots = kind.__dict__.get("__slots__", ())
+            for slot in (slots,) if isinstance(slots, str) else slots:
+                look(getattr(thing, slot, None))
+
+    look(structure)
+    return found
+
+
+class Observer:
+    """What is told about a forward pass; this one listens to nothing."""
+
+    def see(self, call: Call) -> None:
+        """Take note of a call that returned a tensor, or changed one."""
+
+    def tracked(self, tensor: Tensor) -> bool:
+        """Whether a tensor depends on the input or on a parameter."""
+        del tensor
+        return False
+
+    def harmless(self, tensor: Tensor) -> bool:
+        """Whether a tensor's entries may be read, for no parameter can move them."""
+        del tensor
+        return False
+
+    def read(self, what: str) -> None:
+        """Take note that the program read entries of harmless tensors."""
+
+
+class _Watcher(TorchFunctionMode):
+    """Hands every torch function that touches tensors to an observer."""
+
+    def __init__(self, observer: Observer, stack: list[Any]) -> None:
         super().__init__()
-        self.handle = handle
-        self.tracked = tracked
+        self.observer = observer
         self.stack = stack
         self.count = 0
+        #: Whether a torch function is running, and what it was given.
+        self.running = False
+        self.given: frozenset[int] = frozenset()
 
     def __torch_function__(
         self,
@@ -128,26 +198,80 @@ class _Watcher(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
-        if name == _ATTRIBUTE_GETTERS:
-            name = getattr(getattr(func, "__self__", None), "__name__", name)
-        if name in _READS_DATA and any(self.tracked(t) for t in tensors_in((args, kwargs))):
+        hidden = isinstance(func, torch._ops.OpOverload)
+        if hidden:
+            name = name.partition(".")[0]
+        if name in ("__get__", "__set__"):  # of a property, whose name says more
+            attribute = getattr(getattr(func, "__self__", None), "__name__", name)
+            if name == "__get__" or attribute not in ("data", "real", "imag"):
+                name = attribute
+        operands = list(tensors_in((args, kwargs)))
+        if name in _READS_DATA:
+            self._reads(name, operands)
+        self.running, self.given = True, frozenset(map(id, operands))
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self.running = False
+        if next(tensors_in(out), None) is not None or name in _WRITES:
+            self.tell(func, name, args, kwargs, out, hidden=hidden)
+        return out
+
+    def _reads(self, name: str, operands: list[Tensor]) -> None:
+        read = [tensor for tensor in operands if self.observer.tracked(tensor)]
+        if not read:
+            return
+        if not all(self.observer.harmless(tensor) for tensor in read):
             raise TracingError(
                 f"The forward pass reads the data itself ({name}) at {_user_line()}, so its "
                 "graph depends on the input and cannot be analysed. Replace the Python decision "
                 "by tensor operations (torch.where), or move it out of forward."
             )
-        out = func(*args, **kwargs)
-        if next(tensors_in(out), None) is None and name != "__setitem__":
-            return out
+        self.observer.read(f"{name} at {_user_line()}")
+
+    def tell(
+        self,
+        func: Callable[..., Any],
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        out: Any,
+        *,
+        hidden: bool,
+    ) -> None:
+        """Tell the observer of one call."""
         self.count += 1
         module, kind = self.stack[-1] if self.stack else ("", None)
         in_place = (name.endswith("_") and not name.endswith("__")) or (
             name.startswith("__i") and name not in ("__invert__", "__init__", "__iter__")
         )
-        call = Call(
-            func, name, args, kwargs, out, Place(module, kind, _user_line()), self.count, in_place
-        )
-        self.handle(call)
+        place = Place(module, None if hidden else kind, _user_line())
+        self.observer.see(Call(func, name, args, kwargs, out, place, self.count, in_place, hidden))
+
+
+class _Underneath(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Hands over the kernels that read a tensor which the running function was not given."""
+
+    def __init__(self, watcher: _Watcher) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.watcher = watcher
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        watcher = self.watcher
+        # With no torch function running, calling a kernel by hand shows it to the watcher.
+        out = func(*args, **kwargs)
+        if watcher.running:
+            given, tracked = watcher.given, watcher.observer.tracked
+            if any(id(t) not in given and tracked(t) for t in tensors_in((args, kwargs))):
+                name = func.__name__.partition(".")[0]
+                watcher.tell(func, name, args, kwargs, out, hidden=True)
         return out
 
 
@@ -203,19 +327,13 @@ def _module_stack(
             handle.remove()
 
 
-def watch(
-    model: nn.Module,
-    inputs: tuple[Any, ...],
-    handle: Callable[[Call], None],
-    tracked: Callable[[Tensor], bool],
-) -> Any:
-    """Run ``model`` once and hand every torch function call to ``handle``.
+def watch(model: nn.Module, inputs: tuple[Any, ...], observer: Observer) -> Any:
+    """Run ``model`` once and tell an observer of every torch function call.
 
     Args:
         model: A module that may be run (a clone: a forward pass can have side effects).
         inputs: Positional arguments for it.
-        handle: Called after every function that returns a tensor.
-        tracked: Says whether a tensor depends on the input or on a parameter.
+        observer: Is told of every function that returns a tensor.
 
     Returns:
         The model's output.
@@ -227,16 +345,13 @@ def watch(
     last: list[str] = []
     with _module_stack(model, last) as stack, torch.no_grad():
         torch.backends.mha.set_fastpath_enabled(False)
+        watcher = _Watcher(observer, stack)
         try:
-            with _Watcher(handle, tracked, stack):
+            with _Underneath(watcher), watcher:
                 return model(*inputs)
-        except TracingError:
+        except InvarianceError:
             raise
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-            from invariance.core.errors import InvarianceError
-
-            if isinstance(error, InvarianceError):
-                raise
             where = "".join(f"`{name}`" for name in last) + _failing_line(error)
             raise TracingError(
                 f"The module failed on the example input in {where}: {error}. Pass an "

@@ -14,6 +14,7 @@ import torch
 
 from invariance.core.errors import InvarianceError, UsageError
 from invariance.core.files import require_writable, write_atomically
+from invariance.core.reproducible import ask_for_reproducible_kernels
 from invariance.measures.registry import Measure, get_measure
 from invariance.testing import soak
 from invariance.testing.soak import Tally
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         usage error.
     """
     options = _parser().parse_args(arguments)
+    ask_for_reproducible_kernels()
     try:
         return _run(options)
     except UsageError as error:

@@ -99,6 +99,21 @@ def _softplus(module: nn.Softplus) -> Formula:
     )
 
 
+def _by_autograd(module: nn.Module) -> Formula:
+    def forward(z: Tensor) -> Tensor:
+        result: Tensor = module(z.clone() if getattr(module, "inplace", False) else z)
+        return result
+
+    def backward(gradient: Tensor, z: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_()
+            (found,) = torch.autograd.grad(forward(leaf), leaf, gradient)
+        return found
+
+    return Formula(forward, None, backward, exact=False)
+
+
+#: Written by hand for speed and memory; what else is elementwise goes by autograd.
 _FORMULAS: dict[type[nn.Module], Callable[..., Formula]] = {
     nn.ReLU: _relu,
     nn.LeakyReLU: _leaky_relu,
@@ -111,10 +126,10 @@ _FORMULAS: dict[type[nn.Module], Callable[..., Formula]] = {
 }
 
 
-def formula(module: nn.Module) -> Formula | None:
-    """Return the formula of an activation module; ``None`` if it has none here."""
-    make = _FORMULAS.get(type(module))
-    return None if make is None else make(module)
+def formula(module: nn.Module) -> Formula:
+    """Return the formula of an elementwise module; by autograd where none is written here."""
+    make = _FORMULAS.get(type(module), _by_autograd)
+    return make(module)
 
 
 class Activation:

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from invariance.core.perceptron import Dense, read_perceptron
 from invariance.training.activations import Activation, formula
 from invariance.training.augmentation import View
 from invariance.training.heads import Head, make_head
@@ -57,9 +58,9 @@ class PerceptronEngine:
         if self._climbing is not None:
             self._rule = self._climbing
         self._work = Workspace(len(models), x)
-        columns = [column for column in _columns(models) if not _passive(column[0])]
+        columns = list(zip(*map(_modules, models), strict=True))
         self._head: Head = make_head(
-            columns[0],  # type: ignore[arg-type]
+            columns[0],
             x,
             self._rule,
             self._work,
@@ -74,17 +75,12 @@ class PerceptronEngine:
     @staticmethod
     def accepts(model: nn.Module) -> bool:
         """Say whether ``model`` is a perceptron of known layers that all train."""
-        if type(model) is not nn.Sequential or model._forward_hooks or model._forward_pre_hooks:
-            return False
-        layers = [layer for layer in model if not _passive(layer)]
+        steps = read_perceptron(model, training=True)
         parameters = list(model.parameters())
         return (
-            bool(layers)
-            and isinstance(layers[0], nn.Linear)
-            and all(_known(layer) for layer in layers)
+            steps is not None
+            and isinstance(steps[0], Dense)
             and all(parameter.requires_grad for parameter in parameters)
-            and sum(len(list(layer.parameters())) for layer in layers) == len(parameters)
-            and len({id(layer) for layer in layers}) == len(layers)
             and len({parameter.dtype for parameter in parameters}) == 1
         )
 
@@ -142,10 +138,8 @@ class PerceptronEngine:
 
     def write(self, slot: int, model: nn.Module) -> None:
         """Copy layer by layer."""
-        assert isinstance(model, nn.Sequential)
-        modules = [module for module in model if not _passive(module)]
         with torch.no_grad():
-            for layer, module in zip((self._head, *self._layers), modules, strict=True):
+            for layer, module in zip((self._head, *self._layers), _modules(model), strict=True):
                 if not isinstance(layer, Activation):
                     layer.write(slot, module)  # type: ignore[attr-defined]
 
@@ -175,27 +169,12 @@ class PerceptronEngine:
             return BatchNorm(column, self._rule)  # type: ignore[arg-type]
         if isinstance(first, nn.PReLU):
             return Slope(column, self._rule)  # type: ignore[arg-type]
-        what = formula(first)
-        assert what is not None
         # Working in place would overwrite what an activation just before keeps.
         after = bool(self._layers) and isinstance(self._layers[-1], Activation)
-        return Activation(what, in_place=not after)
+        return Activation(formula(first), in_place=not after)
 
 
-def _columns(models: Sequence[nn.Sequential]) -> list[tuple[nn.Module, ...]]:
-    return list(zip(*models, strict=True))
-
-
-def _passive(layer: nn.Module) -> bool:
-    """Say whether a layer does nothing to rows of features."""
-    return type(layer) is nn.Identity or (
-        type(layer) is nn.Flatten and layer.start_dim == 1 and layer.end_dim == -1
-    )
-
-
-def _known(layer: nn.Module) -> bool:
-    if layer._forward_hooks or layer._forward_pre_hooks:
-        return False
-    if type(layer) is nn.BatchNorm1d:
-        return layer.track_running_stats and layer.running_mean is not None
-    return type(layer) in (nn.Linear, nn.PReLU) or formula(layer) is not None
+def _modules(model: nn.Module) -> list[nn.Module]:
+    steps = read_perceptron(model, training=True)
+    assert steps is not None
+    return [step.module for step in steps if step.module is not None]

@@ -164,9 +164,11 @@ def fit_ensemble(
     The network of seed s depends on s alone, whatever the ensemble around it: every
     network has its own stream of shuffles, drawn on the CPU on every device. A network
     that reaches the target is frozen there. On the CPU the result is the same to the last
-    bit in any ensemble. On CUDA and MPS, and for ``vectorize=True`` with other modules
-    than perceptrons, it is the same up to the round-off of differently split sums (about
-    1e-6 relative a step in float32), because libraries choose kernels by batch size.
+    bit in any ensemble where MKL's kernels are reproducible: with ``MKL_CBWR=AUTO`` in the
+    environment before torch computes anything, as the command line sets it. Without, on
+    CUDA and MPS, and for ``vectorize=True`` with other modules than perceptrons, it is the
+    same up to the round-off of differently split sums (about 1e-6 relative a step in
+    float32), because libraries choose kernels by batch size and place in memory.
 
     Args:
         model_or_sizes: What to train. Layer widths ``(features, ..., classes)``: the
@@ -198,8 +200,8 @@ def fit_ensemble(
             BatchNorm) are batched over networks with derivatives by hand, everywhere.
             Other modules: ``True`` batches them with ``torch.func``, ``False`` trains
             one after another, ``None`` batches them except on the CPU. There, one after
-            another is bit for bit reproducible for any module and, for convolutions,
-            faster. Modules with dropout are trained one after another.
+            another is as reproducible for any module as perceptrons are and, for
+            convolutions, faster. Modules with dropout are trained one after another.
         progress: Progress callback.
         on_divergence: ``"raise"`` or ``"keep"``.
 

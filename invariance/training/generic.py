@@ -34,8 +34,9 @@ def stochastic(model: nn.Module) -> bool:
 class SingleEngine:
     """Each network by itself with autograd and ``torch.optim``: what one would write by hand.
 
-    Nothing that one network computes depends on another, so results are the same to the
-    last bit in any ensemble. Random layers draw from a stream of the network's own.
+    Nothing that one network computes depends on another, so results are the same in any
+    ensemble: to the last bit where kernels are reproducible. Random layers draw from a
+    stream of the network's own.
     """
 
     def __init__(

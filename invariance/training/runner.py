@@ -169,7 +169,12 @@ def _choose(
 
 def _signature(model: nn.Module) -> tuple[object, ...]:
     return tuple(
-        (type(module), tuple(entry.shape for entry in module.parameters(recurse=False)))
+        (
+            type(module),
+            # Slopes, momenta and the like: an engine takes them from the first network.
+            "" if module._modules else module.extra_repr(),
+            tuple(entry.shape for entry in module.parameters(recurse=False)),
+        )
         for module in model.modules()
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core.errors import TransformError
+from invariance.core.modules import clone
 from invariance.symmetry.analysis import Analysis, analyse
 from invariance.symmetry.structures import IntArray, Leg, Symmetries, SymmetryGroup
 from invariance.transforms.base import Action, Applied, ParameterAction
@@ -33,6 +34,7 @@ class Actor:
         self._tensors: dict[str, Tensor] = {**dict(self.model.named_buffers()), **self._parameters}
         self._factors: dict[str, list[Tensor]] = {}
         self._index: dict[str, Tensor] = {}
+        self._steps: list[tuple[SymmetryGroup, Callable[[Actor], None]]] = []
 
     # -- elements --------------------------------------------------------------------
 
@@ -43,16 +45,19 @@ class Actor:
             group: A group of one of the scaling kinds.
             factors: ``(size,)`` positive, finite.
         """
+        self._steps.append((group, lambda actor: actor.scale(group, factors)))
         for leg in group.legs:
             self._multiply(leg, _spread(leg, factors**leg.power))
 
     def flip(self, group: SymmetryGroup, signs: FloatArray) -> None:
         """Multiply the group's units by signs, ``(size,)`` entries of -1 and +1."""
+        self._steps.append((group, lambda actor: actor.flip(group, signs)))
         for leg in group.legs:
             self._multiply(leg, _spread(leg, signs**leg.sign_power))
 
     def permute(self, group: SymmetryGroup, order: IntArray) -> None:
         """Move the group's units: unit ``j`` becomes what unit ``order[j]`` was."""
+        self._steps.append((group, lambda actor: actor.permute(group, order)))
         for leg in group.legs:
             self._move(leg, leg_source(leg, order))
 
@@ -123,8 +128,15 @@ class Actor:
         action: Action | None,
         detail: Mapping[str, object] | None = None,
     ) -> Applied:
-        """Verify the edited copy against the original and return it with the evidence."""
-        verification = verify(original, self.model, self.analysis.inputs, what)
+        """Verify the edited copy against the original and return it with the evidence.
+
+        Raises:
+            TransformError: If the function changed; names the group that is no symmetry.
+        """
+        try:
+            verification = verify(original, self.model, self.analysis.inputs, what)
+        except TransformError as error:
+            raise TransformError(f"{error}{self._blame(original, what)}") from error
         return Applied(
             model=self.model,
             verification=verification,
@@ -132,6 +144,23 @@ class Actor:
             description=description,
             detail=detail or {},
         )
+
+    def _blame(self, original: nn.Module, what: str) -> str:
+        """Return which group alone changes the function, in a sentence after a space."""
+        analysis = self.analysis
+        for group, step in self._steps:
+            alone = Actor(Analysis(clone(original), analysis.symmetries, analysis.inputs))
+            try:
+                step(alone)
+                verify(original, alone.model, analysis.inputs, what)
+            except TransformError:
+                legs = ", ".join(dict.fromkeys(leg.parameter for leg in group.legs))
+                return (
+                    f" It is the {group.kind} of {group.size} units made by `{group.site}` "
+                    f"(acting on {legs}), which was found to be a symmetry and is none: an error "
+                    "of this package. Please report it with the model."
+                )
+        return ""
 
 
 def _spread(leg: Leg, values: FloatArray) -> FloatArray:
@@ -164,11 +193,14 @@ def leg_source(leg: Leg, order: IntArray) -> IntArray:
 
 def _places(source: IntArray, dims: list[int], shape: tuple[int, ...]) -> tuple[Tensor, ...]:
     """Turn cell numbers over ``dims`` into an index of the whole tensor."""
-    inside = np.unravel_index(source, source.shape)
     places = []
     for dim, size in enumerate(shape):
-        line = np.arange(size).reshape([size if d == dim else 1 for d in range(len(shape))])
-        place = inside[dim] if dim in dims else line
+        if dim in dims:
+            # By hand: NumPy 2.4.6's unravel_index is wrong with trailing sizes of 1.
+            behind = int(np.prod(source.shape[dim + 1 :], dtype=np.int64))
+            place = source // behind % source.shape[dim]
+        else:
+            place = np.arange(size).reshape([size if d == dim else 1 for d in range(len(shape))])
         places.append(torch.from_numpy(np.broadcast_to(place, shape).copy()))
     return tuple(places)
 

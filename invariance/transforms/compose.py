@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from invariance.core.errors import TransformError
 from invariance.core.groups import Group
-from invariance.symmetry.analysis import as_inputs
+from invariance.symmetry.examples import as_inputs
 from invariance.transforms.base import Applied, Transform
 from invariance.transforms.verify import verify
 

@@ -14,7 +14,8 @@ def example_or_default(model: nn.Module, example_input: Any, who: str) -> tuple[
 
     Args:
         model: The network.
-        example_input: What the caller gave: a batch, a tuple for several arguments, or None.
+        example_input: What the caller gave: a batch, a tuple for several arguments, a list of
+            several examples, or None.
         who: The transform, for the message.
 
     Returns:
@@ -23,7 +24,7 @@ def example_or_default(model: nn.Module, example_input: Any, who: str) -> tuple[
     Raises:
         TransformError: If none was given and none can be made up, or it is not usable.
     """
-    from invariance.symmetry.analysis import as_inputs
+    from invariance.symmetry.examples import as_inputs
 
     try:
         return as_inputs(model, example_input)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from invariance.core.errors import TransformError
-from invariance.core.modules import evaluation_mode, weight_layers
+from invariance.core.modules import clone, weight_layers
 from invariance.core.rng import generator
-from invariance.symmetry.tracing import tensors_in
+from invariance.symmetry.examples import each
+from invariance.symmetry.tracing import all_tensors_in, tensors_in
 from invariance.transforms.base import Verification
 
 #: How many rounding errors a layer's output may accumulate, in units of eps times its scale.
@@ -22,11 +24,21 @@ NOISE_FACTOR = 64.0
 
 
 def outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-    """Return every output tensor of a model in eval mode, without a graph."""
-    with torch.no_grad(), evaluation_mode(model):
-        result = model(*inputs)
-    found = list(tensors_in(result))
-    return found or list(tensors_in(vars(result)))
+    """Return every output tensor of a model in eval mode, without a graph.
+
+    A copy is run, on copies of the inputs, for a forward pass may count its calls. What it
+    writes into its arguments (a cache) is output, too.
+    """
+    given = copy.deepcopy(inputs)
+    with torch.no_grad():
+        result = clone(model).eval()(*given)
+    before, after = all_tensors_in(inputs), all_tensors_in(given)
+    written = [
+        tensor
+        for place, tensor in enumerate(after)
+        if place >= len(before) or not torch.equal(tensor, before[place])
+    ]
+    return all_tensors_in(result) + written
 
 
 def verify(
@@ -49,7 +61,7 @@ def verify(
     Args:
         before: The original.
         after: Its transformed copy.
-        inputs: Arguments to call both with.
+        inputs: Arguments to call both with, or several examples of them.
         what: The transform's name, for the message.
         softmax: Compare the softmax over the last dimension instead of the outputs.
 
@@ -59,6 +71,21 @@ def verify(
     Raises:
         TransformError: If the functions differ by more than float error.
     """
+    parts = [_verify(before, after, example, what, softmax) for example in each(inputs)]
+    return Verification(
+        max_abs_logit_diff=max(part.max_abs_logit_diff for part in parts),
+        labels_changed=sum(part.labels_changed for part in parts),
+        bitwise=all(part.bitwise for part in parts),
+        output_scale=max(part.output_scale for part in parts),
+        rows=sum(part.rows for part in parts),
+        compared=parts[0].compared,
+    )
+
+
+def _verify(
+    before: nn.Module, after: nn.Module, inputs: tuple[Any, ...], what: str, softmax: bool
+) -> Verification:
+    """Compare two models on one example."""
     old, new = outputs(before, inputs), outputs(after, inputs)
     if len(old) != len(new) or any(a.shape != b.shape for a, b in zip(old, new, strict=True)):
         raise TransformError(f"{what} changed the shape of the output. Please report this.")
@@ -131,8 +158,6 @@ def coarsest_eps(model: nn.Module, inputs: tuple[Any, ...]) -> float:
 
 def noise_floor(model: nn.Module, inputs: tuple[Any, ...], old: list[Tensor]) -> float:
     """Measure how much one rounding error in every parameter moves the output."""
-    from invariance.core.modules import clone
-
     worst = 0.0
     for draw in range(2):
         noisy = clone(model)

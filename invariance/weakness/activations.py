@@ -19,36 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from invariance.core.activations import BY_CALL
 from invariance.core.errors import MeasureError
 from invariance.core.modules import in_train_mode
 
-#: Names of activations with exactly two linear pieces that meet at zero.
-_TWO_PIECES = frozenset({"relu", "leaky_relu", "prelu", "rrelu"})
-
-#: Names of activations that are refused, with the reason.
+#: Why the patterns of other activations are refused.
 _SMOOTH = "is not piecewise linear, so its units have no regions"
 _THREE = "has more than two linear pieces, so one bit a unit does not name its region"
-_REFUSED = {
-    "gelu": _SMOOTH,
-    "silu": _SMOOTH,
-    "mish": _SMOOTH,
-    "tanh": _SMOOTH,
-    "sigmoid": _SMOOTH,
-    "softplus": _SMOOTH,
-    "elu": _SMOOTH,
-    "selu": _SMOOTH,
-    "celu": _SMOOTH,
-    "logsigmoid": _SMOOTH,
-    "log_sigmoid": _SMOOTH,
-    "hardswish": _SMOOTH,
-    "softsign": _SMOOTH,
-    "glu": _SMOOTH,
-    "relu6": _THREE,
-    "hardtanh": _THREE,
-    "hardsigmoid": _THREE,
-    "softshrink": _THREE,
-    "hardshrink": _THREE,
-}
+_ELSEWHERE = "has its kink elsewhere than at zero, so the sign does not name its region"
 
 _DROPOUT_CALLS = frozenset(
     {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
@@ -118,13 +96,18 @@ def _classify(
 ) -> tuple[str, str] | None:
     """Name the activation that ``call`` is, and why it is refused, if it is one."""
     name = getattr(call, "__name__", "").strip("_")
-    if name in _TWO_PIECES:
-        return name, ""
-    if name in _REFUSED:
-        return name, _REFUSED[name]
     if _rectified(name, args, kwargs):
         return "relu", ""
-    return None
+    known = BY_CALL.get(name)
+    if name == "glu":  # of two entries at a time: in no table of elementwise functions
+        return name, _SMOOTH
+    if known is None or not known.modules:  # plain arithmetic
+        return None
+    if known.kinks is None:
+        return name, _SMOOTH
+    if name == "threshold":
+        return name, _ELSEWHERE
+    return name, "" if known.kinks == (0.0,) else _THREE
 
 
 class _Watch(TorchFunctionMode):

@@ -14,7 +14,7 @@ from curvature_cases import CASES, Case, dense_hessian
 from torch import nn
 
 from invariance.curvature import GGNOperator, HessianOperator, eigenpairs, hessian_eigenvalues
-from invariance.curvature.chain_layers import read_chain
+from invariance.curvature.chain import read_chain
 from invariance.curvature.eigen_pairs import certify_again
 from invariance.curvature.operators import OPERATORS
 

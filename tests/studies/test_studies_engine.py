@@ -16,6 +16,7 @@ from tiny_study import STUDY as TINY
 from toy_study import STUDY as TOY
 
 from invariance.core.errors import StudyError, UsageError
+from invariance.core.reproducible import VARIABLE
 from invariance.studies import Context, Interrupted, Options, run_study
 from invariance.studies.executors import Work
 from invariance.studies.executors.local import Pool, require_portable, usable_cores
@@ -239,7 +240,12 @@ def report_threads_then_die(configs, trained, context):
 
     pools = {entry["num_threads"] for entry in threadpool_info()}
     variables = {os.environ[name] for name in ONE_THREAD}
-    found = {"torch": torch.get_num_threads(), "pools": sorted(pools), "env": sorted(variables)}
+    found = {
+        "torch": torch.get_num_threads(),
+        "pools": sorted(pools),
+        "env": sorted(variables),
+        "kernels": os.environ[VARIABLE],
+    }
     return [found] * len(configs)
 
 
@@ -269,6 +275,7 @@ def test_a_pool_gives_what_one_process_gives(tmp_path):
 
 def test_a_worker_that_dies_is_told_with_its_batch_and_what_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("TOY_FOLDER", str(tmp_path))
+    monkeypatch.delenv(VARIABLE, raising=False)
     study = replace(TOY, measure=report_threads_then_die)
     with pytest.raises(StudyError, match=r"died .SIGKILL. while measuring .* network.*--resume"):
         run_study(study, TOY.full.but(networks=3), out=tmp_path, resume=True, workers=2)
@@ -277,8 +284,11 @@ def test_a_worker_that_dies_is_told_with_its_batch_and_what_is_kept(tmp_path, mo
         assert len(store.trained()) == 6
         key = measurement_key({"study": "toy", "measurement": TOY.measurement(TOY.full)})
         for record in store.records(large, key):
-            assert record.measured == {"torch": 1, "pools": [1], "env": ["1"]}
+            assert record.measured == {
+                "torch": 1, "pools": [1], "env": ["1"], "kernels": "AUTO",
+            }  # fmt: skip
     assert os.environ.get("NUMBA_NUM_THREADS") is None
+    assert VARIABLE not in os.environ
 
 
 def test_an_error_in_a_worker_names_the_batch():

@@ -2,7 +2,7 @@
 
 Networks trained on real digits, transforms of EVERY hidden layer. The counts must stay
 under scaling, permutation, folding and splitting; under dormant units the function stays
-bit for bit and the plain counts move; the repaired ones stay. A net is also made to have
+and the plain counts move; the repaired ones stay. A net is also made to have
 a dormant unit first, and that unit is moved.
 """
 
@@ -130,7 +130,8 @@ def test_a_dormant_unit_keeps_the_function_and_moves_weakness(networks, task, be
     rises = dict.fromkeys(before["plain 0"][0], 0.0)
     for label, model in networks.items():
         wider = DormantUnits(3, seed=5)(model, x)
-        torch.testing.assert_close(wider(u), model(u), rtol=1e-12, atol=1e-12, msg=label)
+        # Sums over more terms may be split in another way: equal to round-off, not in every bit.
+        torch.testing.assert_close(wider(u), model(u), rtol=0, atol=1e-12, msg=label)
         after = weakness(wider, task)
         for key, value in before[label][0].items():
             assert after[key] >= value  # a wider span, a longer pattern: never fewer

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from invariance import measures as M
 from invariance.checking.correlate import random_neuron_scaling
 from invariance.core.modules import clone, weight_layers
+from invariance.core.perceptron import read_perceptron
 from invariance.curvature import exact_curvature
-from invariance.curvature.exact_steps import parse_mlp
 from invariance.measures.minimum_sharpness import mlp_design
 from invariance.studies.catalog.single_objective_figures import figures
 from invariance.studies.catalog.single_objective_findings import analyse
@@ -111,7 +111,7 @@ def suite(model: nn.Module, x: Tensor, y: Tensor, data: Regression) -> Values:
     """
     swept = exact_curvature(model, x, y, loss="mse", relative_flatness=True, diagonal=True)
     parameters = dict(model.named_parameters())
-    steps = parse_mlp(model)
+    steps = read_perceptron(model)
     assert steps is not None
     deviation = float(y.std(correction=0))
     in_units = _outputs_divided(model, deviation)

@@ -1,8 +1,10 @@
 """Batches handed to a Dask cluster.
 
 Each batch is one task with one torch thread, so the results are those of this machine, bit
-for bit, on processors of the same kind. A worker that is lost costs the batches that it
-held: the scheduler hands them to others (as often as its ``allowed-failures`` says).
+for bit, on processors of the same kind and with ``MKL_CBWR=AUTO`` in the workers' environment,
+which is theirs to set (see :mod:`invariance.core.reproducible`; the records say whether it
+was). A worker that is lost costs the batches that it held: the scheduler hands them to others
+(as often as its ``allowed-failures`` says).
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from invariance.core.errors import StudyError, UsageError
+from invariance.core.reproducible import VARIABLE, ask_for_reproducible_kernels
 from invariance.studies.executors.base import Done, Event, Told, Work
 from invariance.studies.jobs import ONE_THREAD, Job, limit_threads, run_job
 from invariance.weakness.threads import available_cores
@@ -51,9 +52,10 @@ class Pool:
         context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
         self._failure: Exception | None = None
-        before = {name: os.environ.get(name) for name in ONE_THREAD}
+        before = {name: os.environ.get(name) for name in (*ONE_THREAD, VARIABLE)}
         # Libraries read these when they are loaded, which in a child is before our code runs.
         os.environ.update(ONE_THREAD)
+        ask_for_reproducible_kernels()
         try:
             with _signals_held():
                 for index in range(workers):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core.errors import ModelError
+from invariance.core.perceptron import Dense, Slope, read_perceptron
 
 #: How often progress is told, in steps.
 _TELL_EVERY = 200
@@ -120,12 +121,12 @@ class _Stack:
 
 def _shapes(models: Sequence[nn.Sequential]) -> tuple[list[str], list[torch.Size]]:
     first = models[0]
-    layers = list(first)
-    linear = layers[0::2]
-    good = (
-        all(isinstance(layer, nn.Linear) and layer.bias is not None for layer in linear)
-        and all(isinstance(layer, nn.ReLU) for layer in layers[1::2])
-        and len(layers) % 2 == 1
+    steps = read_perceptron(first) or ()
+    good = len(steps) % 2 == 1 and all(
+        (isinstance(step, Dense) and step.bias is not None)
+        if place % 2 == 0
+        else (isinstance(step, Slope) and step.activation.name == "relu")
+        for place, step in enumerate(steps)
     )
     shapes = [p.shape for p in first.parameters()]
     if not good or any([p.shape for p in m.parameters()] != shapes for m in models):

@@ -19,8 +19,8 @@ from invariance import measures as M
 from invariance.checking.correlate import random_neuron_scaling
 from invariance.checking.run import cast_task
 from invariance.core.modules import weight_layers
+from invariance.core.perceptron import read_perceptron
 from invariance.curvature import exact_curvature
-from invariance.curvature.exact_steps import parse_mlp
 from invariance.data import Task, load_task
 from invariance.measures.minimum_sharpness import mlp_design
 from invariance.studies.config import Config
@@ -229,7 +229,7 @@ def curvature_values(model: nn.Module, task: Task, *, eigenvalues: bool = False)
     x, y = task.x_train, task.y_train
     swept = exact_curvature(model, x, y, relative_flatness=True, diagonal=True)
     parameters = dict(model.named_parameters())
-    steps = parse_mlp(model)
+    steps = read_perceptron(model)
     assert steps is not None
     values = {
         "hessian_trace": swept.trace,

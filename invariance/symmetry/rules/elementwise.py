@@ -7,6 +7,7 @@ import numbers
 import numpy as np
 from torch import Tensor
 
+from invariance.core.activations import BY_CALL, Activation, clipped, leaky, thresholded
 from invariance.symmetry.context import (
     MOVE,
     SCALE,
@@ -68,55 +69,52 @@ def relate(
         context.pin(result.labels, stop, sign=True)
 
 
-@rule("relu", "leaky_relu", "rrelu")
-def positively_homogeneous(context: Context, call: Call) -> None:
-    """ReLU and its leaky forms (eval mode)."""
-    if call.name == "rrelu" and call.argument(3, "training", False):
+def _by_table(context: Context, call: Call, known: Activation) -> None:
+    apply_elementwise(context, call, homogeneous=known.homogeneous, odd=known.odd)
+
+
+@rule(*BY_CALL)
+def from_the_table(context: Context, call: Call) -> None:
+    """What is known of a function, whatever its arguments."""
+    _by_table(context, call, BY_CALL[call.name.strip("_")])
+
+
+@rule("leaky_relu")
+def leaky_relu(context: Context, call: Call) -> None:
+    """Leaky ReLU, the identity at slope 1."""
+    _by_table(context, call, leaky(call.argument(1, "negative_slope", 0.01)))
+
+
+@rule("rrelu")
+def rrelu(context: Context, call: Call) -> None:
+    """Leaky ReLU in eval mode."""
+    if call.argument(3, "training", False):
         raise refuse_random(call)
-    apply_elementwise(context, call, homogeneous=True, odd=False)
-
-
-@rule("neg", "negative")
-def linear(context: Context, call: Call) -> None:
-    """Multiplication by a constant."""
-    apply_elementwise(context, call, homogeneous=True, odd=True)
-
-
-@rule("tanh", "sin", "asin", "atan", "arctan", "arcsin", "erf", "softsign", "sinh", "asinh",
-      "tanhshrink", "softshrink", "hardshrink", "sign", "round")  # fmt: skip
-def odd_function(context: Context, call: Call) -> None:
-    """Odd functions."""
-    apply_elementwise(context, call, homogeneous=False, odd=True)
-
-
-@rule("gelu", "silu", "sigmoid", "softplus", "elu", "selu", "celu", "mish", "exp", "log",
-      "expm1", "log1p", "hardswish", "hardsigmoid", "logsigmoid", "relu6", "threshold", "cos",
-      "erfc", "log2", "log10", "sigmoid_", "floor", "ceil")  # fmt: skip
-def neither(context: Context, call: Call) -> None:
-    """Functions that are neither positively homogeneous nor odd."""
-    apply_elementwise(context, call, homogeneous=False, odd=False)
+    from_the_table(context, call)
 
 
 @rule("hardtanh")
 def hardtanh(context: Context, call: Call) -> None:
     """Clipping; odd when the interval is symmetric."""
-    low, high = call.argument(1, "min_val", -1.0), call.argument(2, "max_val", 1.0)
-    apply_elementwise(context, call, homogeneous=False, odd=low == -high)
+    bounds = call.argument(1, "min_val", -1.0), call.argument(2, "max_val", 1.0)
+    _by_table(context, call, clipped(*bounds))
+
+
+@rule("threshold", "_threshold")
+def threshold(context: Context, call: Call) -> None:
+    """At zero it is a ReLU."""
+    _by_table(context, call, thresholded(call.argument(1, "threshold"), call.argument(2, "value")))
 
 
 @rule("clamp", "clip", "clamp_min", "clamp_max")
 def clamp(context: Context, call: Call) -> None:
     """Clipping; at zero it is a ReLU."""
-    if call.name.startswith("clamp_m"):
-        bound = call.argument(1, call.name.rstrip("_")[6:])
-        bounds = [bound]
-    else:
-        bounds = [call.argument(1, "min"), call.argument(2, "max")]
-    given = [bound for bound in bounds if bound is not None]
-    if not all(isinstance(bound, numbers.Real) for bound in given):
+    name = call.name.rstrip("_")
+    low = call.argument(1, "min") if name != "clamp_max" else None
+    high = call.argument(1 if name == "clamp_max" else 2, "max") if name != "clamp_min" else None
+    if not all(bound is None or isinstance(bound, numbers.Real) for bound in (low, high)):
         raise NotUnderstoodError("clips at bounds that are tensors")
-    odd = len(given) == 2 and given[0] == -given[1]
-    apply_elementwise(context, call, homogeneous=all(b == 0 for b in given), odd=odd)
+    _by_table(context, call, clipped(low, high))
 
 
 @rule("dropout", "alpha_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d")
@@ -131,14 +129,32 @@ def dropout(context: Context, call: Call) -> None:
 
 
 @rule("contiguous", "clone", "detach", "to", "float", "double", "half", "bfloat16", "type",
-      "type_as", "requires_grad_", "positive", "cpu", "cuda", "alias", "data", "nan_to_num",
-      "__deepcopy__", "as_subclass")  # fmt: skip
+      "type_as", "requires_grad_", "positive", "cpu", "cuda", "alias", "data", "int", "long",
+      "short", "char", "byte", "bool", "__deepcopy__", "as_subclass")  # fmt: skip
 def identity(context: Context, call: Call) -> None:
-    """Functions that return their argument's entries."""
-    entry = context.entry(call.args[0])
+    """Functions that return their argument's entries, unless they cut off the fractions."""
+    source = call.args[0]
+    entry = context.entry(source)
     if entry is None:
         raise NotUnderstoodError("has no operand that depends on the input")
-    context.assign(call.out, entry)
+    if not isinstance(call.out, Tensor):
+        raise NotUnderstoodError("returns something that is not a tensor")
+    if _holds_fractions(source) and not _holds_fractions(call.out):
+        apply_elementwise(context, call, homogeneous=False, odd=False)
+    elif source.is_complex() and not call.out.is_complex():
+        raise NotUnderstoodError("drops the imaginary part")
+    else:
+        context.assign(call.out, entry)
+
+
+def _holds_fractions(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+@rule("nan_to_num")
+def nan_to_num(context: Context, call: Call) -> None:
+    """The identity on what is finite, which a factor can end."""
+    apply_elementwise(context, call, homogeneous=False, odd=False)
 
 
 @rule("abs", "absolute", "square", "sqrt", "rsqrt", "reciprocal", "pow", "__pow__")
