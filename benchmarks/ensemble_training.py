@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional as F
 
-from invariance.core.rng import generator
+from invariance.core._rng import generator
 from invariance.data import Task, load_task
 from invariance.models import mlp
 from invariance.training import fit_ensemble

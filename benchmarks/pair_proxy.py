@@ -21,9 +21,9 @@ from scipy.sparse import csr_array
 
 from invariance.data import load_task
 from invariance.training import fit_ensemble
-from invariance.weakness.features import frozen_features
-from invariance.weakness.pairs import pair_proxy, pair_proxy_ensemble
-from invariance.weakness.threads import available_cores
+from invariance.weakness._features import frozen_features
+from invariance.weakness.separability._pair_proxy import pair_proxy, pair_proxy_ensemble
+from invariance.weakness.separability._threads import available_cores
 
 SIZES = [784, 64, 8, 10]
 

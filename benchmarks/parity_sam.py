@@ -15,8 +15,9 @@ import time
 import numpy as np
 import torch
 
-from invariance.studies.parity import build, draw_problem, kernels
-from invariance.studies.parity.sharpness import stacked, with_bias
+from invariance.papers.wen.flat_not_general import _kernels as kernels
+from invariance.papers.wen.flat_not_general import build, draw_problem
+from invariance.papers.wen.flat_not_general._sharpness import stacked, with_bias
 
 LR, RHO, WIDTH = 0.01, 0.05, 500
 

@@ -34,7 +34,7 @@ def run(folder: Path, extra: list[str]) -> float:
 def import_time() -> float:
     """Seconds that importing the plugin takes once pytest itself is imported."""
     code = (
-        "import time, pytest; t = time.perf_counter(); import invariance.testing.plugin; "
+        "import time, pytest; t = time.perf_counter(); import invariance.testing._plugin; "
         "print(time.perf_counter() - t)"
     )
     out = subprocess.run(

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import invariance as inv
-from invariance.core.modules import clone
+from invariance.core._modules import clone
 from invariance.curvature import hessian_diagonal
 from invariance.testing import assert_equal_in_law, assert_invariant
-from invariance.transforms.base import Applied, Transform
+from invariance.transforms._base import Applied, Transform
 
 SCALINGS = ["layer_scaling", "neuron_scaling"]
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from invariance.studies.output import Outcome
-    from invariance.studies.study import Study
+    from invariance.studies._study import Study
+    from invariance.studies.report._output import Outcome
 
 
 def options(description: str | None, arguments: list[str] | None = None) -> argparse.Namespace:
@@ -48,8 +48,8 @@ def run_study_quickly(
     """
     from rich.console import Console
 
-    from invariance.studies.engine import run_study
-    from invariance.studies.terminal import claims_table
+    from invariance.studies._engine import run_study
+    from invariance.studies.report._terminal import claims_table
 
     chosen = options(description, arguments)
     sizes = study.quick.but(task=chosen.task, seed=chosen.seed)

@@ -14,9 +14,9 @@ from common import options, save
 from rich.console import Console
 
 from invariance.checking import CorrelationStudy
-from invariance.checking.experiment import ReportConfig, run_correlation
-from invariance.reporting.plots import scatter_figure
-from invariance.reporting.terminal import correlation_table
+from invariance.checking._experiment import ReportConfig, run_correlation
+from invariance.reporting._plots import scatter_figure
+from invariance.reporting._terminal import correlation_table
 
 MEASURES = ("hessian_trace", "parameter_norm", "relative_flatness", "minimum_sharpness")
 

@@ -14,13 +14,18 @@ from common import options, save
 from rich.console import Console
 from rich.table import Table
 
+from invariance.papers.wen.flat_not_general import (
+    contest,
+    draw_problem,
+    minimum_trace,
+    published_constants,
+)
+from invariance.papers.wen.flat_not_general._figures import trajectories
+from invariance.papers.wen.flat_not_general._memoriser_or_generaliser import Row
+from invariance.papers.wen.flat_not_general._settings import CELLS, at_scale, config_of
+from invariance.papers.wen.flat_not_general._study import STUDY, problem_of, train
 from invariance.studies import Record
-from invariance.studies.catalog.flat_not_general import STUDY, problem_of, train
-from invariance.studies.parity import contest, draw_problem, minimum_trace, published_constants
-from invariance.studies.parity.cells import CELLS, at_scale, config_of
-from invariance.studies.parity.contest import Row
-from invariance.studies.parity.figures import trajectories
-from invariance.studies.study import Context
+from invariance.studies._study import Context
 
 SHOWN = ("hessian_trace", "minimum_sharpness", "fisher_rao_norm", "hessian_eigenvalues",
          "free_regions", "pair_proxy", "extension_count", "relative_flatness",

@@ -14,7 +14,7 @@ from rich.console import Console
 
 import invariance as inv
 from invariance.checking import alpha_sweep
-from invariance.reporting.plots import sweep_figure
+from invariance.reporting._plots import sweep_figure
 
 
 def main(arguments: list[str] | None = None) -> inv.Report:

@@ -16,10 +16,10 @@ import shutil
 from common import options
 from rich.console import Console
 
-from invariance.studies.catalog.boundary_tightness import STUDY
-from invariance.studies.engine import run_study
-from invariance.studies.output import Outcome
-from invariance.studies.terminal import claims_table
+from invariance.papers.mason_williams.boundary_tightness._study import STUDY
+from invariance.studies._engine import run_study
+from invariance.studies.report._output import Outcome
+from invariance.studies.report._terminal import claims_table
 
 
 def main(arguments: list[str] | None = None) -> Outcome:

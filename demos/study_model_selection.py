@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from common import run_study_quickly
 
-from invariance.studies.catalog.model_selection import STUDY
-from invariance.studies.output import Outcome
+from invariance.papers.bennett.model_selection._study import STUDY
+from invariance.studies.report._output import Outcome
 
 SMALL = {
     "networks": 6,

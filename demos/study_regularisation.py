@@ -16,11 +16,11 @@ from common import options, save
 from rich.console import Console
 from rich.table import Table
 
-from invariance.studies.catalog.regularisation import STUDY
-from invariance.studies.engine import run_study
-from invariance.studies.regularised.figures import scatter_figure
-from invariance.studies.regularised.reading import fitted_pairs, reader
-from invariance.studies.treatments import Effect, effect
+from invariance.papers.mason_williams.regularisation._figures import scatter_figure
+from invariance.papers.mason_williams.regularisation._reading import fitted_pairs, reader
+from invariance.papers.mason_williams.regularisation._study import STUDY
+from invariance.studies._engine import run_study
+from invariance.studies.claims._paired_treatments import Effect, effect
 
 METHODS = ("baseline", "augmentation", "sam")
 SHOWN = ("hessian_trace", "sam_sharpness", "relative_flatness", "adaptive_trace")

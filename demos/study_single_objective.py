@@ -15,10 +15,10 @@ import shutil
 from common import options
 from rich.console import Console
 
-from invariance.studies.catalog.single_objective import STUDY
-from invariance.studies.engine import run_study
-from invariance.studies.output import Outcome
-from invariance.studies.terminal import claims_table
+from invariance.papers.mason_williams.single_objective._study import STUDY
+from invariance.studies._engine import run_study
+from invariance.studies.report._output import Outcome
+from invariance.studies.report._terminal import claims_table
 
 
 def main(arguments: list[str] | None = None) -> Outcome:

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 import invariance as inv
 from invariance import weakness
 from invariance.transforms import LayerScaling, NeuronScaling, Permutation, Transform
-from invariance.transforms.dormant_units import DormantUnits
-from invariance.transforms.split_units import SplitUnits
+from invariance.transforms._dormant_units import DormantUnits
+from invariance.transforms._split_units import SplitUnits
 
 DORMANT = (1, 2, 4)
 Counts = dict[str, list[float]]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         weakness,
     )
     from invariance.checking import Report, check
-    from invariance.core.errors import (
+    from invariance.core._errors import (
         DataError,
         InvarianceError,
         MeasureError,
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
         TransformError,
         UsageError,
     )
-    from invariance.core.estimate import Estimate
-    from invariance.core.groups import Group
+    from invariance.core._estimate import Estimate
+    from invariance.core._groups import Group
     from invariance.data import Task, load_task
-    from invariance.measures.registry import measure
+    from invariance.measures._registry import measure
     from invariance.symmetry import canonicalize, gauge_fixed, same_orbit, symmetries
     from invariance.training import Fit, fit, fit_ensemble
 
@@ -52,7 +52,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "invariance.checking": ("Report", "check"),
-    "invariance.core.errors": (
+    "invariance.core._errors": (
         "DataError",
         "InvarianceError",
         "MeasureError",
@@ -61,10 +61,10 @@ _HOMES = {
         "TransformError",
         "UsageError",
     ),
-    "invariance.core.estimate": ("Estimate",),
-    "invariance.core.groups": ("Group",),
+    "invariance.core._estimate": ("Estimate",),
+    "invariance.core._groups": ("Group",),
     "invariance.data": ("Task", "load_task"),
-    "invariance.measures.registry": ("measure",),
+    "invariance.measures._registry": ("measure",),
     "invariance.symmetry": ("canonicalize", "gauge_fixed", "same_orbit", "symmetries"),
     "invariance.training": ("Fit", "fit", "fit_ensemble"),
 }

@@ -1,6 +1,6 @@
 """``python -m invariance`` is the ``invariance`` command."""
 
-from invariance.cli.main import main
+from invariance.cli._main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,33 +1,33 @@
 """Second derivatives: exact where exactness exists, certified where it does not."""
 
-from invariance.curvature.density import SpectralDensity, spectral_density
-from invariance.curvature.eigen import eigenpairs, hessian_eigenvalues
-from invariance.curvature.ensemble import hessian_eigenvalues_ensemble
-from invariance.curvature.estimators import hessian_trace_estimate
-from invariance.curvature.exact import exact_curvature
-from invariance.curvature.exact_result import DiagonalResult, ExactCurvature
-from invariance.curvature.exact_route import hessian_diagonal, hessian_trace
-from invariance.curvature.losses import (
+from invariance.curvature._trace_diagonal import hessian_diagonal, hessian_trace
+from invariance.curvature.estimates._trace import hessian_trace_estimate
+from invariance.curvature.exact._ensemble import EnsembleCurvature, hessian_trace_ensemble
+from invariance.curvature.exact._result import DiagonalResult, ExactCurvature
+from invariance.curvature.exact._sweep import exact_curvature
+from invariance.curvature.losses._resolve import (
     CrossEntropy,
     CustomLoss,
     Loss,
     MeanSquaredError,
     resolve_loss,
 )
-from invariance.curvature.norm import hessian_norm
-from invariance.curvature.operators import (
+from invariance.curvature.products._operators import (
     CurvatureOperator,
     EmpiricalFisherOperator,
     FisherOperator,
     GGNOperator,
     HessianOperator,
 )
-from invariance.curvature.stacked import EnsembleCurvature, hessian_trace_ensemble
-from invariance.curvature.vectors import (
+from invariance.curvature.products._vectors import (
     fisher_vector_product,
     ggn_vector_product,
     hessian_vector_product,
 )
+from invariance.curvature.spectrum._density import SpectralDensity, spectral_density
+from invariance.curvature.spectrum._eigenvalues import eigenpairs, hessian_eigenvalues
+from invariance.curvature.spectrum._ensemble import hessian_eigenvalues_ensemble
+from invariance.curvature.spectrum._norm import hessian_norm
 
 __all__ = [
     "CrossEntropy",

@@ -1,10 +1,10 @@
 """Builders of networks: plain modules, seeded, readable by the symmetry engine."""
 
-from invariance.models.activations import ACTIVATIONS
-from invariance.models.convolutional import cnn, vgg
-from invariance.models.mlp import mlp
-from invariance.models.resnet import BasicBlock, resnet, resnet18
-from invariance.models.vit import Attention, TransformerBlock, vit
+from invariance.models._activations import ACTIVATIONS
+from invariance.models._convolutional import cnn, vgg
+from invariance.models._mlp import mlp
+from invariance.models._resnet import BasicBlock, resnet, resnet18
+from invariance.models._vit import Attention, TransformerBlock, vit
 
 __all__ = [
     "ACTIVATIONS",

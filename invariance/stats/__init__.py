@@ -1,25 +1,25 @@
 """Rank correlations with intervals, what claims compare, and corrections for many tests."""
 
-from invariance.stats.differences import (
+from invariance.stats._differences import (
     mean_difference,
     mean_ratio,
     paired_mean_difference,
     spearman_difference,
 )
-from invariance.stats.granulated import (
+from invariance.stats._granulated import (
     GranulatedKendall,
     SignError,
     granulated_kendall,
     hoeffding_weight,
     sign_error,
 )
-from invariance.stats.interval_estimate import IntervalEstimate
-from invariance.stats.meta import RandomEffects, fixed_effect, random_effects
-from invariance.stats.multiple import benjamini_yekutieli, holm
-from invariance.stats.partial import partial_spearman
-from invariance.stats.rank import RankCorrelation, kendall, spearman
-from invariance.stats.stratified import StratifiedCorrelation, stratified_spearman
-from invariance.stats.wilcoxon import PairedTest, paired_wilcoxon
+from invariance.stats._interval_estimate import IntervalEstimate
+from invariance.stats._meta import RandomEffects, fixed_effect, random_effects
+from invariance.stats._multiple import benjamini_yekutieli, holm
+from invariance.stats._partial import partial_spearman
+from invariance.stats._rank import RankCorrelation, kendall, spearman
+from invariance.stats._stratified import StratifiedCorrelation, stratified_spearman
+from invariance.stats._wilcoxon import PairedTest, paired_wilcoxon
 
 __all__ = [
     "GranulatedKendall",

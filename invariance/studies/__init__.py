@@ -48,11 +48,11 @@ killed, ``results.json`` and a report. From Python, :func:`run_study` does the s
 come with the package, ``executors`` the places where batches run.
 """
 
-from invariance.studies.claims import Claim, Region
-from invariance.studies.config import Config
-from invariance.studies.engine import Interrupted, run_study
-from invariance.studies.output import Outcome
-from invariance.studies.study import Context, Findings, Options, Record, Study, Table, Trained
+from invariance.studies._config import Config
+from invariance.studies._engine import Interrupted, run_study
+from invariance.studies._study import Context, Findings, Options, Record, Study, Table, Trained
+from invariance.studies.claims._claims import Claim, Region
+from invariance.studies.report._output import Outcome
 
 __all__ = [
     "Claim",

@@ -7,24 +7,7 @@ and ``groups`` reads the symmetry groups off the solution.
 
 from __future__ import annotations
 
-from invariance.symmetry.analysis import symmetries
-from invariance.symmetry.balance import (
-    BalanceResult,
-    ScalingDesign,
-    ScalingLeg,
-    minimise_over_scalings,
-)
-from invariance.symmetry.canonical import (
-    CanonicalForm,
-    canonical_form,
-    canonicalize,
-    scaling_design,
-)
-from invariance.symmetry.elements import Element, GroupElement
-from invariance.symmetry.gauge import gauge_fixed
-from invariance.symmetry.orbit import OrbitResult, same_orbit
-from invariance.symmetry.reduce import reduce_width
-from invariance.symmetry.structures import (
+from invariance.symmetry._structures import (
     SCALING_KINDS,
     Kind,
     Leg,
@@ -35,6 +18,23 @@ from invariance.symmetry.structures import (
     SymmetryGroup,
     WeightUse,
 )
+from invariance.symmetry.analysis._symmetries import symmetries
+from invariance.symmetry.balance._canonical import (
+    CanonicalForm,
+    canonical_form,
+    canonicalize,
+    scaling_design,
+)
+from invariance.symmetry.balance._gauge import gauge_fixed
+from invariance.symmetry.balance._scalings import (
+    BalanceResult,
+    ScalingDesign,
+    ScalingLeg,
+    minimise_over_scalings,
+)
+from invariance.symmetry.elements._group_elements import Element, GroupElement
+from invariance.symmetry.elements._orbit import OrbitResult, same_orbit
+from invariance.symmetry.elements._reduce_width import reduce_width
 
 __all__ = [
     "SCALING_KINDS",

@@ -9,9 +9,9 @@
 >>> inv.testing.assert_invariant(sharpness, model, x, y)
 Traceback (most recent call last):
     ...
-invariance.testing.findings.NotInvariantError: measure 'sharpness' is not invariant under ...
+invariance.testing.gate._findings.NotInvariantError: measure 'sharpness' is not invariant under ...
 
-Everything is imported on first use: pytest loads :mod:`invariance.testing.plugin` in every
+Everything is imported on first use: pytest loads :mod:`invariance.testing._plugin` in every
 project that has this package installed.
 """
 
@@ -23,18 +23,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import invariance.testing.adapters as adapters  # noqa: PLR0402 - the name is public here
     import invariance.testing.strategies as strategies  # noqa: PLR0402
-    from invariance.testing.at_site import AtSite
-    from invariance.testing.claims import Replay, assert_invariant, replay
-    from invariance.testing.covariance import assert_covariant
-    from invariance.testing.description import Description, describe
-    from invariance.testing.faults import FaultyMeasureError
-    from invariance.testing.findings import Certificate, Finding, NotInvariantError
-    from invariance.testing.laws import LawResult, assert_law
-    from invariance.testing.members import MemberOf, draw_member
-    from invariance.testing.networks import Networks, TrainedNetwork
-    from invariance.testing.stage import BrokenTransformError
-    from invariance.testing.statistical import EqualityTest, assert_equal_in_law
-    from invariance.testing.trends import Trend, fit_trend
+    from invariance.testing._networks import Networks, TrainedNetwork
+    from invariance.testing.blame._at_site import AtSite
+    from invariance.testing.blame._trends import Trend, fit_trend
+    from invariance.testing.gate._applied_maps import BrokenTransformError
+    from invariance.testing.gate._assert_covariant import assert_covariant
+    from invariance.testing.gate._assert_equal_in_law import EqualityTest, assert_equal_in_law
+    from invariance.testing.gate._assert_invariant import Replay, assert_invariant, replay
+    from invariance.testing.gate._assert_law import LawResult, assert_law
+    from invariance.testing.gate._faults import FaultyMeasureError
+    from invariance.testing.gate._findings import Certificate, Finding, NotInvariantError
+    from invariance.testing.gate._random_members import MemberOf, draw_member
+    from invariance.testing.project._describe import Description, describe
 
 _HOMES = {
     "at_site": ("AtSite",),

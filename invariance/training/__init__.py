@@ -1,8 +1,8 @@
 """Training: one network, or a whole ensemble at once."""
 
-from invariance.training.fit import fit, fit_ensemble
-from invariance.training.options import Options, Progress, ProgressCallback
-from invariance.training.result import EpochRecord, Fit
+from invariance.training._fit import fit, fit_ensemble
+from invariance.training._options import Options, Progress, ProgressCallback
+from invariance.training._result import EpochRecord, Fit
 
 __all__ = [
     "EpochRecord",

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from invariance.transforms.base import Action, Applied, ParameterAction, Transform, Verification
-from invariance.transforms.batchnorm import BatchNormScaling, FoldBatchNorm
-from invariance.transforms.compose import Compose
-from invariance.transforms.dormant_units import DormantUnits
-from invariance.transforms.layer_scaling import LayerScaling
-from invariance.transforms.linear_mixing import LinearMixing
-from invariance.transforms.logit_shift import LogitShift
-from invariance.transforms.neuron_scaling import NeuronScaling
-from invariance.transforms.permutation import Permutation
-from invariance.transforms.reparametrize import Reparametrize, Unparametrize
-from invariance.transforms.reparametrize_law import (
+from invariance.transforms._base import Action, Applied, ParameterAction, Transform, Verification
+from invariance.transforms._batchnorm import BatchNormScaling, FoldBatchNorm
+from invariance.transforms._compose import Compose
+from invariance.transforms._dormant_units import DormantUnits
+from invariance.transforms._layer_scaling import LayerScaling
+from invariance.transforms._linear_mixing import LinearMixing
+from invariance.transforms._logit_shift import LogitShift
+from invariance.transforms._neuron_scaling import NeuronScaling
+from invariance.transforms._permutation import Permutation
+from invariance.transforms._reparametrize import Reparametrize, Unparametrize
+from invariance.transforms._reparametrize_law import (
     CoordinateLaw,
     coordinate_law,
     covariant_trace,
 )
-from invariance.transforms.reparametrize_maps import (
+from invariance.transforms._reparametrize_maps import (
     Coordinates,
     Diffeomorphism,
     Dinh,
     ExpLog,
     WeightNorm,
 )
-from invariance.transforms.sign_flip import SignFlip
-from invariance.transforms.split_units import SplitUnits
+from invariance.transforms._sign_flip import SignFlip
+from invariance.transforms._split_units import SplitUnits
 
 __all__ = [
     "Action",

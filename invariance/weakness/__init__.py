@@ -1,35 +1,11 @@
 """How many extensions a learned policy leaves open."""
 
-from invariance.weakness.activations import ActivationLayer, activation_layers
-from invariance.weakness.agreement import ensemble_agreement
-from invariance.weakness.extensions import extension_count
-from invariance.weakness.pairs import pair_proxy, pair_proxy_ensemble
-from invariance.weakness.patterns import (
-    Patterns,
-    activation_patterns,
-    activation_patterns_ensemble,
-    hidden_patterns,
-)
-from invariance.weakness.regions import (
-    RegionCounts,
-    free_parameters,
-    free_regions,
-    region_class_weakness,
-    region_counts,
-)
-from invariance.weakness.repair import repaired_pair_proxy
-from invariance.weakness.repair_patterns import (
-    reduced_network,
-    repaired_activation_patterns,
-    repaired_free_regions,
-)
-from invariance.weakness.stack_theory import Language, Vocabulary
-from invariance.weakness.stack_theory_arithmetic import (
+from invariance.papers.bennett.stack_theory._arithmetic import (
     Arithmetic,
     ArithmeticResult,
     arithmetic_experiment,
 )
-from invariance.weakness.stack_theory_tasks import (
+from invariance.papers.bennett.stack_theory._tasks import (
     StackTask,
     information_bits,
     learnable_tasks,
@@ -40,7 +16,31 @@ from invariance.weakness.stack_theory_tasks import (
     survival_probability,
     weakest_policies,
 )
-from invariance.weakness.version_space import VersionSpace, version_space
+from invariance.papers.bennett.stack_theory._vocabulary import Language, Vocabulary
+from invariance.weakness._agreement import ensemble_agreement
+from invariance.weakness.extensions._extension_count import extension_count
+from invariance.weakness.patterns._activation_layers import ActivationLayer, activation_layers
+from invariance.weakness.patterns._patterns import (
+    Patterns,
+    activation_patterns,
+    activation_patterns_ensemble,
+    hidden_patterns,
+)
+from invariance.weakness.patterns._regions import (
+    RegionCounts,
+    free_parameters,
+    free_regions,
+    region_class_weakness,
+    region_counts,
+)
+from invariance.weakness.patterns._repaired import (
+    reduced_network,
+    repaired_activation_patterns,
+    repaired_free_regions,
+)
+from invariance.weakness.separability._pair_proxy import pair_proxy, pair_proxy_ensemble
+from invariance.weakness.separability._repaired_pair_proxy import repaired_pair_proxy
+from invariance.weakness.volume._version_space import VersionSpace, version_space
 
 __all__ = [
     "ActivationLayer",

@@ -8,8 +8,8 @@ import torch
 
 import invariance as inv
 from invariance.checking import alpha_sweep
-from invariance.core.groups import Group
-from invariance.measures.registry import as_measure
+from invariance.core._groups import Group
+from invariance.measures._registry import as_measure
 
 T = inv.transforms
 

@@ -3,8 +3,8 @@
 import pytest
 
 import invariance as inv
-from invariance.checking.correlate import correlate, random_layer_scaling
-from invariance.core.errors import DataError
+from invariance.checking._correlate import correlate, random_layer_scaling
+from invariance.core._errors import DataError
 
 MEASURES = ["hessian_trace", "adaptive_trace", "relative_flatness", "minimum_sharpness"]
 

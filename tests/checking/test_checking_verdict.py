@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from invariance.checking.roundoff import float_error, jitter
-from invariance.checking.verdict import judge
-from invariance.core.estimate import Estimate
-from invariance.measures.registry import as_measure
+from invariance.checking._roundoff import float_error, jitter
+from invariance.checking._verdict import judge
+from invariance.core._estimate import Estimate
+from invariance.measures._registry import as_measure
 
 CASES = [
     # before, after, declared, predicted, tolerance, verdict

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from invariance.cli.main import main
+from invariance.cli._main import main
 
 SMALL = ["report", "--task", "digits", "--n-train", "60", "--n-unseen", "5", "--networks", "4"]
 
@@ -53,7 +53,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     option, place, tmp_path, capsys, monkeypatch
 ):
     (tmp_path / "file").write_text("in the way")
-    work = "invariance.checking.experiment.run_report"
+    work = "invariance.checking._experiment.run_report"
     monkeypatch.setattr(work, lambda *a, **k: pytest.fail("the work was started"))
     assert main([*SMALL, option, str(tmp_path / place)]) == 2
     assert "Cannot write" in capsys.readouterr().err
@@ -122,7 +122,7 @@ def test_ctrl_c_ends_cleanly(tmp_path, interruptible):
 
 
 def test_an_interrupted_report_leaves_no_file(tmp_path, monkeypatch, capsys):
-    from invariance.checking import experiment
+    from invariance.checking import _experiment as experiment
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from invariance import symmetries
-from invariance.core.activations import BY_CALL, TABLE, activation_of, clipped
-from invariance.core.perceptron import Dense, Slope, derivatives, read_perceptron
+from invariance.core._activations import BY_CALL, TABLE, activation_of, clipped
+from invariance.core._perceptron import Dense, Slope, derivatives, read_perceptron
 from invariance.curvature import HessianOperator, exact_curvature, hessian_trace
-from invariance.curvature.exact_linearity import analyse_linearity
-from invariance.training.activations import formula
-from invariance.training.engine import PerceptronEngine
+from invariance.curvature.exact._linearity import analyse_linearity
+from invariance.training._engine import PerceptronEngine
+from invariance.training.perceptrons._activations import formula
 from invariance.weakness import activation_layers
 
 #: Activations of torch that are no functions of one entry each.

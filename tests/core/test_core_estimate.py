@@ -6,8 +6,8 @@ import pickle
 import numpy as np
 import pytest
 
-from invariance.core.errors import MeasureError
-from invariance.core.estimate import Estimate
+from invariance.core._errors import MeasureError
+from invariance.core._estimate import Estimate
 
 
 def test_scalar_is_a_float():

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import invariance as inv
-from invariance.core.errors import unknown_name
-from invariance.core.forward import reading
+from invariance.core._errors import unknown_name
+from invariance.core._forward import reading
 
 MODEL = inv.models.mlp([3, 6, 4, 3]).double()
 X, Y = torch.randn(9, 3, dtype=torch.float64), torch.arange(9) % 3

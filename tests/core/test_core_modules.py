@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from invariance.core.errors import unknown_name
-from invariance.core.files import write_atomically
-from invariance.core.modules import clone, evaluation_mode, in_train_mode, weight_layers
-from invariance.core.rng import generator
+from invariance.core._errors import unknown_name
+from invariance.core._files import write_atomically
+from invariance.core._modules import clone, evaluation_mode, in_train_mode, weight_layers
+from invariance.core._rng import generator
 
 
 def small():

@@ -11,9 +11,9 @@ import sys
 import pytest
 import torch
 
-from invariance.checking.environment import describe_environment
-from invariance.core.reproducible import VARIABLE, reproducible_kernels
-from invariance.studies.jobs import describe_machine
+from invariance.checking._environment import describe_environment
+from invariance.core._reproducible import VARIABLE, reproducible_kernels
+from invariance.studies._jobs import describe_machine
 
 needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch without MKL")
 
@@ -21,7 +21,7 @@ needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="to
 ALONE_AND_AMONG_OTHERS = """
 import json, os, torch
 import invariance as inv
-from invariance.core.reproducible import reproducible_kernels
+from invariance.core._reproducible import reproducible_kernels
 
 draw = torch.Generator().manual_seed(0)
 y = torch.arange(150) % 10
@@ -42,9 +42,9 @@ print(json.dumps([gaps, reproducible_kernels(), os.environ.get("MKL_CBWR")]))
 #: Runs a command that loads torch, and says what became of the setting.
 COMMAND_LINE = """
 import json, os, sys
-from invariance.cli.main import main
+from invariance.cli._main import main
 assert "torch" not in sys.modules and main(["transforms"]) == 0
-from invariance.core.reproducible import reproducible_kernels
+from invariance.core._reproducible import reproducible_kernels
 sys.stdout.write("\\n" + json.dumps([os.environ.get("MKL_CBWR"), reproducible_kernels()]))
 """
 
@@ -87,7 +87,7 @@ def test_the_command_line_asks_and_never_overrides(given, found):
 def test_a_setting_that_came_too_late_is_not_recorded_as_on():
     code = (
         "import os, torch; torch.ones(9, 9) @ torch.ones(9, 9); os.environ['MKL_CBWR'] = 'AUTO'\n"
-        "from invariance.core.reproducible import reproducible_kernels\n"
+        "from invariance.core._reproducible import reproducible_kernels\n"
         "print('true' if reproducible_kernels() else 'false')"
     )
     assert in_process(code, None) is False

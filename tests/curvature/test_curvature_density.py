@@ -12,7 +12,7 @@ import torch
 from curvature_cases import Case, dense_hessian
 from torch import nn
 
-from invariance.core.errors import MeasureError
+from invariance.core._errors import MeasureError
 from invariance.curvature import HessianOperator, spectral_density
 
 

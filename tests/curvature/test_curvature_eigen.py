@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from invariance.core.errors import MeasureError, UsageError
+from invariance.core._errors import MeasureError, UsageError
 from invariance.curvature import HessianOperator, eigenpairs, hessian_eigenvalues
 
 

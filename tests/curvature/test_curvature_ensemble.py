@@ -11,7 +11,7 @@ import torch
 from curvature_cases import ConvSkip
 from torch import nn
 
-from invariance.core.errors import MeasureError, UsageError
+from invariance.core._errors import MeasureError, UsageError
 from invariance.curvature import (
     HessianOperator,
     hessian_eigenvalues,

@@ -14,9 +14,9 @@ import torch
 from curvature_cases import Case, dense_hessian
 from torch import nn
 
-from invariance.core.errors import MeasureError, UsageError
+from invariance.core._errors import MeasureError, UsageError
 from invariance.curvature import GGNOperator, HessianOperator, hessian_norm, hessian_trace_estimate
-from invariance.curvature.estimators import blocks_of_probes, random_normals, random_signs
+from invariance.curvature.estimates._trace import blocks_of_probes, random_normals, random_signs
 
 ESTIMATORS = ["hutchinson", "hutchpp", "xtrace"]
 

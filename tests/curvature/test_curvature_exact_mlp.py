@@ -12,7 +12,7 @@ import torch
 from dense_reference import dense_blocks, dense_relative_flatness
 from torch import nn
 
-from invariance.core.errors import DataError, MeasureError, ModelError
+from invariance.core._errors import DataError, MeasureError, ModelError
 from invariance.curvature import exact_curvature, hessian_diagonal, hessian_trace
 
 RTOL = 1e-11
@@ -150,7 +150,7 @@ def test_trace_keeps_its_digits_in_float32_when_the_network_is_confident():
     single = hessian_trace(model.float(), x.float(), data["labels"])
     assert float(single) == pytest.approx(float(exact), rel=2e-3)
     confident = torch.tensor([[0.0, 40.0]])
-    from invariance.curvature.losses import softmax_root
+    from invariance.curvature.losses._resolve import softmax_root
 
     root = softmax_root(confident)  # p (1 - p) = 4.248e-18 is far below float32's epsilon
     assert float((root @ root.mT)[0, 1, 1]) == pytest.approx(4.2483542e-18, rel=1e-5)
@@ -158,7 +158,7 @@ def test_trace_keeps_its_digits_in_float32_when_the_network_is_confident():
 
 def test_root_of_the_softmax_annihilates_constants_to_full_relative_precision():
     # Else a common offset of the last layer's rows would leak into its relative flatness.
-    from invariance.curvature.losses import softmax_root
+    from invariance.curvature.losses._resolve import softmax_root
 
     logits = torch.tensor([[-30.0, 16.0, 0.0, -1.0]])  # 1 - p = 1.6e-7 in float32
     root = softmax_root(logits)

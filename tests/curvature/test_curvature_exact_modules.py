@@ -15,9 +15,9 @@ from dense_reference import dense_blocks, dense_relative_flatness
 from torch import nn
 from torch.nn import functional as F
 
-from invariance.core.errors import MeasureError
+from invariance.core._errors import MeasureError
 from invariance.curvature import exact_curvature, hessian_trace
-from invariance.curvature.exact_linearity import analyse_linearity
+from invariance.curvature.exact._linearity import analyse_linearity
 
 RTOL = 1e-10
 

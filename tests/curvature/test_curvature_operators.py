@@ -15,7 +15,7 @@ from curvature_cases import CASES, Case, dense_hessian, dense_jacobian
 from torch import nn
 from torch.nn import functional as F
 
-from invariance.core.errors import DataError, MeasureError, UsageError
+from invariance.core._errors import DataError, MeasureError, UsageError
 from invariance.curvature import (
     EmpiricalFisherOperator,
     FisherOperator,

@@ -14,9 +14,9 @@ from curvature_cases import CASES, Case, dense_hessian
 from torch import nn
 
 from invariance.curvature import GGNOperator, HessianOperator, eigenpairs, hessian_eigenvalues
-from invariance.curvature.chain import read_chain
-from invariance.curvature.eigen_pairs import certify_again
-from invariance.curvature.operators import OPERATORS
+from invariance.curvature.products._chain import read_chain
+from invariance.curvature.products._operators import OPERATORS
+from invariance.curvature.spectrum._certificates import certify_again
 
 CHAINS = [case for case in CASES if read_chain(case.build()[0]) is not None]
 

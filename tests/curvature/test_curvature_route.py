@@ -12,9 +12,9 @@ from curvature_cases import CASES
 from dense_reference import dense_blocks, dense_relative_flatness
 from torch import nn
 
-from invariance.core.errors import MeasureError, UsageError
+from invariance.core._errors import MeasureError, UsageError
 from invariance.curvature import hessian_diagonal, hessian_trace
-from invariance.curvature.exact_flatness import layer_relative_flatness
+from invariance.curvature.exact._flatness import layer_relative_flatness
 
 MIXED = ("attention", "tied", "layer-norm")
 

@@ -12,12 +12,12 @@ from curvature_cases import CASES
 from dense_reference import dense_blocks
 
 from invariance import models
-from invariance.core.errors import MeasureError
-from invariance.curvature.exact_route import exact_parameters
-from invariance.curvature.scaled import scaled_trace
+from invariance.core._errors import MeasureError
+from invariance.curvature._trace_diagonal import exact_parameters
+from invariance.curvature.products._scaled import scaled_trace
 from invariance.measures import adaptive_trace, minimum_sharpness
 from invariance.symmetry import symmetries
-from invariance.symmetry.structures import Kind
+from invariance.symmetry._structures import Kind
 from invariance.transforms import NeuronScaling
 
 SMALL = ("attention", "tied", "layer-norm")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from invariance.core.errors import DataError, MeasureError, ModelError
+from invariance.core._errors import DataError, MeasureError, ModelError
 from invariance.curvature import exact_curvature, hessian_trace_ensemble
 
 

@@ -16,7 +16,7 @@ from curvature_cases import Case, dense_hessian
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from invariance.core.errors import DataError, ModelError
+from invariance.core._errors import DataError, ModelError
 from invariance.curvature import (
     HessianOperator,
     hessian_eigenvalues,
@@ -157,7 +157,7 @@ def test_dropping_random_rows_is_refused():
 
 
 def test_data_that_does_not_fit_is_read_again_in_every_pass():
-    from invariance.curvature.batches import collect_batches
+    from invariance.curvature._batches import collect_batches
 
     model, x, y = problem()
     loader = DataLoader(TensorDataset(x, y), batch_size=4, shuffle=True)

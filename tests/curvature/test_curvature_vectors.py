@@ -6,7 +6,7 @@ import pytest
 import torch
 from curvature_cases import Case, dense_hessian
 
-from invariance.core.errors import DataError
+from invariance.core._errors import DataError
 from invariance.curvature import (
     EmpiricalFisherOperator,
     FisherOperator,

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from data_cases import N_TEST, N_TRAIN, idx
 
-from invariance.data import download as download_module
-from invariance.data import load as load_module
-from invariance.data.catalog import FILES, IMAGE_SETS, MNIST, ImageSet
+from invariance.data import _download as download_module
+from invariance.data import _load as load_module
+from invariance.data._catalog import FILES, IMAGE_SETS, MNIST, ImageSet
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from data_cases import N_TRAIN
 
-from invariance.core.errors import DataError
-from invariance.data import download as download_module
+from invariance.core._errors import DataError
+from invariance.data import _download as download_module
+from invariance.data import _locate as locate_module
 from invariance.data import load_task
-from invariance.data import locate as locate_module
-from invariance.data.catalog import FILES, MNIST
+from invariance.data._catalog import FILES, MNIST
 
 
 def test_a_network_that_hangs_costs_a_few_seconds_at_most(tiny_mnist, monkeypatch):

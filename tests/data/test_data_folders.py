@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from invariance.core.errors import DataError
-from invariance.data import load as load_module
-from invariance.data import load_task, tiny_imagenet
-from invariance.data.cifar import CIFAR_10, CIFAR_100
+from invariance.core._errors import DataError
+from invariance.data import _load as load_module
+from invariance.data import _tiny_imagenet as tiny_imagenet
+from invariance.data import load_task
+from invariance.data._cifar import CIFAR_10, CIFAR_100
 
 
 @pytest.fixture(autouse=True)

@@ -15,11 +15,11 @@ import pytest
 import torch
 from data_cases import N_TEST, N_TRAIN, idx
 
-from invariance.core.errors import DataError, UsageError
+from invariance.core._errors import DataError, UsageError
 from invariance.data import Task, load_task
-from invariance.data import locate as locate_module
-from invariance.data.catalog import FILES
-from invariance.data.idx import parse, read_verified
+from invariance.data import _locate as locate_module
+from invariance.data._catalog import FILES
+from invariance.data._idx import parse, read_verified
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from invariance.core.errors import DataError
+from invariance.core._errors import DataError
 from invariance.data import Task
 
 

@@ -11,11 +11,11 @@ import invariance.curvature as curvature
 import invariance.measures  # noqa: F401 - importing fills the registry
 from invariance import measures as M
 from invariance import transforms as T
-from invariance.core.arguments import as_integer
-from invariance.core.errors import InvarianceError, UsageError
-from invariance.core.rng import generator
+from invariance.core._arguments import as_integer
+from invariance.core._errors import InvarianceError, UsageError
+from invariance.core._rng import generator
 from invariance.data import load_task
-from invariance.measures.registry import all_measures, get_measure
+from invariance.measures._registry import all_measures, get_measure
 from invariance.models import mlp
 
 ROWS, FEATURES, CLASSES = 12, 5, 3

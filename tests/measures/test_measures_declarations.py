@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from invariance import transforms as T
-from invariance.core.errors import MeasureError
-from invariance.core.groups import Group
-from invariance.measures.registry import Setting, get_measure
+from invariance.core._errors import MeasureError
+from invariance.core._groups import Group
+from invariance.measures._registry import Setting, get_measure
 from invariance.models import mlp
 
 MEASURES = (

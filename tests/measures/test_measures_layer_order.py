@@ -6,7 +6,7 @@ from torch import nn
 
 from invariance import measures as M
 from invariance import transforms as T
-from invariance.core.errors import MeasureError
+from invariance.core._errors import MeasureError
 from invariance.models import mlp
 
 

@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, jacrev
 from torch.nn import functional as F
 
 from invariance import measures as M
-from invariance.core.errors import DataError, MeasureError, ModelError
+from invariance.core._errors import DataError, MeasureError, ModelError
 from invariance.models import mlp
 
 RTOL = 1e-9

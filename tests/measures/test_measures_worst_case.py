@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from invariance import measures as M
-from invariance.core.errors import MeasureError
+from invariance.core._errors import MeasureError
 from invariance.models import mlp
 
 
@@ -96,7 +96,7 @@ def test_the_first_step_is_sams_and_more_effort_never_finds_less(adaptive):
 
 
 def test_no_point_outside_the_ball_is_ever_looked_at(monkeypatch):
-    from invariance.measures import perturbed_loss
+    from invariance.measures.shared import _perturbed_loss as perturbed_loss
 
     model, (x, y) = network(), data()
     theta = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -202,13 +202,13 @@ def test_constant_features_are_dropped_as_the_biases_that_they_are(bias):
 
 
 def test_standardizing_keeps_the_function():
-    from invariance.curvature.batches import collect_batches
+    from invariance.curvature._batches import collect_batches
 
     model, (x, y) = network(), data(30)
     with torch.no_grad():
         model.linear2.weight[4] = 0.0
         model.linear2.bias[4] = 3.0
-    module = sys.modules["invariance.measures.standardized_relative_flatness"]
+    module = sys.modules["invariance.measures._standardized_relative_flatness"]
     for layer in ("linear1", "linear3"):
         moments = module._moments(model, layer, collect_batches(x, y))
         changed, _ = module.standardized_model(model, layer, moments)

@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from invariance import models
-from invariance.core.errors import ModelError, UsageError
+from invariance.core._errors import ModelError, UsageError
 
 BUILDERS = {
     "mlp": (lambda **k: models.mlp((12, 8, 5), batch_norm=True, **k), (12,)),

@@ -13,10 +13,10 @@ from scipy.spatial.distance import jensenshannon
 from torch import nn
 
 from invariance import outcomes as O
-from invariance.core.errors import DataError, MeasureError, UsageError
+from invariance.core._errors import DataError, MeasureError, UsageError
 from invariance.models import mlp
-from invariance.outcomes.adversarial import _sign
-from invariance.outcomes.corruptions import BLUR, OCCLUSION, ROTATION, rotation_matrix
+from invariance.outcomes._adversarial import _sign
+from invariance.outcomes._corruptions import BLUR, OCCLUSION, ROTATION, rotation_matrix
 
 
 def images(rows=40, side=6, seed=0, channels=1):
@@ -239,7 +239,7 @@ def test_fgsm_row_by_row():
 def test_pgd_is_the_iteration_written_out_and_stays_in_the_ball():
     model, x, y = trained()
     epsilon, steps = 0.05, 4
-    from invariance.core.rng import generator
+    from invariance.core._rng import generator
 
     noise = torch.rand(x.shape, generator=generator(7, "pgd"), dtype=torch.float64)
     at = (x + epsilon * (2 * noise - 1)).clamp(0, 1)

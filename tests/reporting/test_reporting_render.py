@@ -7,9 +7,9 @@ import pytest
 
 import invariance as inv
 from invariance.checking import alpha_sweep
-from invariance.checking.correlate import correlate
-from invariance.core.errors import UsageError
-from invariance.reporting.terminal import render_text
+from invariance.checking._correlate import correlate
+from invariance.core._errors import UsageError
+from invariance.reporting._terminal import render_text
 
 
 @pytest.fixture(scope="module")

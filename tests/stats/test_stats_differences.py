@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from invariance.core.errors import DataError
+from invariance.core._errors import DataError
 from invariance.stats import (
     mean_difference,
     mean_ratio,
@@ -14,7 +14,7 @@ from invariance.stats import (
     spearman,
     spearman_difference,
 )
-from invariance.stats.differences import bca_interval
+from invariance.stats._differences import bca_interval
 
 
 def normals(seed, *shape):

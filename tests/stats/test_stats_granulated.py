@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from invariance.core.errors import DataError, UsageError
+from invariance.core._errors import DataError, UsageError
 from invariance.stats import granulated_kendall, hoeffding_weight, sign_error
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from invariance.core.errors import DataError
+from invariance.core._errors import DataError
 from invariance.stats import benjamini_yekutieli, kendall, paired_wilcoxon, partial_spearman
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from invariance.core.errors import DataError
+from invariance.core._errors import DataError
 from invariance.stats import holm, spearman
 
 

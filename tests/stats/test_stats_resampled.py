@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from invariance.core.errors import DataError
+from invariance.core._errors import DataError
 from invariance.stats import kendall, partial_spearman, spearman
-from invariance.stats.rank import interval
-from invariance.stats.resampled import (
+from invariance.stats._rank import interval
+from invariance.stats._resampled import (
     bootstrap_counts,
     partial_from_correlations,
     permutation_p_values,
@@ -42,9 +42,9 @@ def test_every_resample_equals_scipy_on_the_repeated_points(ties):
 def test_blocks_of_resamples_are_joined_without_a_seam(monkeypatch):
     values, counts = sample(1, ties=True), bootstrap_counts(23, 50, seed=3)
     whole = resampled_correlations(values[:2], values[2:], counts)
-    monkeypatch.setattr("invariance.stats.resampled.BLOCK", 23 * 7)
+    monkeypatch.setattr("invariance.stats._resampled.BLOCK", 23 * 7)
     assert np.allclose(resampled_correlations(values[:2], values[2:], counts), whole, atol=1e-14)
-    monkeypatch.setattr("invariance.stats.resampled.MEMORY", 8 * 23 * 7)
+    monkeypatch.setattr("invariance.stats._resampled.MEMORY", 8 * 23 * 7)
     rng = np.random.default_rng
     small = permutation_p_values(values[:2], values[2], draws=50, rng=rng(0))
     monkeypatch.undo()

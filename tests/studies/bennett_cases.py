@@ -1,12 +1,10 @@
 """The four studies of one paper at sizes that take seconds, for the tests that share them."""
 
+from invariance.papers.bennett.model_selection import _study as model_selection
+from invariance.papers.bennett.pair_proxy import _study as pair_proxy
+from invariance.papers.bennett.reparameterisation import _study as reparameterisation
+from invariance.papers.bennett.vanishing_advantage import _study as vanishing_advantage
 from invariance.studies import Context
-from invariance.studies.catalog import (
-    model_selection,
-    pair_proxy,
-    reparameterisation,
-    vanishing_advantage,
-)
 
 MODULES = {
     "reparameterisation": reparameterisation,

@@ -6,10 +6,10 @@ import pytest
 from bennett_cases import context, tiny
 from store_cases import fill
 
-from invariance.studies.engine import run_study
-from invariance.studies.recipes.measuring import measured_task
-from invariance.studies.recipes.perceptrons import network
-from invariance.studies.store import Store
+from invariance.papers.recipes._measure_perceptrons import measured_task
+from invariance.papers.recipes._perceptrons import network
+from invariance.studies._engine import run_study
+from invariance.studies.store._store import Store
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,9 @@
 import numpy as np
 import torch
 
-from invariance.studies.parity import build, kernels
-from invariance.studies.parity.training import _word
+from invariance.papers.wen.flat_not_general import _kernels as kernels
+from invariance.papers.wen.flat_not_general import build
+from invariance.papers.wen.flat_not_general._training import _word
 
 
 def sample_order(n, epochs, seed, noise):

@@ -2,8 +2,9 @@
 
 import torch
 
-from invariance.studies import Config, weights
-from invariance.studies.store import measurement_key
+from invariance.studies import Config
+from invariance.studies.store import _weights as weights
+from invariance.studies.store._store import measurement_key
 
 CONFIGS = [Config("toy/1", {"lr": 0.1}, seed) for seed in range(4)]
 SETTINGS = {"study": "toy", "measurement": {"version": 1}}

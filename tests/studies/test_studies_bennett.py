@@ -12,15 +12,13 @@ from bennett_cases import MODULES, tiny
 
 from invariance import measures as M
 from invariance import transforms as T
+from invariance.papers import STUDIES
+from invariance.papers.bennett._networks import regime_configs, small_networks
+from invariance.papers.bennett.model_selection import _study as model_selection
+from invariance.papers.bennett.pair_proxy import _study as pair_proxy
+from invariance.papers.bennett.reparameterisation._axes import law_of
+from invariance.papers.bennett.vanishing_advantage import _study as vanishing_advantage
 from invariance.studies import Record
-from invariance.studies.catalog import (
-    STUDIES,
-    model_selection,
-    pair_proxy,
-    vanishing_advantage,
-)
-from invariance.studies.catalog.reparameterisation_axes import law_of
-from invariance.studies.recipes.published import regime_configs, small_networks
 
 # -- the law -----------------------------------------------------------------------------
 
@@ -179,7 +177,7 @@ def test_pairs_of_all_draws_add_up_and_extensions_are_logarithms(bennett_outcome
 
 
 def pair_proxy_completed(record):
-    from invariance.studies.catalog.pair_proxy_findings import completed
+    from invariance.papers.bennett.pair_proxy._findings import completed
 
     return completed(record).measured["measures"]
 

@@ -11,19 +11,24 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from invariance.core.errors import MeasureError, UsageError
+from invariance.core._errors import MeasureError, UsageError
 from invariance.models import mlp
-from invariance.studies import Context, Options, Record
-from invariance.studies.catalog import boundary_tightness as study
-from invariance.studies.catalog import boundary_tightness_findings as findings
-from invariance.studies.engine import run_study
-from invariance.studies.recipes.circles import circles_config, circles_task, task_of, train
-from invariance.studies.recipes.perceptrons import network
-from invariance.studies.recipes.temperature import (
+from invariance.papers.mason_williams.boundary_tightness import _findings as findings
+from invariance.papers.mason_williams.boundary_tightness import _study as study
+from invariance.papers.mason_williams.boundary_tightness._circles import (
+    circles_config,
+    circles_task,
+    task_of,
+    train,
+)
+from invariance.papers.mason_williams.boundary_tightness._temperature import (
     logit_factor_for_loss,
     logit_factor_for_margin,
     with_logits_scaled,
 )
+from invariance.papers.recipes._perceptrons import network
+from invariance.studies import Context, Options, Record
+from invariance.studies._engine import run_study
 
 
 def config(seed=0, factor=0.3, split=0, **options):

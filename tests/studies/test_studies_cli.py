@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from invariance import studies
-from invariance.cli import study_options
-from invariance.cli.main import main
-from invariance.core import files
+from invariance.cli import _study_options as study_options
+from invariance.cli._main import main
+from invariance.core import _files as files
 from invariance.studies import catalog
 
 #: A whole study of one's own: the example that the package's documentation shows.

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from tiny_study import STUDY as TINY
 
-from invariance.cli.main import main
-from invariance.core.errors import StudyError
+from invariance.cli._main import main
+from invariance.core._errors import StudyError
 from invariance.studies import run_study
 
 HERE = Path(__file__).parent
@@ -171,7 +171,7 @@ def test_without_dask_the_remedy_is_named(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense://x"])
 def test_a_scheduler_that_does_not_answer_is_one_sentence(tmp_path, monkeypatch, address):
     pytest.importorskip("distributed")
-    from invariance.studies.executors import cluster
+    from invariance.studies.executors import _cluster as cluster
 
     monkeypatch.setattr(cluster, "_PATIENCE", 1)
     with pytest.raises(StudyError, match=f"No Dask scheduler answers at '{address}'"):

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from invariance.core.errors import UsageError
+from invariance.core._errors import UsageError
 from invariance.studies import Config, Options
 
 ONE = Config("toy/1", {"lr": 0.1, "sizes": (4, 3), "task": "digits", "drop": None}, seed=7)

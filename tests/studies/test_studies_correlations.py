@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from invariance.core.errors import DataError, UsageError
+from invariance.core._errors import DataError, UsageError
 from invariance.stats import (
     benjamini_yekutieli,
     holm,
@@ -17,7 +17,7 @@ from invariance.stats import (
     stratified_spearman,
 )
 from invariance.studies import Config, Record
-from invariance.studies.correlations import column, correlation_rows
+from invariance.studies.claims._correlations import column, correlation_rows
 
 
 def record(seed, *, cell=500, facts=None, **measured):

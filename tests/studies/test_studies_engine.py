@@ -15,15 +15,15 @@ import toy_study
 from tiny_study import STUDY as TINY
 from toy_study import STUDY as TOY
 
-from invariance.core.errors import StudyError, UsageError
-from invariance.core.reproducible import VARIABLE
+from invariance.core._errors import StudyError, UsageError
+from invariance.core._reproducible import VARIABLE
+from invariance.papers.recipes import _perceptrons as perceptrons
 from invariance.studies import Context, Interrupted, Options, run_study
+from invariance.studies._jobs import ONE_THREAD, Job
+from invariance.studies._plan import batches_of, grid_of
 from invariance.studies.executors import Work
-from invariance.studies.executors.local import Pool, require_portable, usable_cores
-from invariance.studies.jobs import ONE_THREAD, Job
-from invariance.studies.plan import batches_of, grid_of
-from invariance.studies.recipes import perceptrons
-from invariance.studies.store import Store, measurement_key
+from invariance.studies.executors._local import Pool, require_portable, usable_cores
+from invariance.studies.store._store import Store, measurement_key
 
 
 def content(outcome):
@@ -140,8 +140,8 @@ def test_off_the_cpu_whole_batches_are_done_again(tmp_path, monkeypatch):
     spy = Spy()
     small = TOY.full.but(networks=2)
     run_study(spy.study, small, out=tmp_path, resume=True, workers=1)
-    monkeypatch.setattr("invariance.training.options.resolve_device", lambda device: "meta")
-    monkeypatch.setattr("invariance.studies.engine.describe_machine", lambda device: {})
+    monkeypatch.setattr("invariance.training._options.resolve_device", lambda device: "meta")
+    monkeypatch.setattr("invariance.studies._engine.describe_machine", lambda device: {})
     before = weights_of(run_study(spy.study, small, out=tmp_path, resume=True))
     spy.trained.clear()
     after = weights_of(run_study(spy.study, out=tmp_path, resume=True))
@@ -305,7 +305,7 @@ def test_an_error_in_a_worker_names_the_batch():
     ("text", "cores"), [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("", 8)]
 )
 def test_a_container_with_less_time_than_cores(tmp_path, monkeypatch, text, cores):
-    monkeypatch.setattr("invariance.studies.executors.local.available_cores", lambda: 8)
+    monkeypatch.setattr("invariance.studies.executors._local.available_cores", lambda: 8)
     (tmp_path / "cpu.max").write_text(text)
     assert usable_cores(tmp_path / "cpu.max") == cores
     assert usable_cores(tmp_path / "none") == 8

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from invariance.papers.recipes import _claim_shapes as judging
 from invariance.studies import Config, Record, Region
-from invariance.studies.recipes import judging
 
 
 def simulated(n, slope, seed=0):
@@ -80,7 +80,7 @@ def test_mean_differences_and_ratios_are_welchs():
     ],
 )
 def test_correlations_are_judged_by_interval_and_corrected_test(measure, region, slope, verdict):
-    from invariance.studies.correlations import correlation_rows
+    from invariance.studies.claims._correlations import correlation_rows
 
     rows = correlation_rows(
         simulated(120, slope), targets=("test_accuracy",), given=(), resamples=1_000

@@ -9,12 +9,12 @@ import pytest
 import torch
 from toy_study import STUDY as TOY
 
-from invariance.core.errors import StudyError, UsageError
+from invariance.core._errors import StudyError, UsageError
 from invariance.studies import Claim, Findings, Region, Table, run_study
-from invariance.studies.output import command_of
-from invariance.studies.overview import find_results, read_results, worth_showing
-from invariance.studies.plainly import finite, not_finite, plain, to_json
-from invariance.studies.report import duration, ours
+from invariance.studies._plain_json import finite, not_finite, plain, to_json
+from invariance.studies.report._output import command_of
+from invariance.studies.report._overview import find_results, read_results, worth_showing
+from invariance.studies.report._report import duration, ours
 
 
 def claim(**changes):
@@ -133,7 +133,7 @@ def test_the_report_says_everything(outcome):
 
 
 def test_networks_of_other_versions_are_named(tmp_path, monkeypatch):
-    from invariance.studies import jobs
+    from invariance.studies import _jobs as jobs
 
     here = jobs.describe_machine("cpu")
     with monkeypatch.context() as patch:

@@ -8,8 +8,8 @@ import torch
 from parity_reference import dense_hessian
 
 from invariance import measures
-from invariance.core.errors import UsageError
-from invariance.studies.parity import (
+from invariance.core._errors import UsageError
+from invariance.papers.wen.flat_not_general import (
     build,
     construct,
     draw_problem,
@@ -20,7 +20,7 @@ from invariance.studies.parity import (
     realise,
     sharpness,
 )
-from invariance.studies.parity.published import complete_training_set
+from invariance.papers.wen.flat_not_general._published_constants import complete_training_set
 
 SMALL = draw_problem(1, dimension=6, n_train=12, n_test=400)
 

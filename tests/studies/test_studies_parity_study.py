@@ -5,15 +5,25 @@ import math
 
 import pytest
 
-from invariance.measures.registry import all_measures
+from invariance.measures._registry import all_measures
+from invariance.papers.wen.flat_not_general import contest, draw_problem
+from invariance.papers.wen.flat_not_general._findings import training_table
+from invariance.papers.wen.flat_not_general._memoriser_or_generaliser import (
+    MORE_IS_BETTER,
+    NEEDS_GRADIENT,
+    judge,
+)
+from invariance.papers.wen.flat_not_general._settings import CELLS, at_scale, config_of, recipe_of
+from invariance.papers.wen.flat_not_general._study import STUDY, problem_of
+from invariance.papers.wen.flat_not_general._verdicts import (
+    FAILS,
+    FLATTEST,
+    GENERALISES,
+    claims,
+    mean_interval,
+)
 from invariance.studies import Options, Record
-from invariance.studies.catalog.flat_not_general import STUDY, problem_of
-from invariance.studies.engine import run_study
-from invariance.studies.parity import contest, draw_problem
-from invariance.studies.parity.cells import CELLS, at_scale, config_of, recipe_of
-from invariance.studies.parity.contest import MORE_IS_BETTER, NEEDS_GRADIENT, judge
-from invariance.studies.parity.findings import training_table
-from invariance.studies.parity.verdicts import FAILS, FLATTEST, GENERALISES, claims, mean_interval
+from invariance.studies._engine import run_study
 
 TINY = Options(
     task="two-bit parity", networks=2, n_train=(12,), device="cpu", quick=True,

@@ -5,9 +5,16 @@ import pytest
 import torch
 from parity_reference import train_by_autograd
 
-from invariance.core.errors import UsageError
-from invariance.studies.parity import Phase, Recipe, build, draw_problem, sharpness, train_network
-from invariance.studies.parity.training import log_times, summary
+from invariance.core._errors import UsageError
+from invariance.papers.wen.flat_not_general import (
+    Phase,
+    Recipe,
+    build,
+    draw_problem,
+    sharpness,
+    train_network,
+)
+from invariance.papers.wen.flat_not_general._training import log_times, summary
 
 PROBLEM = draw_problem(3, dimension=5, n_train=9, n_test=40)
 PHASES = (Phase(2, 0.05, 0.1), Phase(1, 0.02, 0.3))

@@ -14,10 +14,8 @@ from bennett_cases import MODULES, context, tiny
 
 from invariance import measures as M
 from invariance.models import mlp
-from invariance.studies import Config, Record
-from invariance.studies.plainly import to_json
-from invariance.studies.recipes.measuring import curvature_values, pair_values
-from invariance.studies.recipes.profile import (
+from invariance.papers.recipes._measure_perceptrons import curvature_values, pair_values
+from invariance.papers.recipes._profile import (
     agreement,
     pack,
     profile,
@@ -25,6 +23,8 @@ from invariance.studies.recipes.profile import (
     unpack,
     with_agreement,
 )
+from invariance.studies import Config, Record
+from invariance.studies._plain_json import to_json
 from invariance.weakness import ensemble_agreement
 
 

@@ -4,8 +4,8 @@ import json
 import re
 from pathlib import Path
 
-from invariance.studies.catalog import STUDIES
-from invariance.studies.report import ours
+from invariance.papers import STUDIES
+from invariance.studies.report._report import ours
 
 ROOT = Path(__file__).parents[2]
 HEADING = re.compile(r"^`(invariance study \S+.*)` \(\[report\]\((.+)/report\.md\)\)$")

@@ -13,20 +13,28 @@ import numpy as np
 import pytest
 import torch
 
-from invariance.core.errors import UsageError
-from invariance.core.estimate import Estimate
-from invariance.measures.registry import get_measure
+from invariance.core._errors import UsageError
+from invariance.core._estimate import Estimate
+from invariance.measures._registry import get_measure
 from invariance.outcomes import jensen_shannon_divergence, prediction_disagreement
+from invariance.papers.mason_williams.regularisation import _images as images
+from invariance.papers.mason_williams.regularisation import _sharpness as sharpness
+from invariance.papers.mason_williams.regularisation._analysis import analyse
+from invariance.papers.mason_williams.regularisation._claims import (
+    same_after_rescaling,
+    sharper_and_better,
+)
+from invariance.papers.mason_williams.regularisation._methods import (
+    METHODS,
+    PUBLISHED_METHODS,
+    method_of,
+)
+from invariance.papers.mason_williams.regularisation._reading import fitted_pairs, match
+from invariance.papers.mason_williams.regularisation._study import STUDY, grid
+from invariance.papers.mason_williams.regularisation._tables import verdict
 from invariance.studies import Context, Options, Record
-from invariance.studies.catalog.regularisation import STUDY, grid
-from invariance.studies.engine import run_study
-from invariance.studies.recipes import images, sharpness
-from invariance.studies.regularised.analysis import analyse
-from invariance.studies.regularised.claims import same_after_rescaling, sharper_and_better
-from invariance.studies.regularised.methods import METHODS, PUBLISHED_METHODS, method_of
-from invariance.studies.regularised.reading import fitted_pairs, match
-from invariance.studies.regularised.tables import verdict
-from invariance.studies.treatments import Effect
+from invariance.studies._engine import run_study
+from invariance.studies.claims._paired_treatments import Effect
 
 
 def tiny(**changes) -> Options:

@@ -11,14 +11,12 @@ from scipy.optimize import rosen
 from torch import nn
 from torch.func import functional_call
 
-from invariance.core.errors import ModelError, UsageError
+from invariance.core._errors import ModelError, UsageError
 from invariance.models import mlp
-from invariance.studies import Config, Context, Options, Record
-from invariance.studies.catalog import single_objective as study
-from invariance.studies.catalog import single_objective_findings as findings
-from invariance.studies.engine import run_study
-from invariance.studies.recipes.full_batch import fit_full_batch
-from invariance.studies.recipes.objectives import (
+from invariance.papers.mason_williams.single_objective import _findings as findings
+from invariance.papers.mason_williams.single_objective import _study as study
+from invariance.papers.mason_williams.single_objective._full_batch import fit_full_batch
+from invariance.papers.mason_williams.single_objective._objectives import (
     OBJECTIVES,
     log_epochs,
     network_at,
@@ -26,6 +24,8 @@ from invariance.studies.recipes.objectives import (
     regression_of,
     train,
 )
+from invariance.studies import Config, Context, Options, Record
+from invariance.studies._engine import run_study
 
 #: Where each function is zero, and its value at (1.5, -2) by hand.
 KNOWN = {

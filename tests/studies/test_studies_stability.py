@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from invariance.core.errors import DataError, UsageError
+from invariance.core._errors import DataError, UsageError
 from invariance.stats import granulated_kendall, random_effects, sign_error
 from invariance.studies import Config, Record
-from invariance.studies.grids import granulated_rows
-from invariance.studies.stability import interval_width, stability_rows
+from invariance.studies.claims._grids import granulated_rows
+from invariance.studies.claims._stability import interval_width, stability_rows
 
 
 def networks(n, *, rho, seed, label, same=False):

@@ -10,9 +10,10 @@ import torch
 from safetensors import safe_open
 from store_cases import CONFIGS, KEY, MACHINE, SETTINGS, content, damage
 
-from invariance.core.errors import StudyError
-from invariance.studies import Config, weights
-from invariance.studies.store import Store, measurement_key
+from invariance.core._errors import StudyError
+from invariance.studies import Config
+from invariance.studies.store import _weights as weights
+from invariance.studies.store._store import Store, measurement_key
 
 # Weights
 

@@ -12,9 +12,9 @@ import sys
 import pytest
 from store_cases import CONFIGS, KEY, MACHINE, SETTINGS, content, damage, everything, fill
 
-from invariance.core import files
-from invariance.core.errors import StudyError
-from invariance.studies.store import Store
+from invariance.core import _files as files
+from invariance.core._errors import StudyError
+from invariance.studies.store._store import Store
 
 # Folders and files that are not what they should be
 
@@ -113,7 +113,7 @@ def test_a_place_that_cannot_be_a_folder(tmp_path):
 HOLD = """
 import sys
 from pathlib import Path
-from invariance.studies.store import Store
+from invariance.studies.store._store import Store
 with Store(Path(sys.argv[1]), "toy", resume=True) as store:
     print("held", flush=True)
     sys.stdin.readline()

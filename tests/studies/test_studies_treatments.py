@@ -14,7 +14,7 @@ import scipy.stats
 
 from invariance.stats import benjamini_yekutieli, paired_wilcoxon
 from invariance.studies import Config, Record
-from invariance.studies.treatments import (
+from invariance.studies.claims._paired_treatments import (
     Effect,
     adjusted,
     effect,

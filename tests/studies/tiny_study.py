@@ -1,7 +1,7 @@
 """A study that takes a second: perceptrons on digits, measured by the size of their weights."""
 
+from invariance.papers.recipes._perceptrons import network, perceptron, task_of, train
 from invariance.studies import Claim, Config, Context, Findings, Options, Region, Study, Table
-from invariance.studies.recipes.perceptrons import network, perceptron, task_of, train
 
 
 def grid(options: Options) -> list[Config]:

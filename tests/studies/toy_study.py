@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from invariance.core.rng import generator
+from invariance.core._rng import generator
 from invariance.studies import Claim, Config, Context, Findings, Options, Region, Study, Trained
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.func import functional_call, jacrev
 
-from invariance.core.modules import clone
+from invariance.core._modules import clone
 from invariance.symmetry import SCALING_KINDS, Kind
-from invariance.symmetry.analysis import Analysis, analyse
-from invariance.transforms.acting import Actor
+from invariance.symmetry.analysis._symmetries import Analysis, analyse
+from invariance.transforms._acting import Actor
 
 
 def outputs(model, inputs):

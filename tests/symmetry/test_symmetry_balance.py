@@ -10,9 +10,9 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from invariance.core.errors import MeasureError
-from invariance.core.rng import generator
-from invariance.symmetry.balance import ScalingDesign, ScalingLeg, minimise_over_scalings
+from invariance.core._errors import MeasureError
+from invariance.core._rng import generator
+from invariance.symmetry.balance._scalings import ScalingDesign, ScalingLeg, minimise_over_scalings
 
 
 def chain(sizes: list[int], seed: int = 0) -> tuple[dict[str, Tensor], ScalingDesign]:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1] / "transforms"))
 from transforms_zoo import ZOO, build
 
-from invariance.core.errors import TransformError
-from invariance.core.rng import generator
+from invariance.core._errors import TransformError
+from invariance.core._rng import generator
 from invariance.symmetry import (
     SCALING_KINDS,
     Element,
@@ -30,7 +30,7 @@ from invariance.symmetry import (
     scaling_design,
     symmetries,
 )
-from invariance.symmetry.elements import named_tensors, write_tensors
+from invariance.symmetry.elements._group_elements import named_tensors, write_tensors
 from invariance.transforms import (
     BatchNormScaling,
     Compose,

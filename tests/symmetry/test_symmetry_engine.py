@@ -21,8 +21,8 @@ from symmetry_reference import (
 from torch import nn
 
 import invariance as inv
-import invariance.symmetry.analysis as engine
-from invariance.core.errors import TracingError, TransformError
+import invariance.symmetry.analysis._symmetries as engine
+from invariance.core._errors import TracingError, TransformError
 from invariance.symmetry import SCALING_KINDS, Kind, symmetries
 
 

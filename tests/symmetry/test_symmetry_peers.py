@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from invariance.core.errors import TransformError
+from invariance.core._errors import TransformError
 from invariance.symmetry import symmetries
 from invariance.transforms import (
     BatchNormScaling,

@@ -21,10 +21,10 @@ from symmetry_reference import (
     snapshot,
 )
 
-from invariance.core.errors import TransformError
+from invariance.core._errors import TransformError
 from invariance.symmetry import SCALING_KINDS, Kind, symmetries
-from invariance.symmetry.analysis import analyse
-from invariance.testing.architectures import networks
+from invariance.symmetry.analysis._symmetries import analyse
+from invariance.testing.strategies._architectures import networks
 from invariance.transforms import (
     BatchNormScaling,
     Compose,

@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from symmetry_reference import assert_groups_hold, randomize
 from torch import nn
 
-from invariance.core.errors import TracingError, TransformError
-from invariance.core.modules import clone
+from invariance.core._errors import TracingError, TransformError
+from invariance.core._modules import clone
 from invariance.symmetry import SCALING_KINDS, Kind, symmetries
-from invariance.symmetry.analysis import Analysis
-from invariance.transforms import FoldBatchNorm, NeuronScaling, Permutation, SplitUnits, acting
+from invariance.symmetry.analysis._symmetries import Analysis
+from invariance.transforms import FoldBatchNorm, NeuronScaling, Permutation, SplitUnits
+from invariance.transforms import _acting as acting
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 import invariance as inv
 from invariance.testing import FaultyMeasureError, adapters, assert_equal_in_law, assert_invariant
-from invariance.testing.adapters import pyhessian
-from invariance.testing.statistical import NotEqualInLawError, compare_draws
+from invariance.testing.adapters import _pyhessian as pyhessian
+from invariance.testing.gate._assert_equal_in_law import NotEqualInLawError, compare_draws
 from invariance.transforms import LayerScaling, NeuronScaling
 
 SCALING = [LayerScaling([4.0, 0.25])]
@@ -225,7 +225,7 @@ def test_missing_library_says_what_to_install(net, monkeypatch):
 def sam_like(model, x, y, seed):
     """Loss under Gaussian noise proportional to |theta|: its law is scaling invariant."""
     source = torch.Generator().manual_seed(seed)
-    from invariance.core.modules import clone
+    from invariance.core._modules import clone
 
     copied = clone(model)
     with torch.no_grad():
@@ -236,7 +236,7 @@ def sam_like(model, x, y, seed):
 
 def isotropic(model, x, y, seed):
     source = torch.Generator().manual_seed(seed)
-    from invariance.core.modules import clone
+    from invariance.core._modules import clone
 
     copied = clone(model)
     with torch.no_grad():

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from invariance.cli.main import main
-from invariance.testing.project import Project, read_project
+from invariance.cli._main import main
+from invariance.testing.project._project_table import Project, read_project
 
 MEASURES = '''
 import torch

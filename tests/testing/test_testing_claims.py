@@ -18,7 +18,7 @@ from invariance.testing import (
     assert_invariant,
     replay,
 )
-from invariance.transforms.base import Applied, Transform
+from invariance.transforms._base import Applied, Transform
 
 BETWEEN = [inv.transforms.LayerScaling([3.0, 1 / 3, 1.0])]
 SCALINGS = ["layer_scaling", "neuron_scaling"]
@@ -232,7 +232,7 @@ class ZippedScaling(Transform):
         return "ZippedScaling()"
 
     def apply(self, model, example_input=None):
-        from invariance.core.modules import clone
+        from invariance.core._modules import clone
 
         new = clone(model)
         with torch.no_grad():

@@ -140,7 +140,7 @@ def test_action_passes_inputs_by_environment_only():
 
 
 def test_hook_runs_the_projects_table(other_project, monkeypatch, capsys):
-    from invariance.cli.main import main
+    from invariance.cli._main import main
 
     folder, name = other_project
     text = (ROOT / ".pre-commit-hooks.yaml").read_text()

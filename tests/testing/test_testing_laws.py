@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 import invariance as inv
 from invariance.testing import assert_covariant, assert_law, describe
-from invariance.testing.covariance import NotCovariantError
-from invariance.testing.laws import LawBrokenError
+from invariance.testing.gate._assert_covariant import NotCovariantError
+from invariance.testing.gate._assert_law import LawBrokenError
 from invariance.transforms import BatchNormScaling, LayerScaling, Permutation
 
 

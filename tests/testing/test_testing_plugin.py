@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import invariance as inv
-from invariance.testing.networks import Networks
+from invariance.testing._networks import Networks
 
 pytest_plugins = ["pytester"]
 
@@ -45,8 +45,8 @@ MEASURES = """
 def everything_imported():
     """Import whatever a failing assertion imports: pytester drops modules that it saw loaded."""
 
-    import invariance.testing.gate
-    import invariance.testing.session_report  # noqa: F401
+    import invariance.testing.gate._session_defaults
+    import invariance.testing.project._session_report  # noqa: F401
 
     model = inv.models.mlp((3, 4, 2)).eval()
     x, y = torch.rand(4, 3), torch.zeros(4, dtype=torch.int64)
@@ -243,7 +243,7 @@ def test_own_fixture_named_transform_wins(project):
 
 def test_loading_the_plugin_imports_neither_torch_nor_numpy():
     code = (
-        "import sys, invariance.testing.plugin; "
+        "import sys, invariance.testing._plugin; "
         "print(sorted({'torch', 'numpy', 'scipy', 'hypothesis', 'matplotlib'} & set(sys.modules)))"
     )
     out = subprocess.run(
@@ -260,7 +260,7 @@ def test_a_project_that_does_not_use_it_never_imports_torch(pytester):
 
         def test_it():
             assert "torch" not in sys.modules and "numpy" not in sys.modules
-            assert "invariance.testing.plugin" in sys.modules
+            assert "invariance.testing._plugin" in sys.modules
         """
     )
     result = pytester.runpytest_subprocess("-p", "no:xdist", timeout=60)

@@ -11,14 +11,15 @@ import pytest
 import torch
 
 import invariance.measures  # noqa: F401 - importing fills the registry
-from invariance.core.errors import InvarianceError
-from invariance.core.groups import Group
-from invariance.measures.registry import all_measures, as_measure, get_measure
-from invariance.testing import soak, soak_command
-from invariance.testing.examine import examine
-from invariance.testing.soak_cases import draw_case
-from invariance.testing.soak_progress import Progress
-from invariance.testing.subject import subject
+from invariance.core._errors import InvarianceError
+from invariance.core._groups import Group
+from invariance.measures._registry import all_measures, as_measure, get_measure
+from invariance.testing.gate._bound_measure import subject
+from invariance.testing.gate._examine import examine
+from invariance.testing.soak import _command as soak_command
+from invariance.testing.soak import _soak as soak
+from invariance.testing.soak._cases import draw_case
+from invariance.testing.soak._progress import Progress
 
 QUICK_CASES, SLOW_CASES = 4, 60
 

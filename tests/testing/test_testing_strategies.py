@@ -10,7 +10,8 @@ import torch
 from hypothesis import HealthCheck, Phase, find, given, settings
 
 import invariance as inv
-from invariance.testing import drawing, strategies
+from invariance.testing import strategies
+from invariance.testing.strategies import _drawing as drawing
 
 QUICK = settings(
     max_examples=25,

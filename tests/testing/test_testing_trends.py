@@ -7,7 +7,7 @@ import math
 import pytest
 
 from invariance.testing import fit_trend
-from invariance.testing.trends import FACTORS
+from invariance.testing.blame._trends import FACTORS
 
 
 def trend(function):

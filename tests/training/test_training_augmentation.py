@@ -13,11 +13,11 @@ import torch
 from torch.nn import functional as F
 from training_reference import assert_same_model, blobs, same_bits
 
-from invariance.core.errors import UsageError
-from invariance.core.rng import generator
+from invariance.core._errors import UsageError
+from invariance.core._rng import generator
 from invariance.models import cnn, mlp
 from invariance.training import fit, fit_ensemble
-from invariance.training.augmentation import Augmentation, _turn, image_shape
+from invariance.training._augmentation import Augmentation, _turn, image_shape
 
 CPU = torch.device("cpu")
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from training_reference import blobs, same_bits
 
-from invariance.core.errors import DataError, InvarianceError, ModelError, UsageError
+from invariance.core._errors import DataError, InvarianceError, ModelError, UsageError
 from invariance.models import mlp
 from invariance.training import Fit, fit, fit_ensemble
-from invariance.training.options import Options, resolve_device
+from invariance.training._options import Options, resolve_device
 
 
 def test_stops_at_the_first_look_that_shows_the_target():
@@ -165,7 +165,7 @@ def test_nothing_is_printed(capsys):
 def test_groups_that_fit_memory_give_the_same_networks(monkeypatch):
     task = blobs()
     whole = fit_ensemble((9, 6, 4), task, seeds=range(7), max_epochs=3)
-    monkeypatch.setattr("invariance.training.runner.GROUP_BYTES", 1)
+    monkeypatch.setattr("invariance.training._runner.GROUP_BYTES", 1)
     split = fit_ensemble((9, 6, 4), task, seeds=range(7), max_epochs=3)
     for a, b in zip(whole, split, strict=True):
         assert same_bits(a.model, b.model)

@@ -15,11 +15,11 @@ from training_reference import assert_same_model, blobs, reference
 
 from invariance.models import ACTIVATIONS, mlp
 from invariance.training import fit_ensemble
-from invariance.training.engine import PerceptronEngine
-from invariance.training.heads import GramHead, PrimalHead, make_head
-from invariance.training.options import Options
-from invariance.training.rules import make_rule
-from invariance.training.stacked import Workspace
+from invariance.training._engine import PerceptronEngine
+from invariance.training._options import Options
+from invariance.training.perceptrons._first_layer import GramHead, PrimalHead, make_head
+from invariance.training.perceptrons._stacked import Workspace
+from invariance.training.perceptrons._update_rules import make_rule
 
 SEEDS = [0, 3, 11]
 

@@ -13,7 +13,7 @@ from training_reference import blobs, same_bits
 
 from invariance.models import ACTIVATIONS, mlp
 from invariance.training import fit, fit_ensemble
-from invariance.training.stacked import Stacked, Workspace
+from invariance.training.perceptrons._stacked import Stacked, Workspace
 
 
 def digits_like(n: int = 150, d: int = 64) -> object:

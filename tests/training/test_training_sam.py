@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn import functional as F
 from training_reference import assert_same_model, blobs, same_bits
 
-from invariance.core.errors import UsageError
-from invariance.core.rng import generator
+from invariance.core._errors import UsageError
+from invariance.core._rng import generator
 from invariance.data import Task
 from invariance.models import cnn, mlp
 from invariance.training import Options, fit, fit_ensemble
-from invariance.training.sam import climb
+from invariance.training._sam import climb
 from invariance.transforms import NeuronScaling
 
 SEEDS = [0, 3, 11]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from invariance.core.rng import generator
+from invariance.core._rng import generator
 from invariance.data import Task
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from invariance.core.errors import TransformError
+from invariance.core._errors import TransformError
 from invariance.transforms import BatchNormScaling, Compose, FoldBatchNorm, NeuronScaling
 
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}

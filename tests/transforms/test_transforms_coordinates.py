@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from invariance.core.errors import MeasureError, TransformError, UsageError
-from invariance.core.rng import generator
-from invariance.transforms.reparametrize import Reparametrize, Unparametrize, parametrized
-from invariance.transforms.reparametrize_law import coordinate_law, covariant_trace
-from invariance.transforms.reparametrize_maps import (
+from invariance.core._errors import MeasureError, TransformError, UsageError
+from invariance.core._rng import generator
+from invariance.transforms._reparametrize import Reparametrize, Unparametrize, parametrized
+from invariance.transforms._reparametrize_law import coordinate_law, covariant_trace
+from invariance.transforms._reparametrize_maps import (
     Coordinates,
     Diffeomorphism,
     Dinh,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transforms_zoo import ZOO, build
 
-from invariance.core.errors import TransformError
-from invariance.core.groups import Group
-from invariance.symmetry.logits import logit_shift_group
+from invariance.core._errors import TransformError
+from invariance.core._groups import Group
+from invariance.symmetry.analysis._logits import logit_shift_group
 from invariance.transforms import LogitShift
 
 

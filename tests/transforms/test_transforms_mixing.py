@@ -8,8 +8,8 @@ import pytest
 import torch
 from transforms_zoo import build
 
-from invariance.core.errors import TransformError
-from invariance.core.groups import Group
+from invariance.core._errors import TransformError
+from invariance.core._groups import Group
 from invariance.transforms import LinearMixing
 
 PATHS = ["linear_path", "attention", "attention_packed", "attention_torch"]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, jacrev
 
-from invariance.core.errors import TransformError
+from invariance.core._errors import TransformError
 from invariance.symmetry import symmetries
 from invariance.transforms import (
     BatchNormScaling,
@@ -259,7 +259,7 @@ def test_compose_needs_transforms():
 
 
 def test_verification_catches_a_wrong_result():
-    from invariance.transforms.verify import verify
+    from invariance.transforms._verify import verify
 
     model, (x, _) = mlp(4, 5, 3), data()
     wrong = mlp(4, 5, 3)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transforms_zoo import ZOO, build
 
-from invariance.core.errors import TransformError, UsageError
-from invariance.core.groups import Group
+from invariance.core._errors import TransformError, UsageError
+from invariance.core._groups import Group
 from invariance.symmetry import reduce_width, same_orbit
 from invariance.transforms import DormantUnits, NeuronScaling, Permutation, SplitUnits
 

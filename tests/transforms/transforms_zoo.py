@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from invariance.core.rng import generator
+from invariance.core._rng import generator
 
 
 class Residual(nn.Module):

@@ -10,7 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import solve_triangular
 
-from invariance.weakness.active_set import DEPENDENT, EARLY_STOP, MAX_STEPS, Combination, Outcome
+from invariance.weakness.separability._active_set import (
+    DEPENDENT,
+    EARLY_STOP,
+    MAX_STEPS,
+    Combination,
+    Outcome,
+)
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]

@@ -7,12 +7,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from invariance.weakness.active_set import Combination
-from invariance.weakness.certificates import check_witnesses, norm_bounds
-from invariance.weakness.conditioning import condition
-from invariance.weakness.exact_proofs import is_exactly_infeasible
-from invariance.weakness.ledger import Ledger, Proof, Status, prove
-from invariance.weakness.separability import settle_pairs
+from invariance.weakness.separability._active_set import Combination
+from invariance.weakness.separability._certificates import check_witnesses, norm_bounds
+from invariance.weakness.separability._certified import Ledger, Proof, Status, prove
+from invariance.weakness.separability._conditioning import condition
+from invariance.weakness.separability._exact_proofs import is_exactly_infeasible
+from invariance.weakness.separability._separability import settle_pairs
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,14 @@ from active_set_reference import ActiveSet
 from separability_reference import separable_by_linprog
 from torch import nn
 
-from invariance.core.errors import MeasureError, UsageError
-from invariance.weakness.active_set import EARLY_STOP
-from invariance.weakness.certificates import check_witnesses
-from invariance.weakness.conditioning import condition
-from invariance.weakness.extension_closure import count_restrictions
-from invariance.weakness.extensions import extension_count
-from invariance.weakness.ledger import Proof, prove
-from invariance.weakness.sweep import REACH, separate_training
+from invariance.core._errors import MeasureError, UsageError
+from invariance.weakness.extensions._closure import count_restrictions
+from invariance.weakness.extensions._extension_count import extension_count
+from invariance.weakness.separability._active_set import EARLY_STOP
+from invariance.weakness.separability._certificates import check_witnesses
+from invariance.weakness.separability._certified import Proof, prove
+from invariance.weakness.separability._conditioning import condition
+from invariance.weakness.separability._pair_sweep import REACH, separate_training
 
 
 def head(d, n_classes, *, bias=True):
@@ -195,7 +195,7 @@ def test_the_tree_is_that_of_the_reference():
 
 
 def test_the_compiled_check_is_the_plain_one():
-    from invariance.weakness.extension_kernels import check_separator, points_of
+    from invariance.weakness.extensions._kernels import check_separator, points_of
 
     train, labels, unseen = instance(30, 4, 3, 12, 12)
     data = condition(train, unseen, bias=True, rank_tolerance=1e-10)
@@ -223,7 +223,7 @@ def test_the_compiled_check_is_the_plain_one():
 
 def test_a_continued_solve_ends_at_the_projection():
     """Warm states must be the projections that a solve from nothing finds."""
-    from invariance.weakness.extension_kernels import expand, first_state, points_of
+    from invariance.weakness.extensions._kernels import expand, first_state, points_of
 
     train, labels, unseen = instance(15, 4, 3, 4, 13)
     data = condition(train, unseen, bias=True, rank_tolerance=1e-10)

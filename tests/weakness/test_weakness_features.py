@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from invariance.core.errors import MeasureError
-from invariance.weakness.features import check_labels, frozen_features
+from invariance.core._errors import MeasureError
+from invariance.weakness._features import check_labels, frozen_features
 
 
 class Swapped(nn.Module):

@@ -10,10 +10,10 @@ import torch
 from separability_reference import feasible_pairs_by_linprog
 from torch import nn
 
-from invariance.core.errors import MeasureError
-from invariance.core.groups import Group
+from invariance.core._errors import MeasureError
+from invariance.core._groups import Group
 from invariance.data import load_task
-from invariance.measures.registry import get_measure
+from invariance.measures._registry import get_measure
 from invariance.training import fit_ensemble
 from invariance.transforms import (
     Compose,
@@ -24,8 +24,8 @@ from invariance.transforms import (
     Permutation,
     SplitUnits,
 )
-from invariance.weakness.features import frozen_features
-from invariance.weakness.pairs import pair_proxy, pair_proxy_ensemble
+from invariance.weakness._features import frozen_features
+from invariance.weakness.separability._pair_proxy import pair_proxy, pair_proxy_ensemble
 
 
 def head(d, n_classes, *, bias=True):

@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from invariance.core.errors import DataError, MeasureError
-from invariance.weakness.activations import activation_layers
-from invariance.weakness.agreement import ensemble_agreement
-from invariance.weakness.patterns import (
+from invariance.core._errors import DataError, MeasureError
+from invariance.weakness._agreement import ensemble_agreement
+from invariance.weakness.patterns._activation_layers import activation_layers
+from invariance.weakness.patterns._patterns import (
     _pack_on_device,
     activation_patterns,
     activation_patterns_ensemble,
     hidden_patterns,
 )
-from invariance.weakness.regions import (
+from invariance.weakness.patterns._regions import (
     free_parameters,
     free_regions,
     region_class_weakness,

@@ -15,25 +15,33 @@ import pytest
 import torch
 from torch import nn
 
-from invariance.core.errors import MeasureError, UsageError
-from invariance.core.groups import Group
+from invariance.core._errors import MeasureError, UsageError
+from invariance.core._groups import Group
 from invariance.data import load_task
-from invariance.measures.registry import Setting, get_measure
+from invariance.measures._registry import Setting, get_measure
 from invariance.models import mlp
 from invariance.transforms import FoldBatchNorm, LayerScaling, NeuronScaling, Permutation
-from invariance.transforms.dormant_units import DormantUnits
-from invariance.transforms.logit_shift import LogitShift
-from invariance.transforms.split_units import SplitUnits
-from invariance.weakness.conditioning import default_rank_tolerance
-from invariance.weakness.features import frozen_features
-from invariance.weakness.pairs import pair_proxy
-from invariance.weakness.patterns import activation_patterns
-from invariance.weakness.regions import free_parameters, free_regions, region_class_weakness
-from invariance.weakness.repair import function_features, repaired_pair_proxy, used_features
-from invariance.weakness.repair_patterns import (
+from invariance.transforms._dormant_units import DormantUnits
+from invariance.transforms._logit_shift import LogitShift
+from invariance.transforms._split_units import SplitUnits
+from invariance.weakness._features import frozen_features
+from invariance.weakness.patterns._patterns import activation_patterns
+from invariance.weakness.patterns._regions import (
+    free_parameters,
+    free_regions,
+    region_class_weakness,
+)
+from invariance.weakness.patterns._repaired import (
     reduced_network,
     repaired_activation_patterns,
     repaired_free_regions,
+)
+from invariance.weakness.separability._conditioning import default_rank_tolerance
+from invariance.weakness.separability._pair_proxy import pair_proxy
+from invariance.weakness.separability._repaired_pair_proxy import (
+    function_features,
+    repaired_pair_proxy,
+    used_features,
 )
 
 N_TRAIN, N_UNSEEN, N_PROBES = 80, 200, 16

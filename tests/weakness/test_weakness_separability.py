@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from separability_reference import separable_exactly
 
-from invariance.weakness import separability
-from invariance.weakness.certificates import check_witnesses
-from invariance.weakness.conditioning import condition
-from invariance.weakness.ledger import POLICY
-from invariance.weakness.separability import Status, settle_pairs
-from invariance.weakness.sweep import separate_training
+from invariance.weakness.separability import _separability as separability
+from invariance.weakness.separability._certificates import check_witnesses
+from invariance.weakness.separability._certified import POLICY
+from invariance.weakness.separability._conditioning import condition
+from invariance.weakness.separability._pair_sweep import separate_training
+from invariance.weakness.separability._separability import Status, settle_pairs
 
 
 def settle(train, labels, unseen, n_classes, **options):

@@ -12,16 +12,15 @@ from fractions import Fraction
 
 import pytest
 
-from invariance.core.errors import MeasureError, UsageError
-from invariance.weakness.stack_theory import Vocabulary, bits
-from invariance.weakness.stack_theory_arithmetic import (
+from invariance.core._errors import MeasureError, UsageError
+from invariance.papers.bennett.stack_theory._arithmetic import (
     SCORES,
     Arithmetic,
     arithmetic_experiment,
     irredundant_covers,
     score,
 )
-from invariance.weakness.stack_theory_tasks import (
+from invariance.papers.bennett.stack_theory._tasks import (
     StackTask,
     information_bits,
     learnable_tasks,
@@ -32,6 +31,7 @@ from invariance.weakness.stack_theory_tasks import (
     survival_probability,
     weakest_policies,
 )
+from invariance.papers.bennett.stack_theory._vocabulary import Vocabulary, bits
 
 VOCABULARIES = {
     "chain": Vocabulary(4, (0b0001, 0b0011, 0b0111)),

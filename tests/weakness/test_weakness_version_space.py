@@ -15,10 +15,10 @@ import torch
 from scipy import stats
 from torch import nn
 
-from invariance.core.errors import MeasureError, UsageError
-from invariance.weakness.chain_diagnostics import effective_sample_size, split_r_hat
-from invariance.weakness.hit_and_run import Cone, truncated_normal
-from invariance.weakness.version_space import _frame, entropy, version_space
+from invariance.core._errors import MeasureError, UsageError
+from invariance.weakness.volume._chain_diagnostics import effective_sample_size, split_r_hat
+from invariance.weakness.volume._hit_and_run import Cone, truncated_normal
+from invariance.weakness.volume._version_space import _frame, entropy, version_space
 
 
 def reader(d, classes, bias=True, dtype=torch.float64):

@@ -4,6 +4,6 @@ An executor takes jobs in the order in which it has room for them and gives even
 decides nothing about results. Each is one file here.
 """
 
-from invariance.studies.executors.base import Done, Event, Executor, Told, Work
+from invariance.studies.executors._base import Done, Event, Executor, Told, Work
 
 __all__ = ["Done", "Event", "Executor", "Told", "Work"]

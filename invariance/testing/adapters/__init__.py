@@ -6,16 +6,16 @@ libraries may leave gradients, modes and random states as they like.
 
 from __future__ import annotations
 
-from invariance.testing.adapters.curvlinops import curvlinops_measure
-from invariance.testing.adapters.devinterp import devinterp_estimate
-from invariance.testing.adapters.noise import averaged, noisy
-from invariance.testing.adapters.pyhessian import (
+from invariance.testing.adapters._curvlinops import curvlinops_measure
+from invariance.testing.adapters._devinterp import devinterp_estimate
+from invariance.testing.adapters._noise import averaged, noisy
+from invariance.testing.adapters._pyhessian import (
     pyhessian_eigenvalue,
     pyhessian_trace,
     pyhessian_trace_noisy,
 )
-from invariance.testing.adapters.signatures import Loss, PlainMeasure, adapt, of_predictions
-from invariance.testing.adapters.torchmetrics import torchmetrics_metric
+from invariance.testing.adapters._signatures import Loss, PlainMeasure, adapt, of_predictions
+from invariance.testing.adapters._torchmetrics import torchmetrics_metric
 
 __all__ = [
     "Loss",

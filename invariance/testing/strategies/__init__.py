@@ -14,9 +14,9 @@ a claim.
 
 from __future__ import annotations
 
-from invariance.testing.strategies.maps import DRAWABLE, transforms
-from invariance.testing.strategies.networks import SEEDS, DrawnNetwork, architectures, data, mlps
-from invariance.testing.strategies.whole_cases import Case, cases
+from invariance.testing.strategies._maps import DRAWABLE, transforms
+from invariance.testing.strategies._networks import SEEDS, DrawnNetwork, architectures, data, mlps
+from invariance.testing.strategies._whole_cases import Case, cases
 
 __all__ = [
     "DRAWABLE",

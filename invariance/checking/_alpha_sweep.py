@@ -1,0 +1,127 @@
+"""The Hessian trace along one layer scaling, against the law that it must follow.
+
+With the first weight layer multiplied by ``a`` and the second divided by it,
+``Tr H(a) = A / a^2 + C + B a^2`` exactly: ``A`` is the trace of the first layer's
+blocks, ``B`` that of the second's weights, ``C`` everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from invariance import transforms as T
+from invariance.checking._check import cast_task
+from invariance.core._errors import MeasureError
+from invariance.core._modules import clone, model_device, weight_layers
+from invariance.curvature import hessian_diagonal
+from invariance.data import Task
+from invariance.measures import hessian_trace, relative_flatness
+
+#: Powers of two, so that every point of the sweep has bitwise equal logits.
+ALPHAS = tuple(2.0**k for k in range(-3, 8))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Measured and predicted traces along one axis.
+
+    Attributes:
+        alphas: ``(m,)`` factors of the first layer.
+        measured: ``(m,)`` Hessian traces, each measured on the transformed network.
+        predicted: ``(m,)`` what the law gives from the untransformed network.
+        relative_flatness: ``(m,)`` of the last layer: constant.
+        a: Coefficient of ``1 / alpha^2``.
+        b: Coefficient of ``alpha^2``.
+        c: The constant.
+        bitwise: True if all outputs at all points are bitwise equal.
+    """
+
+    alphas: tuple[float, ...]
+    measured: tuple[float, ...]
+    predicted: tuple[float, ...]
+    relative_flatness: tuple[float, ...]
+    a: float
+    b: float
+    c: float
+    bitwise: bool
+
+    def law(self, alpha: float) -> float:
+        """Return the predicted trace at ``alpha``."""
+        return self.a / alpha**2 + self.c + self.b * alpha**2
+
+    @property
+    def worst_relative_error(self) -> float:
+        """Largest relative difference between measured and predicted traces."""
+        return max(abs(m - p) / p for m, p in zip(self.measured, self.predicted, strict=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the sweep as a plain dictionary."""
+        return asdict(self) | {"worst_relative_error": self.worst_relative_error}
+
+
+def alpha_sweep(
+    model: nn.Module,
+    task: Task,
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    dtype: torch.dtype = torch.float64,
+) -> Sweep:
+    """Measure the trace along the scaling of the first two weight layers.
+
+    Args:
+        model: A network whose first two weight layers admit a scaling between them.
+        task: The data of the loss.
+        alphas: Factors of the first layer.
+        dtype: Precision of the measurements.
+
+    Returns:
+        Measured and predicted traces.
+
+    Raises:
+        MeasureError: If there is a single weight layer.
+        TransformError: If the scaling does not apply to this network.
+    """
+    base = clone(model).to(dtype)
+    data = cast_task(task, dtype, model_device(base))
+    layers = len(weight_layers(base))
+    if layers < 2:
+        raise MeasureError(f"Expected at least two weight layers to scale between. Got {layers}.")
+    x, y = data.x_train, data.y_train
+    a, b, c = _coefficients(base, x, y, layers)
+    measured, flatness, bitwise = [], [], True
+    with torch.no_grad():
+        reference = base(data.x_test)
+    for alpha in alphas:
+        moved = _scaled(base, alpha, layers, x[:8])
+        measured.append(float(hessian_trace(moved, x, y)))
+        flatness.append(float(relative_flatness(moved, x, y)))
+        with torch.no_grad():
+            bitwise = bitwise and bool(torch.equal(moved(data.x_test), reference))
+    predicted = tuple(a / alpha**2 + c + b * alpha**2 for alpha in alphas)
+    return Sweep(tuple(alphas), tuple(measured), predicted, tuple(flatness), a, b, c, bitwise)
+
+
+def _scaled(model: nn.Module, alpha: float, layers: int, example: torch.Tensor) -> nn.Module:
+    return T.LayerScaling([alpha, 1 / alpha] + [1.0] * (layers - 2))(model, example)
+
+
+def _coefficients(
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, layers: int
+) -> tuple[float, float, float]:
+    """Split the diagonal by how each parameter's gradient reacts to a factor of two."""
+    applied = T.LayerScaling([2.0, 0.5] + [1.0] * (layers - 2)).apply(model, x[:8])
+    if applied.action is None:
+        raise MeasureError("The layer scaling reports no action on the parameters.")
+    diagonal = hessian_diagonal(model, x, y)
+    a = b = c = 0.0
+    for name, act in applied.action.parameters.items():
+        entries, factor = diagonal[name].to(act.gradient), act.gradient
+        a += float(entries[factor < 1].sum())
+        b += float(entries[factor > 1].sum())
+        c += float(entries[factor == 1].sum())
+    return a, b, c

@@ -1,0 +1,77 @@
+"""The ``invariance`` command: one file a subcommand, listed in ``COMMANDS``.
+
+Importing this module is cheap: torch is imported only when a command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from invariance.cli import _check as check
+from invariance.cli import _listing as listing
+from invariance.cli import _report as report
+from invariance.cli import _studies as studies
+from invariance.cli import _study as study
+from invariance.core._reproducible import ask_for_reproducible_kernels
+
+#: Modules that each offer ``add_parser(subparsers)``; add a subcommand here.
+COMMANDS = (report, check, study, studies, listing)
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser with all subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="invariance",
+        description=(
+            "Rescale networks without changing their function, and see which measures of "
+            "generalization move."
+        ),
+    )
+    parser.add_argument("--version", action="version", version=f"invariance {_version()}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Words after the program's name; ``sys.argv`` by default.
+
+    Returns:
+        The exit code: 0 when all went well, 1 when a check failed, 2 for a usage error,
+        130 when interrupted.
+    """
+    options = build_parser().parse_args(arguments)
+    ask_for_reproducible_kernels()  # before a command loads torch
+    try:
+        code: int = options.run(options)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted; files already written are whole.\n")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, a pager) has seen enough. Keep the interpreter from
+        # complaining once more when it flushes the closed pipe at exit.
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        from invariance.core._errors import InvarianceError
+
+        if not isinstance(error, InvarianceError):
+            raise
+        sys.stderr.write(f"invariance: {error}\n")
+        return USAGE_ERROR
+    return code
+
+
+def _version() -> str:
+    from invariance import __version__
+
+    return __version__

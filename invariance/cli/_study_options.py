@@ -1,0 +1,115 @@
+"""From words on the command line to a study and its options."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from invariance.core._errors import UsageError, unknown_name
+
+if TYPE_CHECKING:
+    from invariance.studies import Options, Study
+    from invariance.studies._config import Setting
+
+
+def find_study(name: str) -> Study:
+    """Find a study by its name, or import one of the user's.
+
+    Args:
+        name: A name from the catalogue, or ``MODULE:ATTRIBUTE``; modules in the current
+            folder are found.
+
+    Returns:
+        The study.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    from invariance.papers import STUDIES
+    from invariance.studies._study import Study
+
+    known = {study.name: study for study in STUDIES}
+    if ":" not in name:
+        if name in known:
+            return known[name]
+        raise unknown_name("study", name, [*known, "MODULE:ATTRIBUTE"])
+    module_name, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name != module_name.partition(".")[0] and error.name != module_name:
+            raise
+        raise UsageError(
+            f"No module {module_name!r} in {here} or among the installed packages. "
+            "Give the study as MODULE:ATTRIBUTE."
+        ) from error
+    except ValueError as error:
+        raise UsageError(f"{name!r} is not MODULE:ATTRIBUTE ({error}).") from error
+    found = getattr(module, attribute, None)
+    if not isinstance(found, Study):
+        names = [key for key, value in vars(module).items() if isinstance(value, Study)]
+        raise UsageError(
+            f"{name!r} must name a Study. Got {type(found).__name__}. "
+            f"Studies in {module_name}: {', '.join(names) or 'none'}."
+        )
+    return found
+
+
+def options_from(words: argparse.Namespace, study: Study) -> Options:
+    """Return the study's own options with what was said on the command line.
+
+    Args:
+        words: The parsed command line.
+        study: The study.
+
+    Returns:
+        Its options.
+    """
+    base = study.quick if words.quick else study.full
+    return base.but(
+        task=words.task,
+        networks=words.networks,
+        n_train=tuple(words.n_train) if words.n_train else None,
+        n_unseen=words.n_unseen,
+        seed=words.seed,
+        device=words.device,
+        quick=words.quick,
+        scale={**base.scale, **_scale(words.set, base)} if words.set else None,
+    )
+
+
+def _scale(words: list[str], base: Options) -> dict[str, Setting]:
+    found: dict[str, Setting] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals:
+            raise UsageError(f"--set takes NAME=VALUE. Got {word!r}.")
+        if name not in base.scale:
+            raise unknown_name("size of this study", name, base.scale or ["none"])
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        value = tuple(value) if isinstance(value, list) else value
+        before = base.scale[name]
+        number = isinstance(before, (int, float)) and not isinstance(before, bool)
+        fits = (
+            isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and (isinstance(before, float) or isinstance(value, int))
+            if number
+            else before is None or isinstance(value, type(before))
+        )
+        if not fits:
+            raise UsageError(
+                f"--set {name} takes {type(before).__name__}, such as {before!r}. Got {text!r}."
+            )
+        found[name] = value
+    return found

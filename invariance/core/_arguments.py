@@ -1,0 +1,44 @@
+"""Arguments that must be whole numbers: seeds and counts."""
+
+from __future__ import annotations
+
+import operator
+
+from invariance.core._errors import UsageError
+
+
+def as_integer(value: object, name: str, *, low: int | None = None, hint: str = "") -> int:
+    """Return an argument as an ``int``, if it is a whole number by its type.
+
+    A float is refused even if it is whole: a value that a calculation made may be 0.9999...
+
+    Args:
+        value: A Python, NumPy or one-entry torch integer.
+        name: The argument's name, for the message.
+        low: Smallest allowed value.
+        hint: What else to say, a sentence.
+
+    Returns:
+        The number.
+
+    Raises:
+        UsageError: If it is no integer, or too small; names the argument and the value.
+    """
+    limit = "" if low is None else f" of at least {low}"
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = None
+    if number is None or (low is not None and number < low):
+        tail = f" {hint}" if hint else ""
+        raise UsageError(f"{name} must be an integer{limit}. Got {value!r}.{tail}")
+    return number
+
+
+def as_seed(value: object, name: str = "seed") -> int:
+    """Return a seed as an ``int``; any integer is one.
+
+    Raises:
+        UsageError: If it is anything else.
+    """
+    return as_integer(value, name, hint="Results repeat only under a seed that is given.")

@@ -1,0 +1,284 @@
+"""The function whose curvature is asked for: a model's mean loss over data, frozen and checked.
+
+An :class:`Objective` holds a private copy of the model, so the caller's module, its
+gradients and its modes are never touched, and training it further changes nothing here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from invariance.core._errors import DataError, MeasureError, ModelError
+from invariance.core._forward import reading
+from invariance.core._modules import clone, model_device, model_dtype
+from invariance.curvature._batches import Batches, Data, collect_batches
+from invariance.curvature.losses._resolve import Loss, LossLike, resolve_loss
+from invariance.curvature.products._output_space import summed
+from invariance.curvature.products._parameter_space import ParameterSpace, select_parameters
+
+#: Rows of the head of the data that are run again to catch randomness and coupled rows.
+_PROBE_ROWS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """``L(theta) = sum_n values_n / sum_n masses_n`` over all rows of all batches.
+
+    Attributes:
+        model: A private copy of the module.
+        loss: The loss.
+        batches: The data, identical in every pass.
+        space: The parameters that are differentiated.
+        point: Their values, one detached tensor each.
+        total_mass: The denominator over all the data.
+        unused: Names of parameters that the outputs do not depend on: zero curvature.
+        device: Where the computation runs.
+        dtype: Its precision.
+    """
+
+    model: nn.Module
+    loss: Loss
+    batches: Batches
+    space: ParameterSpace
+    point: tuple[Tensor, ...]
+    total_mass: float
+    unused: tuple[str, ...]
+    device: torch.device
+    dtype: torch.dtype
+
+    def forward(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
+        """Return the outputs of the rows ``x`` with ``parameters`` in place of the point."""
+        with _differentiable_attention():
+            outputs: Tensor = torch.func.functional_call(
+                self.model, dict(zip(self.space.names, parameters, strict=True)), (x,)
+            )
+        return outputs
+
+    def value(self, parameters: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
+        """Return these rows' share of the loss; the shares of all chunks sum to it."""
+        return summed(self.loss, self.forward(parameters, x), y) / self.total_mass
+
+    def leaves(self) -> tuple[Tensor, ...]:
+        """Return the point as fresh leaves that require gradients."""
+        return tuple(tensor.clone().requires_grad_() for tensor in self.point)
+
+    def chunks(self, rows: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over the data in pieces of at most ``rows`` rows, on device and in dtype."""
+        return self.chunks_in(self.dtype, rows)
+
+    def chunks_in(
+        self, dtype: torch.dtype, rows: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Like :meth:`chunks`, in another precision."""
+        for batch_x, batch_y in self.batches:
+            size = rows or batch_x.shape[0]
+            for x, y in zip(torch.split(batch_x, size), torch.split(batch_y, size), strict=True):
+                yield _place(x, self.device, dtype), y.to(self.device)
+
+    def in_dtype(self, dtype: torch.dtype) -> Objective:
+        """Return the same objective, computed in another precision."""
+        copy = clone(self.model).to(dtype)
+        named = dict(copy.named_parameters())
+        point = tuple(named[name].detach() for name in self.space.names)
+        return dataclasses.replace(self, model=copy, point=point, dtype=dtype)
+
+    def thinned(self, stride: int) -> Objective:
+        """Return the same objective on every ``stride``-th row of data held in memory.
+
+        The denominator stays, so the value is a share of the whole and only directions mean
+        anything.
+        """
+        assert self.batches.held is not None
+        held = tuple((x[::stride], y[::stride]) for x, y in self.batches.held)
+        rows = sum(x.shape[0] for x, _ in held)
+        return dataclasses.replace(self, batches=Batches(held, None, rows, len(held)))
+
+    def notes(self) -> dict[str, object]:
+        """Facts for ``Estimate.detail``: what was left out or has no influence."""
+        notes: dict[str, object] = {"dim": self.space.dim, "rows": self.batches.rows}
+        if self.unused:
+            notes["without_influence"] = self.unused
+        if self.space.frozen:
+            notes["frozen"] = self.space.frozen
+        return notes
+
+    def remarks(self) -> str:
+        """The same facts in words for ``Estimate.method``, empty when there are none."""
+        words = ""
+        if self.unused:
+            words += f"; zero curvature in {', '.join(self.unused)} (no influence on the outputs)"
+        if self.space.frozen:
+            words += f"; frozen and left out: {', '.join(self.space.frozen)}"
+        return words
+
+
+def build_objective(
+    model: nn.Module,
+    x: Data,
+    y: Tensor | None = None,
+    *,
+    loss: LossLike = "cross_entropy",
+    parameters: Iterable[str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Objective:
+    """Copy the model, check everything once, and return the objective.
+
+    Args:
+        model: Any module whose outputs on a batch are ``(n, K)``, with dropout and batch
+            normalisation in eval mode.
+        x: ``(n, ...)`` inputs, or a re-iterable of ``(x, y)`` batches.
+        y: Targets; ``None`` for batches.
+        loss: See :func:`invariance.curvature.losses._resolve.resolve_loss`.
+        parameters: Names of parameters or modules; ``None`` means all that are not frozen.
+        dtype: Compute in this precision; ``None`` means the model's.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ModelError: Train-mode or random modules, NaN parameters, rows that influence each
+            other, a forward pass that changes buffers.
+        DataError: See :func:`invariance.curvature._batches.collect_batches` and the loss.
+        UsageError: Unknown names.
+    """
+    refuse_random_modules(model)
+    space = select_parameters(model, parameters)
+    resolved = resolve_loss(loss)
+    batches = collect_batches(x, y)
+    try:
+        copy = clone(model)
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied ({error}), and a curvature computation "
+            "never works on your own module. Make it deep-copyable."
+        ) from error
+    precision = dtype or model_dtype(copy)
+    if dtype is not None:
+        copy.to(dtype)
+    for parameter in copy.parameters():
+        parameter.requires_grad_(False)
+    named = dict(copy.named_parameters())
+    for name, parameter in named.items():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ModelError(f"Parameter {name!r} contains NaN or infinity. Retrain or repair it.")
+    point = tuple(named[name].detach() for name in space.names)
+    draft = Objective(copy, resolved, batches, space, point, 1.0, (), model_device(copy), precision)
+    total = _check_all_rows(draft)
+    return Objective(
+        copy, resolved, batches, space, point, total, _unused(draft), draft.device, precision
+    )
+
+
+def refuse_random_modules(model: nn.Module) -> None:
+    """Refuse modules that are random, or couple the rows of a batch, in their present mode.
+
+    Args:
+        model: Any module.
+
+    Raises:
+        ModelError: Names the first offender and the fix.
+    """
+    for name, module in model.named_modules():
+        label = f"{type(module).__name__} {name!r}" if name else type(module).__name__
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            raise ModelError(
+                f"{label} uses the statistics of the batch, so the loss is not a sum over rows. "
+                + (
+                    "Call model.eval() first."
+                    if module.running_mean is not None
+                    else "Build it with track_running_stats=True."
+                )
+            )
+        if not module.training:
+            continue
+        drops = isinstance(module, (_DropoutNd, nn.RReLU)) and getattr(module, "p", 1.0) > 0
+        inner = float(getattr(module, "dropout", 0.0) or 0.0) if _has_rate(module) else 0.0
+        if drops or inner > 0:
+            raise ModelError(
+                f"{label} is in train mode, so the loss is random. Call model.eval() first."
+            )
+
+
+def _has_rate(module: nn.Module) -> bool:
+    return isinstance(module, (nn.RNNBase, nn.MultiheadAttention))
+
+
+def _check_all_rows(draft: Objective) -> float:
+    """Run every row once: labels, finite outputs, repeatability, coupling; sum the masses."""
+    buffers = {name: buffer.clone() for name, buffer in draft.model.named_buffers()}
+    total = torch.zeros((), dtype=torch.float64, device=draft.device)
+    with torch.no_grad():
+        for number, (x, y) in enumerate(draft.chunks()):
+            with reading(draft.model, x):
+                outputs = draft.forward(draft.point, x)
+            if not isinstance(outputs, Tensor):
+                raise ModelError(f"The model must return a tensor. Got {type(outputs).__name__}.")
+            draft.loss.check(outputs, y)
+            if outputs.shape[0] != x.shape[0]:
+                raise DataError(f"{x.shape[0]} rows gave outputs {tuple(outputs.shape)}.")
+            total += draft.loss.masses(outputs, y).sum(dtype=torch.float64)
+            if number == 0:
+                _check_repeatable(draft, x, outputs)
+    for name, buffer in draft.model.named_buffers():
+        if not torch.equal(buffer, buffers[name]):
+            raise ModelError(
+                f"The forward pass changes the buffer {name!r}, so no two passes agree. "
+                "Call model.eval(), or stop the update."
+            )
+    mass = float(total)
+    if mass <= 0:
+        raise DataError("Every row has weight zero (all labels ignored?). Nothing to measure.")
+    return mass
+
+
+def _check_repeatable(draft: Objective, x: Tensor, outputs: Tensor) -> None:
+    """Refuse a forward pass that is random, or in which rows influence each other."""
+    head = x[:_PROBE_ROWS]
+    once, again = draft.forward(draft.point, head), draft.forward(draft.point, head)
+    slack = 10 * torch.finfo(draft.dtype).eps ** 0.5
+    scale = float(outputs.abs().max()) or 1.0
+    if float((once - again).abs().max()) > 1e-3 * slack * scale:
+        raise ModelError(
+            "Two forward passes over the same rows differ: the model is random. "
+            "Remove the noise (functional dropout?) or fix its seed inside forward()."
+        )
+    if float((once - outputs[: len(head)]).abs().max()) > slack * scale:
+        raise ModelError(
+            "A row's output depends on the other rows of its batch, so the loss is not a sum "
+            "over rows. Use running statistics instead of batch statistics."
+        )
+
+
+def _unused(draft: Objective) -> tuple[str, ...]:
+    """Name the parameters that the outputs do not depend on at all."""
+    x, _ = next(draft.chunks(1))
+    leaves = draft.leaves()
+    with torch.enable_grad():
+        outputs = draft.forward(leaves, x)
+        if not outputs.requires_grad:
+            raise MeasureError(
+                f"The outputs depend on none of {', '.join(draft.space.names)} in a "
+                "differentiable way. Is forward() under no_grad, or detached?"
+            )
+        found = torch.autograd.grad(outputs.sum(), leaves, allow_unused=True)
+    return tuple(name for name, grad in zip(draft.space.names, found, strict=True) if grad is None)
+
+
+def _place(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return x.to(device, dtype) if x.is_floating_point() else x.to(device)
+
+
+@contextmanager
+def _differentiable_attention() -> Iterator[None]:
+    # Fused attention kernels have no second derivative; the plain formula has.
+    with sdpa_kernel(SDPBackend.MATH):
+        yield

@@ -1,0 +1,1 @@
+"""Private: unbiased estimates with a standard error. A new estimator goes here."""

@@ -1,0 +1,98 @@
+"""The Hessian's diagonal from Hessian-vector products: exact on a basis, or estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from invariance.core._errors import MeasureError
+from invariance.core._rng import generator
+from invariance.curvature._batches import Data
+from invariance.curvature.losses._resolve import Loss
+from invariance.curvature.products._operators import HessianOperator
+
+#: Basis vectors or probes that are multiplied at once.
+_AT_ONCE = 32
+
+
+def basis_diagonal(
+    model: nn.Module,
+    x: Data,
+    y: Tensor | None = None,
+    *,
+    loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Loss = "cross_entropy",
+    parameters: Iterable[str] | None = None,
+) -> dict[str, Tensor]:
+    """Return the exact diagonal by one Hessian-vector product an entry.
+
+    Args:
+        model: The network; it is left as it is.
+        x: ``(n, ...)`` inputs, or a re-iterable of ``(x, y)`` batches.
+        y: Targets; left out when ``x`` is a re-iterable of batches.
+        loss: The mean loss.
+        parameters: Names of parameters or modules; all trainable ones by default.
+
+    Returns:
+        Parameter name to its diagonal, in the parameter's shape.
+    """
+    operator = HessianOperator(model, x, y, loss=loss, parameters=parameters)
+    dim = operator.shape[0]
+    diagonal = torch.empty(dim, dtype=operator.dtype, device=operator.device)
+    for low in range(0, dim, _AT_ONCE):
+        places = torch.arange(low, min(low + _AT_ONCE, dim), device=operator.device)
+        basis = torch.zeros(len(places), dim, dtype=operator.dtype, device=operator.device)
+        basis[torch.arange(len(places)), places] = 1
+        diagonal[places] = operator.rows(basis)[torch.arange(len(places)), places]
+    return operator.split(diagonal)
+
+
+def estimate_diagonal(
+    model: nn.Module,
+    x: Data,
+    y: Tensor | None = None,
+    *,
+    loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Loss = "cross_entropy",
+    parameters: Iterable[str] | None = None,
+    budget: int = 96,
+    seed: int = 0,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Estimate the diagonal as the mean of ``v * H v`` over random signs v.
+
+    Bekas, Kokiopoulou & Saad (2007), "An estimator for the diagonal of a matrix". Unbiased,
+    since ``E v_i v_j = [i = j]``; entry i has variance ``sum_{j != i} H_ij^2`` a probe.
+
+    Args:
+        model: The network; it is left as it is.
+        x: ``(n, ...)`` inputs, or a re-iterable of ``(x, y)`` batches.
+        y: Targets; left out when ``x`` is a re-iterable of batches.
+        loss: The mean loss.
+        parameters: Names of parameters or modules; all trainable ones by default.
+        budget: How many probes, at least 2.
+        seed: Determines the probes.
+
+    Returns:
+        Parameter name to the estimate, and to its standard error, in the parameter's shape.
+
+    Raises:
+        MeasureError: Fewer than two probes, which show no spread.
+    """
+    if budget < 2:
+        raise MeasureError(f"A standard error needs at least 2 probes. Got budget={budget}.")
+    operator = HessianOperator(model, x, y, loss=loss, parameters=parameters)
+    draws = generator(seed, "curvature", "diagonal")
+    mean = torch.zeros(operator.shape[0], dtype=operator.dtype, device=operator.device)
+    spread = torch.zeros_like(mean)
+    count = 0
+    while count < budget:
+        size = min(_AT_ONCE, budget - count)
+        signs = torch.randint(0, 2, (size, operator.shape[0]), generator=draws) * 2 - 1
+        probes = signs.to(mean)
+        for sample in probes * operator.rows(probes):  # Welford: no cancelling sums of squares
+            count += 1
+            step = sample - mean
+            mean += step / count
+            spread += step * (sample - mean)
+    stderr = (spread / (count - 1) / count).sqrt()
+    return operator.split(mean), operator.split(stderr)

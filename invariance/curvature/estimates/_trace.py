@@ -1,0 +1,183 @@
+"""Trace estimates for networks that admit no exact sweep: unbiased, seeded, with an error bar.
+
+* ``"hutchinson"``: mean of ``v^T A v`` over random signs v (Hutchinson 1990). The error
+  falls like one over the square root of the budget.
+* ``"hutchpp"``: the trace on a sketched range exactly, the rest by Hutchinson (Meyer, Musco,
+  Musco & Woodruff 2021).
+* ``"xtrace"``: the same idea with every probe in both roles, leave-one-out (Epperly, Tropp
+  & Webber 2024). The best of the three on spectra that decay.
+
+All three come with parts: an unbiased estimate of the trace of every parameter's block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from invariance.core._arguments import as_integer, as_seed
+from invariance.core._errors import MeasureError, unknown_name
+from invariance.core._estimate import Estimate
+from invariance.core._rng import generator
+from invariance.curvature._batches import Data
+from invariance.curvature.losses._resolve import LossLike
+from invariance.curvature.products._operators import CurvatureOperator, MatrixName, build_operator
+
+Estimator: TypeAlias = Literal["hutchinson", "hutchpp", "xtrace"]
+
+#: Samples of the trace, one row a sample and one column a parameter block; and what was
+#: found exactly for each block, to be added to every sample.
+Samples: TypeAlias = "tuple[Tensor, Tensor, str]"
+
+#: A standard error from fewer samples than this is not trusted to stop early.
+_FEWEST = 16
+
+_TOO_FEW = {"hutchinson": 2, "hutchpp": 6, "xtrace": 4}
+
+
+def hessian_trace_estimate(
+    model: nn.Module | CurvatureOperator,
+    x: Data | None = None,
+    y: Tensor | None = None,
+    *,
+    estimator: Estimator = "xtrace",
+    budget: int = 96,
+    relative_error: float | None = None,
+    matrix: MatrixName = "hessian",
+    loss: LossLike = "cross_entropy",
+    seed: int = 0,
+    **options: Any,
+) -> Estimate:
+    """Estimate the trace of the Hessian, the GGN or a Fisher matrix from products.
+
+    Args:
+        model: A module, or a ready operator.
+        x: ``(n, ...)`` inputs, or a re-iterable of ``(x, y)`` batches.
+        y: Targets of ``x``.
+        estimator: ``"hutchinson"``, ``"hutchpp"`` or ``"xtrace"``.
+        budget: Matrix-vector products to spend at most.
+        relative_error: For ``"hutchinson"``: stop when the standard error falls below this
+            share of the estimate (never before 16 probes).
+        matrix: Which matrix.
+        loss: The loss.
+        seed: Determines the probes.
+        options: ``parameters``, ``dtype``, ``mode``, ``memory_budget`` of the operator.
+
+    Returns:
+        The estimate; ``parts`` holds every parameter's block, whose own standard errors are
+        in ``detail["part_stderr"]``. A budget of at least d products gives the exact trace.
+
+    Raises:
+        MeasureError: A budget that is too small for the estimator.
+        UsageError: An unknown estimator, or a budget or seed that is no integer.
+    """
+    if estimator not in _TOO_FEW:
+        raise unknown_name("estimator", estimator, _TOO_FEW)
+    budget, seed = as_integer(budget, "budget"), as_seed(seed)
+    if budget < _TOO_FEW[estimator]:
+        raise MeasureError(
+            f"{estimator} needs a budget of at least {_TOO_FEW[estimator]} products. Got {budget}."
+        )
+    if relative_error is not None and estimator != "hutchinson":
+        raise MeasureError("relative_error applies to estimator='hutchinson' only.")
+    operator = build_operator(matrix, model, x, y, loss=loss, **options)
+    before = operator.products
+    if budget >= operator.shape[0]:
+        return _exact(operator)
+    if estimator == "hutchinson":
+        samples, fixed, words = _hutchinson(operator, budget, relative_error, seed)
+    else:
+        # The sketching estimators live in a file of their own and use this one's sums.
+        from invariance.curvature.estimates._sketch import hutchpp, xtrace
+
+        run = hutchpp if estimator == "hutchpp" else xtrace
+        samples, fixed, words = run(operator, budget, seed)
+    return _summary(operator, samples, fixed, words, operator.products - before)
+
+
+def _exact(operator: CurvatureOperator) -> Estimate:
+    """A budget of d products pays for the matrix itself."""
+    diagonal = operator.to_dense().diagonal().double().cpu()
+    parts = {
+        name: float(diagonal[start:stop].sum())
+        for name, (start, stop) in operator.space.blocks().items()
+    }
+    return Estimate(
+        math.fsum(parts.values()),
+        method=f"diagonal of the {operator.label} from {len(diagonal)} products; {operator.method}",
+        parts=parts,
+        iterations=len(diagonal),
+        detail=operator.objective.notes(),
+    )
+
+
+def _hutchinson(
+    operator: CurvatureOperator, budget: int, relative_error: float | None, seed: int
+) -> Samples:
+    found: list[Tensor] = []
+    count = 0
+    for probes in blocks_of_probes(operator, budget, seed, random_signs, "hutchinson"):
+        found.append(block_sums(operator, probes * operator.rows(probes)))
+        count += len(probes)
+        if relative_error is not None and count >= _FEWEST:
+            totals = torch.cat(found).sum(1)
+            stderr = float(totals.std()) / math.sqrt(count)
+            if stderr <= relative_error * abs(float(totals.mean())):
+                break
+    samples = torch.cat(found)
+    return samples, torch.zeros_like(samples[0]), f"Hutchinson, {count} sign probes"
+
+
+def random_signs(rows: int, dim: int, draws: torch.Generator) -> Tensor:
+    """Return ``(rows, d)`` independent signs."""
+    return torch.randint(0, 2, (rows, dim), generator=draws, dtype=torch.int8) * 2 - 1
+
+
+def random_normals(rows: int, dim: int, draws: torch.Generator) -> Tensor:
+    """Return ``(rows, d)`` independent standard normals."""
+    return torch.randn(rows, dim, generator=draws)
+
+
+def blocks_of_probes(
+    operator: CurvatureOperator,
+    count: int,
+    seed: int,
+    draw: Callable[[int, int, torch.Generator], Tensor],
+    stream: str,
+) -> Iterator[Tensor]:
+    """Draw ``count`` probes in blocks that are multiplied at once; the same on every device."""
+    draws = generator(seed, "curvature", stream)
+    sizes = [8] * (count // 8) + ([count % 8] if count % 8 else [])
+    for size in sizes:
+        yield draw(size, operator.shape[0], draws).to(operator.device, operator.dtype)
+
+
+def block_sums(operator: CurvatureOperator, rows: Tensor) -> Tensor:
+    """Sum ``(k, d)`` rows over each parameter's entries: ``(k, blocks)`` in float64."""
+    parts = torch.split(rows, list(operator.space.sizes), dim=1)
+    return torch.stack([part.sum(1, dtype=torch.float64) for part in parts], dim=1).cpu()
+
+
+def _summary(
+    operator: CurvatureOperator, samples: Tensor, fixed: Tensor, words: str, products: int
+) -> Estimate:
+    means = samples.mean(0) + fixed
+    count = samples.shape[0]
+    totals = samples.sum(1)
+    spread = samples.std(0) / math.sqrt(count)
+    return Estimate(
+        float(means.sum()),
+        stderr=float(totals.std()) / math.sqrt(count),
+        exact=False,
+        method=f"trace of the {operator.label}: {words}, {products} products; {operator.method}",
+        parts=dict(zip(operator.names, means.tolist(), strict=True)),
+        iterations=products,
+        detail={
+            "part_stderr": dict(zip(operator.names, spread.tolist(), strict=True)),
+            **operator.objective.notes(),
+        },
+    )

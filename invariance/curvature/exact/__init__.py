@@ -1,0 +1,1 @@
+"""Private: exact curvature without probes, by one sweep over rows."""

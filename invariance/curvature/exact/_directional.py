@@ -1,0 +1,117 @@
+"""Derivatives of the outputs along one direction in parameters, without building a matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vjp
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from invariance.core._forward import reading
+from invariance.core._forward_mode import prepare_forward_mode
+from invariance.curvature._batches import Data, collect_batches
+from invariance.curvature.losses._resolve import Loss
+
+
+class _CountBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Add up the bytes of every tensor that an operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        out = func(*args, **(kwargs or {}))
+        self.total += sum(t.nbytes for t in tree_leaves(out) if isinstance(t, Tensor))
+        return out
+
+
+def forward_bytes(model: nn.Module, row: Tensor) -> int:
+    """Measure the bytes of all intermediate results for one row.
+
+    Args:
+        model: The network, in the mode in which it is to be measured.
+        row: ``(1, ...)``, one input.
+
+    Returns:
+        An upper bound on what autograd keeps of one row.
+    """
+    counter = _CountBytes()
+    with torch.no_grad(), counter:
+        model(row)
+    return max(counter.total, 1)
+
+
+def frozen_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the model's parameters, detached: derivatives cannot reach the user's ``.grad``."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def directional_outputs(
+    model: nn.Module, x: Tensor, direction: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return the outputs and their derivative along ``direction``.
+
+    Args:
+        model: The network; it is left as it is.
+        x: ``(n, ...)`` inputs.
+        direction: Parameter name to a tangent of its shape; others stay fixed.
+
+    Returns:
+        ``f`` and ``J v``, both ``(n, K)``. Forward mode; where an operation has no
+        forward-mode derivative, the transpose of the transpose (two reverse passes).
+    """
+    prepare_forward_mode()
+    state = frozen_state(model)
+
+    def outputs(moved: Mapping[str, Tensor]) -> Tensor:
+        result: Tensor = functional_call(model, {**state, **moved}, (x,))
+        return result
+
+    base = {name: state[name] for name in direction}
+    with torch.enable_grad():
+        try:
+            f, tangent = jvp(outputs, (base,), (dict(direction),))[:2]
+        except NotImplementedError:
+            f, pull = vjp(outputs, base)[:2]
+            push = vjp(lambda u: pull(u)[0], torch.zeros_like(f))[1]
+            (tangent,) = push(dict(direction))
+    return f.detach(), tangent.detach()
+
+
+def directional_chunks(
+    model: nn.Module,
+    x: Data,
+    y: Tensor | None,
+    direction: Mapping[str, Tensor],
+    loss: Loss,
+    memory_budget: int,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield ``(f, J v, y)`` in chunks of rows that fit ``memory_budget``, checked by the loss."""
+    batches = collect_batches(x, y)
+    like = next(iter(direction.values()))
+    chunk = 0
+    for bx, by in batches:
+        if not chunk:
+            row = move_like(bx[:1], like)
+            with reading(model, row):
+                chunk = max(1, memory_budget // (4 * forward_bytes(model, row)))
+        for px, py in zip(torch.split(bx, chunk), torch.split(by, chunk), strict=True):
+            f, tangent = directional_outputs(model, move_like(px, like), direction)
+            labels = py.to(f.device)
+            loss.check(f, labels)
+            yield f, tangent, labels
+
+
+def move_like(x: Tensor, like: Tensor) -> Tensor:
+    """Move inputs to the device of the parameters, and floating ones to their dtype."""
+    return x.to(like) if x.is_floating_point() else x.to(like.device)

@@ -1,0 +1,102 @@
+"""Relative flatness of chosen layers: by the exact sweep, or from a block of the Hessian."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from invariance.core._errors import MeasureError
+from invariance.core._estimate import Estimate
+from invariance.core._perceptron import qualified
+from invariance.curvature._batches import Data
+from invariance.curvature._trace_diagonal import DEFAULT_MAX_PRODUCTS, LossArgument, entries, route
+from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET
+from invariance.curvature.exact._sweep import exact_curvature
+from invariance.curvature.products._operators import HessianOperator
+
+
+def layer_relative_flatness(
+    model: nn.Module,
+    x: Data,
+    y: Tensor | None = None,
+    *,
+    layers: Sequence[str],
+    loss: LossArgument = "cross_entropy",
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    max_products: int = DEFAULT_MAX_PRODUCTS,
+) -> Estimate:
+    """Return the relative flatness of some weight layers.
+
+    Args:
+        model: The network, in eval mode if it has BatchNorm or dropout.
+        x: ``(n, ...)`` inputs, or a re-iterable of ``(x, y)`` batches.
+        y: Targets; left out when ``x`` is a re-iterable of batches.
+        layers: Names of linear or convolutional modules.
+        loss: See :func:`~invariance.curvature.losses._resolve.resolve_loss`.
+        memory_budget: Bytes for temporaries.
+        max_products: Most Hessian-vector products to spend on a layer that the sweep does
+            not cover (its weight's block is then formed, one product an entry).
+
+    Returns:
+        A vector estimate in the order of ``layers``; ``parts`` has it by layer.
+
+    Raises:
+        MeasureError: A layer of a smooth network that is too large for ``max_products``.
+    """
+    weights = {layer: qualified(layer, "weight") for layer in layers}
+    swept, rest, why = route(model, x, y, list(weights.values()), "auto")
+    parts: dict[str, float] = {}
+    words: list[str] = []
+    if swept:
+        result = exact_curvature(
+            model,
+            x,
+            y,
+            loss=loss,
+            parameters=swept,
+            relative_flatness=True,
+            memory_budget=memory_budget,
+        )
+        parts |= result.relative_flatness
+        words.append(result.method)
+    for layer in (layer for layer, weight in weights.items() if weight in rest):
+        size = entries(model, [weights[layer]])
+        if size > max_products:
+            raise MeasureError(
+                f"The relative flatness of {layer!r} needs {size} Hessian-vector products{why}. "
+                f"Raise max_products (now {max_products}), or choose a layer in which the "
+                "network is piecewise linear, such as the last."
+            )
+        parts[layer] = _flatness_by_products(model, x, y, layer, weights[layer], loss)
+        words.append(f"{size} exact Hessian-vector products{why}")
+    values = [parts[layer] for layer in layers]
+    return Estimate(
+        values,  # type: ignore[arg-type]
+        method=" + ".join(words),
+        parts={layer: parts[layer] for layer in layers},
+    )
+
+
+def _flatness_by_products(
+    model: nn.Module,
+    x: Data,
+    y: Tensor | None,
+    layer: str,
+    weight: str,
+    loss: LossArgument,
+) -> float:
+    """Form the weight's Hessian block, and sum ``<w_s, w_s'> Tr H_{s,s'}`` over its rows."""
+    block = HessianOperator(model, x, y, loss=loss, parameters=[weight]).to_dense()
+    module = model.get_submodule(layer)
+    groups = int(getattr(module, "groups", 1))
+    rows = model.get_parameter(weight).detach()
+    rows = rows.reshape(groups, rows.shape[0] // groups, -1).to(block)
+    _, out, depth = rows.shape
+    total = 0.0
+    for g in range(groups):
+        span = slice(g * out * depth, (g + 1) * out * depth)
+        within = block[span, span].reshape(out, depth, out, depth)
+        traces = within.diagonal(dim1=1, dim2=3).sum(-1)
+        total += float((traces * (rows[g] @ rows[g].mT)).sum())
+    return total

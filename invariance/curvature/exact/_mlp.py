@@ -1,0 +1,282 @@
+"""The fast path: exact curvature of a multilayer perceptron, or a stack of equal ones.
+
+A hand-written sweep of matrix products, no autograd. With z = W a + b the output of a
+layer and R a root of the loss's Hessian in f (``losses.HessianFactor``), the cotangents
+``D = R^T df/dz`` of one row satisfy ``H_z = D^T D``, so that for this row (theory: with
+everything else fixed, f is piecewise linear in one layer's parameters)
+
+    Tr H_W = |a|^2 |D|^2,   Tr H_b = |D|^2,   diag H_W = (columns' |D|^2) (a^2)^T,
+    relative flatness = |a|^2 |D W|^2,
+
+and D of the layer below is ``D W`` times the activation's slopes. ``D W`` is therefore
+free in every layer but the first, where only its norm is needed: with W^T = Q T that is
+``|D T^T|``, on the narrow side of W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from invariance.core._perceptron import Dense, Norm, Slope, Step, derivatives, qualified
+from invariance.curvature.exact._curved import Remainder
+from invariance.curvature.exact._result import Sums, Wants
+from invariance.curvature.losses._resolve import HessianFactor, Loss
+
+#: Aim for temporaries of this many bytes a chunk on the CPU: they then stay in its cache.
+_CACHE_BYTES = 16 * 2**20
+
+#: Columns a block when multiplying by a triangular matrix, which halves its products.
+_TRIANGLE_BLOCK = 64
+
+
+def bytes_per_row(steps: Sequence[Step], channels: int) -> int:
+    """Estimate the temporaries that one row of one model needs in :func:`sweep`, in bytes."""
+    widths = [0]
+    stored, itemsize = 0, 4
+    for step in steps:
+        if isinstance(step, Dense):
+            out, inputs = step.weight.shape[-2:]
+            itemsize = step.weight.element_size()
+            stored += inputs
+            widths.append(out)
+        elif isinstance(step, Norm):
+            stored += widths[-1]
+        else:
+            stored += 2 * widths[-1]
+    if any(isinstance(step, Slope) and step.smooth for step in steps):
+        # Every row's own matrices: two of the widest hidden layer and a product of two.
+        square = max(width * width for width in widths[:-1])
+        stored += 3 * max(square, sorted(widths)[-1] * sorted(widths)[-2])
+    # Activations and slopes are kept; two cotangent blocks of the widest layers are alive
+    # at once, and a squared copy of one for the diagonal; the root holds a few K x K.
+    top = sorted(widths)[-2:]
+    out = widths[-1]
+    return itemsize * (2 * stored + channels * (sum(top) + top[-1]) + 4 * out * out)
+
+
+def chunk_rows(row_bytes: int, budget: int, device: torch.device) -> int:
+    """Return how many rows to sweep at once within ``budget`` bytes (at least one)."""
+    target = min(budget, _CACHE_BYTES) if device.type == "cpu" else budget
+    return max(1, target // max(row_bytes, 1), min(32, budget // max(row_bytes, 1)))
+
+
+def triangular_factor(step: Dense) -> tuple[Tensor, bool]:
+    """Return ``(B, triangular)`` with ``|D B| = |D W|`` for all D, on the narrow side of W."""
+    weight = step.weight
+    if weight.shape[-2] > weight.shape[-1]:
+        return weight, False
+    factor: Tensor = torch.linalg.qr(weight.mT, mode="r").R
+    return factor.mT, True
+
+
+def _energy(cotangents: Tensor, signs: Tensor | None) -> Tensor:
+    """Return the (signed) squared norm of each row's cotangents ``(*lead, n, R, d)``."""
+    if signs is None:
+        norms: Tensor = torch.linalg.vector_norm(cotangents.flatten(-2), dim=-1)
+        return norms.square()
+    return (cotangents.square().sum(-1) * signs).sum(-1)
+
+
+def _product(cotangents: Tensor, matrix: Tensor) -> Tensor:
+    """Multiply ``(*lead, n, R, d)`` by ``(*lead, d, m)`` as one matrix product a model."""
+    flat = cotangents.flatten(-3, -2) @ matrix
+    return flat.view(*cotangents.shape[:-1], matrix.shape[-1])
+
+
+def _triangle_energy(cotangents: Tensor, factor: Tensor, signs: Tensor | None) -> Tensor:
+    """Return ``_energy(D @ factor)`` for a lower triangular factor, skipping its zeros."""
+    width = factor.shape[-1]
+    total: Tensor | None = None
+    for low in range(0, width, _TRIANGLE_BLOCK):
+        high = min(low + _TRIANGLE_BLOCK, width)
+        part = _energy(_product(cotangents[..., low:], factor[..., low:, low:high]), signs)
+        total = part if total is None else total + part
+    if total is None:
+        raise AssertionError("a layer has at least one output")
+    return total
+
+
+class _Sweep:
+    """Carries the Hessian in the outputs of the steps from the last step to the first.
+
+    Its Gauss-Newton part is carried as a root, the cotangents ``(*lead, n, R, d)``; what
+    smooth activations add is carried by a :class:`Remainder`.
+    """
+
+    def __init__(
+        self,
+        factor: HessianFactor,
+        remainder: Remainder | None,
+        wants: Wants,
+        triangle: tuple[Tensor, bool] | None,
+        sums: Sums,
+    ) -> None:
+        self.cotangents = factor.root.mT.clone(memory_format=torch.contiguous_format)
+        self.signs = factor.signs
+        self.remainder = remainder
+        self.wants = wants
+        self.triangle = triangle
+        self.sums = sums
+        #: ``(kind, name)`` to this chunk's sums of shape ``lead``; kind ``"trace"`` is keyed
+        #: by parameter, ``"kappa"`` by layer.
+        self.out: dict[tuple[str, str], Tensor] = {}
+
+    def slope(self, step: Slope, inputs: Tensor) -> None:
+        """Pass an activation."""
+        second: Tensor | None = None
+        if step.smooth:
+            _, first, second = derivatives((step,), inputs, second=True)
+            assert first is not None
+        else:
+            first = step.slope(inputs)
+        # In place: the cotangents are this sweep's own, and fresh memory costs page faults.
+        self.cotangents.mul_(first.unsqueeze(-2))
+        if self.remainder is not None:
+            self.remainder.through_activation(first, second)
+
+    def norm(self, step: Norm, inputs: Tensor) -> None:
+        """Add the affine blocks of a BatchNorm (f is linear in gain and shift), and pass it."""
+        squares = self._squares()
+        for leaf, parameter, factor in (
+            ("weight", step.gain, step.normalised(inputs).square()),
+            ("bias", step.shift, None),
+        ):
+            if parameter is None:
+                continue
+            name = qualified(step.name, leaf)
+            total = (squares if factor is None else squares * factor).sum(-2)
+            self.out["trace", name] = total.sum(-1)
+            if self.wants.diagonal:
+                self.sums.add_diagonal(name, total)
+        scale = step.scale
+        self.cotangents.mul_(scale.unsqueeze(-2).unsqueeze(-2))
+        if self.remainder is not None:
+            self.remainder.scale(scale.unsqueeze(-2))
+
+    def dense(self, step: Dense, inputs: Tensor, below: int) -> None:
+        """Add the blocks of a linear layer, and pass it if there are layers below.
+
+        Args:
+            step: The layer.
+            inputs: ``(*lead, n, in)``.
+            below: How many linear layers are still to come; -1 if nothing at all is.
+        """
+        weight, bias = qualified(step.name, "weight"), qualified(step.name, "bias")
+        squares = self._squares() if self.wants.diagonal else None
+        energy = self._energy() if squares is None else squares.sum(-1)
+        norms = torch.linalg.vector_norm(inputs, dim=-1).square()
+        self.out["trace", weight] = (norms * energy).sum(-1)
+        if step.bias is not None:
+            self.out["trace", bias] = energy.sum(-1)
+        if squares is not None:
+            self.sums.add_diagonal(weight, squares.mT @ inputs.square())
+            if step.bias is not None:
+                self.sums.add_diagonal(bias, squares.sum(-2))
+        if below < 0:
+            if self.wants.relative_flatness:
+                self.out["kappa", step.name] = (norms * self._carried(step)).sum(-1)
+            return
+        self.cotangents = _product(self.cotangents, step.weight)
+        if self.remainder is not None:
+            whole = below > 1 or (below > 0 and self.wants.relative_flatness)
+            self.remainder.through_linear(step.weight, whole=whole)
+        if self.wants.relative_flatness:
+            self.out["kappa", step.name] = (norms * self._energy()).sum(-1)
+
+    def _squares(self) -> Tensor:
+        """Return the diagonal of the Hessian here, ``(*lead, n, d)``."""
+        squares = self.cotangents.square()
+        if self.signs is not None:
+            squares = squares * self.signs.unsqueeze(-1)
+        total = squares.sum(-2)
+        more = None if self.remainder is None else self.remainder.diagonal
+        return total if more is None else total + more
+
+    def _energy(self) -> Tensor:
+        """Return the trace of the Hessian here, ``(*lead, n)``."""
+        energy = _energy(self.cotangents, self.signs)
+        more = None if self.remainder is None else self.remainder.diagonal
+        return energy if more is None else energy + more.sum(-1)
+
+    def _carried(self, step: Dense) -> Tensor:
+        """Return ``tr(W^T H W)`` of each row without forming anything of W's wide side."""
+        matrix, lower = self.triangle or triangular_factor(step)
+        energy = (
+            _triangle_energy(self.cotangents, matrix, self.signs)
+            if lower
+            else _energy(_product(self.cotangents, matrix), self.signs)
+        )
+        more = None if self.remainder is None else self.remainder.carried(step.weight)
+        return energy if more is None else energy + more
+
+
+def sweep_chunk(
+    steps: Sequence[Step],
+    x: Tensor,
+    y: Tensor,
+    loss: Loss,
+    wants: Wants,
+    triangle: tuple[Tensor, bool] | None,
+    sums: Sums,
+    first: int,
+) -> None:
+    """Forward and backward over one chunk of rows; adds to ``sums``.
+
+    Args:
+        steps: The network, or a stack of M networks.
+        x: ``(n, d)``, or ``(M, n, d)`` for a stack.
+        y: ``(n, ...)``, or ``(M, n, ...)`` for a stack, one target a row and network.
+        loss: The loss.
+        wants: What to compute besides the traces.
+        triangle: :func:`triangular_factor` of the first linear layer, if needed.
+        sums: Running sums.
+        first: Position of the first step to visit: :func:`first_step`.
+    """
+    outputs, trail = x, []
+    for step in steps:
+        trail.append(outputs)
+        outputs = step.forward(outputs)
+    lead = outputs.shape[:-2]
+    flat = outputs.flatten(0, -2)
+    labels = y.flatten(0, len(lead)) if lead else y
+    loss.check(flat, labels)
+    root, signs = loss.hessian_factor(flat, labels)
+    rows = outputs.shape[:-1]
+    factor = HessianFactor(
+        root.reshape(*rows, *root.shape[1:]),
+        None if signs is None else signs.reshape(*rows, signs.shape[1]),
+    )
+    remainder = None
+    if any(isinstance(step, Slope) and step.smooth for step in steps[first:]):
+        remainder = Remainder(loss.gradients(flat, labels).reshape(outputs.shape))
+    state = _Sweep(factor, remainder, wants, triangle, sums)
+    for position in range(len(steps) - 1, first - 1, -1):
+        step, inputs = steps[position], trail[position]
+        if isinstance(step, Slope):
+            state.slope(step, inputs)
+        elif isinstance(step, Norm):
+            state.norm(step, inputs)
+        else:
+            below = sum(isinstance(other, Dense) for other in steps[first:position])
+            state.dense(step, inputs, below if position > first else -1)
+    mass = loss.masses(flat, labels).reshape(rows).sum(-1)
+    sums.add_chunk(outputs.shape[-2], mass, state.out)
+
+
+def first_step(steps: Sequence[Step], names: Collection[str]) -> int:
+    """Return the position of the first step that owns one of the parameters ``names``."""
+    return next(
+        i
+        for i, step in enumerate(steps)
+        if qualified(step.name, "weight") in names or qualified(step.name, "bias") in names
+    )
+
+
+def first_triangle(step: Step, wants: Wants) -> tuple[Tensor, bool] | None:
+    """Factor the first visited layer's weight once, if its relative flatness is wanted."""
+    if not wants.relative_flatness or not isinstance(step, Dense):
+        return None
+    return triangular_factor(step)

@@ -1,0 +1,89 @@
+"""Blocks without a tap: the gradient of every row, formed and squared.
+
+For any parameter in which the network is piecewise linear, its Hessian block is
+``mean_n sum_r g_nr g_nr^T`` with ``g_nr`` the gradient of ``<root column r, f(x_n)>``. A
+parameter that is used several times in parallel has its uses summed inside the square here,
+because the gradient is taken in the parameter itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from invariance.curvature.exact._result import Sums, Wants
+from invariance.curvature.losses._resolve import HessianFactor
+
+
+def sweep_rows(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    names: Iterable[str],
+    x: Tensor,
+    factor: HessianFactor,
+    wants: Wants,
+    sums: Sums,
+) -> dict[tuple[str, str], Tensor]:
+    """Form the rows' gradients in the parameters ``names`` for every cotangent.
+
+    Args:
+        model: The network; it is left as it is.
+        state: All parameters, detached.
+        names: The parameters to differentiate in.
+        x: ``(n, ...)`` inputs of one chunk.
+        factor: Root of the loss's Hessian in the outputs of those rows.
+        wants: What to compute besides the traces.
+        sums: Receives diagonals.
+
+    Returns:
+        ``(kind, name)`` to this chunk's sums.
+    """
+    chosen = {name: state[name].detach() for name in names}
+    rest = {name: value.detach() for name, value in state.items() if name not in chosen}
+
+    def projected(moved: dict[str, Tensor], row: Tensor, cotangent: Tensor) -> Tensor:
+        outputs: Tensor = functional_call(model, {**rest, **moved}, (row.unsqueeze(0),))
+        return (outputs[0] * cotangent).sum()
+
+    gradients = vmap(grad(projected), in_dims=(None, 0, 0), randomness="error")
+    out: dict[tuple[str, str], Tensor] = {}
+    for r in range(factor.root.shape[-1]):
+        signs = None if factor.signs is None else factor.signs[:, r]
+        for name, value in gradients(chosen, x, factor.root[..., r]).items():
+            squares = value.square().flatten(1)
+            signed = squares.sum(0) if signs is None else signs @ squares
+            _add(out, ("trace", name), signed.sum())
+            if wants.diagonal:
+                sums.add_diagonal(name, signed.view(chosen[name].shape))
+            layer, _, leaf = name.rpartition(".")
+            if wants.relative_flatness and leaf == "weight" and chosen[name].ndim > 1:
+                energy = _flatness(model.get_submodule(layer), chosen[name], value)
+                _add(out, ("kappa", layer), (energy if signs is None else energy * signs).sum())
+    return out
+
+
+def _add(out: dict[tuple[str, str], Tensor], key: tuple[str, str], value: Tensor) -> None:
+    out[key] = out[key] + value if key in out else value
+
+
+def _flatness(module: nn.Module, weight: Tensor, gradient: Tensor) -> Tensor:
+    """Return ``|W^T G|^2`` of each row, group by group."""
+    groups = int(getattr(module, "groups", 1))
+    rows = weight.reshape(groups, weight.shape[0] // groups, -1)
+    carried = rows.mT @ gradient.reshape(gradient.shape[0], *rows.shape)
+    return carried.flatten(1).square().sum(1)
+
+
+def rows_bytes(state: Mapping[str, Tensor], names: Iterable[str]) -> int:
+    """Return the bytes that :func:`sweep_rows` needs a row for the gradients themselves."""
+    return 3 * sum(state[name].nbytes for name in names)
+
+
+def check_rows_independent(one: Tensor, many: Tensor) -> bool:
+    """Whether a row's outputs are the same alone and among others, up to round-off."""
+    scale = float(many.abs().max())
+    slack = torch.finfo(many.dtype).eps ** 0.5 * max(scale, torch.finfo(many.dtype).tiny)
+    return bool((one - many).abs().max() <= slack)

@@ -1,0 +1,1 @@
+"""Private: products with curvature matrices that are never formed."""

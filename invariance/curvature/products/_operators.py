@@ -1,0 +1,328 @@
+"""Curvature matrices as linear operators: never formed, only multiplied with.
+
+operator = HessianOperator(model, x, y)
+operator.matvec(v)          # H v, (d,)
+operator.matmat(V)          # H V, (d, k), all columns at once
+operator.to_scipy()         # for any solver of scipy.sparse.linalg
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable
+from typing import ClassVar, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor, nn
+
+from invariance.core._errors import DataError, MeasureError, unknown_name
+from invariance.core._rng import generator
+from invariance.curvature._batches import Data
+from invariance.curvature._objective import Objective, build_objective
+from invariance.curvature.losses._resolve import LossLike
+from invariance.curvature.products._chain import read_chain
+from invariance.curvature.products._engines import (
+    DEFAULT_BUDGET,
+    ChainEngine,
+    DualEngine,
+    Engine,
+    GraphEngine,
+)
+from invariance.curvature.products._output_space import OuterKind
+from invariance.curvature.products._parameter_space import ParameterSpace
+
+#: ``auto`` picks by structure and size, so equal calls give bitwise equal results;
+#: ``measure`` times the two general engines once and keeps the faster.
+Mode: TypeAlias = Literal["auto", "chain", "graph", "dual", "measure"]
+
+_ENGINES: dict[str, type[Engine]] = {"chain": ChainEngine, "graph": GraphEngine, "dual": DualEngine}
+
+
+class CurvatureOperator:
+    """A symmetric ``(d, d)`` matrix of second derivatives, as a linear operator.
+
+    Use a subclass. The model is copied: nothing of the caller's is modified, and the
+    operator belongs to the parameters as they were when it was built.
+
+    Args:
+        model: Any module with ``(n, K)`` outputs, its BatchNorm and dropout in eval mode.
+        x: ``(n, ...)`` inputs, or a re-iterable of ``(x, y)`` batches (``y`` then omitted).
+        y: Targets of ``x``.
+        loss: ``"cross_entropy"``, ``"mse"``, a torch loss, or a callable
+            ``(outputs, y) -> scalar mean over rows``.
+        parameters: Names of parameters or modules; ``None`` means all that are not frozen.
+        dtype: Precision of the computation; ``None`` means the model's.
+        mode: Which engine; see :data:`Mode`.
+        memory_budget: Bytes of activations or graphs to keep between products.
+
+    Raises:
+        ModelError: Train-mode dropout or BatchNorm, randomness, NaN parameters.
+        DataError: One-shot iterators, data that changes, NaN, empty, labels out of range.
+    """
+
+    kind: ClassVar[OuterKind | None] = None
+    #: The matrix's name in reports.
+    label: ClassVar[str] = "Hessian"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Data,
+        y: Tensor | None = None,
+        *,
+        loss: LossLike = "cross_entropy",
+        parameters: Iterable[str] | None = None,
+        dtype: torch.dtype | None = None,
+        mode: Mode = "auto",
+        memory_budget: int | None = None,
+    ) -> None:
+        if mode not in ("auto", "measure", *_ENGINES):
+            raise unknown_name("mode", mode, ["auto", "measure", *_ENGINES])
+        self.objective: Objective = build_objective(
+            model, x, y, loss=loss, parameters=parameters, dtype=dtype
+        )
+        budget = DEFAULT_BUDGET if memory_budget is None else memory_budget
+        if budget <= 0:
+            raise MeasureError(f"memory_budget must be positive bytes. Got {memory_budget}.")
+        self._budget = budget
+        self._engine = self._choose(mode, budget)
+        #: How many products with one vector were computed so far.
+        self.products = 0
+
+    def _choose(self, mode: Mode, budget: int) -> Engine:
+        chain = read_chain(self.objective.model) is not None
+        if mode == "chain" and not chain:
+            raise MeasureError(
+                "mode='chain' needs an nn.Sequential of Linear layers and elementwise functions. "
+                f"Got {type(self.objective.model).__name__}; use mode='auto'."
+            )
+        if mode == "measure":
+            return self._measured(budget, chain=chain)
+        if mode == "auto":
+            mode = "chain" if chain else "graph"
+        return _ENGINES[mode](self.objective, self.kind, budget)
+
+    def _measured(self, budget: int, *, chain: bool) -> Engine:
+        """Time each engine on the same product (the second one, with its cache warm)."""
+        vector = self.random_vectors(1, seed=0)
+        timed: list[tuple[float, Engine]] = []
+        for name in ("chain", "graph", "dual") if chain else ("graph", "dual"):
+            engine = _ENGINES[name](self.objective, self.kind, budget)
+            try:
+                engine.products(vector)
+                start = time.perf_counter()
+                engine.products(vector)
+                _synchronize(self.device)
+            except (RuntimeError, NotImplementedError):
+                continue  # a function without a forward derivative: leave this engine out
+            timed.append((time.perf_counter() - start, engine))
+        if not timed:
+            raise MeasureError("No engine can differentiate this model twice.")
+        seconds, best = min(timed, key=lambda entry: entry[0])
+        others = ", ".join(
+            f"{engine.description} {1e3 * took:.3g} ms" for took, engine in timed if engine != best
+        )
+        best.description += f" (measured {1e3 * seconds:.3g} ms; {others})"
+        return best
+
+    def in_dtype(self, dtype: torch.dtype) -> CurvatureOperator:
+        """Return the same matrix in another precision, for a certificate say."""
+        if dtype == self.dtype:
+            return self
+        return self._on(self.objective.in_dtype(dtype))
+
+    def thinned(self, stride: int) -> CurvatureOperator | None:
+        """Return the matrix of every ``stride``-th row, or ``None`` for streamed data."""
+        if self.objective.batches.held is None:
+            return None
+        return self._on(self.objective.thinned(stride))
+
+    def _on(self, objective: Objective) -> CurvatureOperator:
+        """Return an operator of the same kind for another objective."""
+        other = copy.copy(self)
+        other.objective = objective
+        other.products = 0
+        mode: Mode = "chain" if isinstance(self._engine, ChainEngine) else "graph"
+        other._engine = other._choose(mode, self._budget)
+        return other
+
+    @property
+    def space(self) -> ParameterSpace:
+        """The parameters, their order and their place in the flat vector."""
+        return self.objective.space
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parameters in the order of the flat vector."""
+        return self.objective.space.names
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(d, d)``."""
+        return self.objective.space.dim, self.objective.space.dim
+
+    @property
+    def device(self) -> torch.device:
+        """Where vectors live."""
+        return self.objective.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the products."""
+        return self.objective.dtype
+
+    @property
+    def method(self) -> str:
+        """How products are computed, in words."""
+        return f"{self._engine.description}{self.objective.remarks()}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={self.shape}, {self._engine.description})"
+
+    def rows(self, vectors: Tensor) -> Tensor:
+        """Multiply with each row of ``(k, d)``; returns ``(k, d)``."""
+        if vectors.ndim != 2 or vectors.shape[1] != self.shape[1]:
+            raise DataError(
+                f"Expected vectors with {self.shape[1]} entries (one a parameter entry). "
+                f"Got shape {tuple(vectors.shape)}."
+            )
+        self.products += vectors.shape[0]
+        return self._engine.products(vectors.detach().to(self.device, self.dtype))
+
+    def quadratic(self, vector: Tensor, dtype: torch.dtype) -> float | None:
+        """Return ``v^T A v`` in another precision, where that is cheaper than a product.
+
+        Args:
+            vector: ``(d,)``.
+            dtype: The precision to compute in.
+
+        Returns:
+            The value; ``None`` where only a product gives it.
+        """
+        value = self._engine.quadratic(vector.to(self.device, dtype), dtype)
+        self.products += value is not None
+        return value
+
+    def matvec(self, vector: Tensor) -> Tensor:
+        """Multiply with a ``(d,)`` vector; returns ``(d,)``."""
+        return self.rows(vector.reshape(1, -1))[0]
+
+    def matmat(self, matrix: Tensor) -> Tensor:
+        """Multiply with the columns of a ``(d, k)`` matrix at once; returns ``(d, k)``."""
+        return self.rows(matrix.T).T
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        return self.matvec(other) if other.ndim == 1 else self.matmat(other)
+
+    def split(self, vector: Tensor) -> dict[str, Tensor]:
+        """Read a ``(d,)`` vector by parameter name, in the parameters' shapes."""
+        return dict(zip(self.names, self.space.split(vector), strict=True))
+
+    def random_vectors(self, count: int, *, seed: int, stream: str = "probe") -> Tensor:
+        """Draw ``(count, d)`` standard normal vectors; the same on every device."""
+        draws = torch.randn(
+            count, self.shape[0], generator=generator(seed, "curvature", stream), dtype=self.dtype
+        )
+        return draws.to(self.device)
+
+    def to_dense(self) -> Tensor:
+        """Form the ``(d, d)`` matrix, symmetrised; for small d."""
+        dim = self.shape[0]
+        eye = torch.eye(dim, dtype=self.dtype, device=self.device)
+        step = max(1, min(dim, 4096, (64 << 20) // max(1, dim)))
+        dense = torch.cat([self.rows(part) for part in torch.split(eye, step)])
+        return (dense + dense.T) / 2
+
+    def to_scipy(self) -> LinearOperator:
+        """View as a SciPy operator on NumPy arrays of the same precision."""
+        kind = np.dtype(str(self.dtype).removeprefix("torch."))
+
+        def matvec(array: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+            vector = torch.as_tensor(np.ascontiguousarray(array.reshape(-1)))
+            return np.asarray(self.matvec(vector).cpu().numpy())
+
+        def matmat(array: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+            return np.asarray(self.matmat(torch.as_tensor(np.array(array))).cpu().numpy())
+
+        return LinearOperator(
+            shape=self.shape, dtype=kind, matvec=matvec, rmatvec=matvec, matmat=matmat
+        )
+
+
+class HessianOperator(CurvatureOperator):
+    """The Hessian of the mean loss."""
+
+    kind = None
+    label = "Hessian"
+
+
+class GGNOperator(CurvatureOperator):
+    """The generalised Gauss-Newton matrix ``mean_n J_n^T H_{f,n} J_n``."""
+
+    kind = "ggn"
+    label = "GGN"
+
+
+class FisherOperator(CurvatureOperator):
+    """The Fisher matrix of the model's own predictive distribution (targets do not enter)."""
+
+    kind = "fisher"
+    label = "Fisher matrix"
+
+
+class EmpiricalFisherOperator(CurvatureOperator):
+    """The mean of the outer products of the rows' gradients at the given targets."""
+
+    kind = "empirical_fisher"
+    label = "empirical Fisher matrix"
+
+
+OPERATORS: dict[str, type[CurvatureOperator]] = {
+    "hessian": HessianOperator,
+    "ggn": GGNOperator,
+    "fisher": FisherOperator,
+    "empirical_fisher": EmpiricalFisherOperator,
+}
+
+MatrixName: TypeAlias = Literal["hessian", "ggn", "fisher", "empirical_fisher"]
+
+
+def build_operator(
+    matrix: MatrixName,
+    model: nn.Module | CurvatureOperator,
+    x: Data | None = None,
+    y: Tensor | None = None,
+    **options: object,
+) -> CurvatureOperator:
+    """Return the operator called ``matrix``, or ``model`` itself if it is one already.
+
+    Args:
+        matrix: ``"hessian"``, ``"ggn"``, ``"fisher"`` or ``"empirical_fisher"``.
+        model: A module, or a ready operator (``x``, ``y`` and options then do not apply).
+        x: See :class:`CurvatureOperator`.
+        y: See :class:`CurvatureOperator`.
+        options: Keyword arguments of :class:`CurvatureOperator`.
+
+    Returns:
+        The operator.
+
+    Raises:
+        UsageError: An unknown matrix.
+        DataError: No data.
+    """
+    if isinstance(model, CurvatureOperator):
+        return model
+    if matrix not in OPERATORS:
+        raise unknown_name("matrix", matrix, OPERATORS)
+    if x is None:
+        raise DataError("x is missing. Pass inputs and targets, or batches of them.")
+    return OPERATORS[matrix](model, x, y, **options)  # type: ignore[arg-type]
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

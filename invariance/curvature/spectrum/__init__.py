@@ -1,0 +1,1 @@
+"""Private: eigenvalues, density and norms, from products alone."""

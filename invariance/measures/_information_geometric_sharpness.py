@@ -1,0 +1,110 @@
+"""Information-geometric sharpness: the loss's gradient in the Fisher metric."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev, vmap
+
+from invariance.core._errors import MeasureError
+from invariance.core._estimate import Estimate
+from invariance.core._forward import reading
+from invariance.core._groups import Group
+from invariance.curvature.exact._directional import frozen_state, move_like
+from invariance.curvature.exact._sweep import check_budget, require_deterministic
+from invariance.curvature.losses._resolve import CrossEntropy, check_batch, softmax_root
+from invariance.curvature.products._parameter_space import select_parameters
+from invariance.measures._registry import measure
+
+
+@measure(
+    # The projection of a vector that depends on f only onto the range of the score matrix,
+    # which an invertible map of the parameters' tangent space does not move. Copies of a unit
+    # add no direction to that range; a dormant unit does.
+    invariant_under=set(Group) - {Group.DORMANT_UNITS},
+    cost="solver",
+)
+def information_geometric_sharpness(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    rank_tolerance: float | None = None,
+    memory_budget: int = 1 << 30,
+) -> Estimate:
+    """Squared norm ``g^T F^+ g`` of the summed loss's gradient in its own Fisher metric.
+
+    Jang, Lee, Park & Noh (2022), "A reparametrization-invariant sharpness measure based
+    on information geometry". With the score matrix A, whose rows are
+    ``root(S_n)^T df_n/dtheta``, F = A^T A and g = A^T b, so the value is the squared norm of
+    b's projection on the range of A, taken from a singular value decomposition of A: a
+    truncated or damped inverse of F would not be invariant. At full row rank (as a rule when
+    there are more parameters than ``n (K - 1)``) the value is ``sum_n (1 - p_n) / p_n`` with
+    p_n the probability of the label: a function of the training confidence alone.
+
+    Args:
+        model: The network, in eval mode if it has BatchNorm or dropout.
+        x: ``(n, ...)`` inputs.
+        y: ``(n,)`` labels.
+        rank_tolerance: Singular values below this share of the largest count as zero;
+            ``None`` means machine epsilon times the larger side of A.
+        memory_budget: Largest score matrix to form, in bytes.
+
+    Returns:
+        The sharpness; ``detail`` has the rank and the value at full rank.
+
+    Raises:
+        MeasureError: The score matrix would exceed ``memory_budget``.
+    """
+    require_deterministic(model)
+    check_budget(memory_budget)
+    check_batch(x, y)
+    space = select_parameters(model)
+    state = frozen_state(model)
+    theta = {name: state[name] for name in space.names}
+    rows = move_like(x, next(iter(model.parameters())))
+    with torch.no_grad(), reading(model, x):
+        outputs = model(rows)
+    labels = y.to(outputs.device)
+    loss = CrossEntropy()
+    loss.check(outputs, labels)
+    if y.is_floating_point() or bool((y < 0).any()):
+        raise MeasureError("Information-geometric sharpness needs integer labels, none ignored.")
+    n, k = outputs.shape
+    size = n * (k - 1) * space.dim * 8
+    if size > memory_budget:
+        raise MeasureError(
+            f"The score matrix of {n} rows, {k} classes and {space.dim} parameters takes {size} "
+            f"bytes, more than memory_budget={memory_budget}. Measure on fewer rows."
+        )
+
+    def row_outputs(moved: dict[str, Tensor], row: Tensor) -> Tensor:
+        result: Tensor = functional_call(model, {**state, **moved}, (row.unsqueeze(0),))
+        return result[0]
+
+    jacobians = vmap(jacrev(row_outputs), in_dims=(None, 0))(theta, rows)
+    jacobian = space.join([jacobians[name] for name in space.names], lead=2).double()
+    logits = outputs.double()
+    root = softmax_root(logits)  # (n, K, K - 1)
+    score = (root.mT @ jacobian).flatten(0, 1)
+    p = logits.softmax(1)
+    # root b = p - e_y, solved in closed form: root = diag(q) Q with orthonormal Q, so
+    # b = Q^T diag(1/q) (p - e_y), and Q^T q = 0 leaves -Q^T e_y / q_y.
+    own = p.gather(1, labels.unsqueeze(1)).squeeze(1)
+    picked = root[torch.arange(n, device=root.device), labels]
+    b = (-picked / own.unsqueeze(1)).flatten()
+    left, singular, _ = torch.linalg.svd(score, full_matrices=False)
+    share = torch.finfo(outputs.dtype).eps * max(score.shape)
+    kept = singular > (share if rank_tolerance is None else rank_tolerance) * singular.max()
+    value = (left[:, kept].mT @ b).square().sum()
+    # The complement of p_y as the sum of the others: no digits cancel near 1.
+    others = (p.sum(1) - own) if k < 2 else p.scatter(1, labels.unsqueeze(1), 0.0).sum(1)
+    return Estimate(
+        float(value),
+        method=f"SVD of the {score.shape[0]} x {score.shape[1]} score matrix",
+        detail={
+            "rank": int(kept.sum()),
+            "rows": score.shape[0],
+            "full_rank_value": float((others / own).sum()),
+        },
+    )

@@ -1,0 +1,1 @@
+"""Choosing among networks that were trained alike."""

@@ -1,0 +1,1 @@
+"""Labels left open, and generalization."""

@@ -1,0 +1,1 @@
+"""One function in many parameterisations."""

@@ -1,0 +1,1 @@
+"""Small against large batches, as data grows."""

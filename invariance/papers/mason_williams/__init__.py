@@ -1,0 +1,1 @@
+"""Mason-Williams et al., "A Function-Centric Perspective on Flat and Sharp Minima": one folder a study."""

@@ -1,0 +1,1 @@
+"""Tight decision boundaries on circles."""

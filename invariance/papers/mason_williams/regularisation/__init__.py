@@ -1,0 +1,1 @@
+"""Regularised networks: sharper and better?"""

@@ -1,0 +1,196 @@
+"""The study's claims; their regions were fixed before any network was trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from invariance.papers.mason_williams.regularisation._methods import PUBLISHED_METHODS
+from invariance.papers.mason_williams.regularisation._reading import reader
+from invariance.studies._study import Record
+from invariance.studies.claims._claims import Claim, Region
+from invariance.studies.claims._paired_treatments import Pair, effect, ratio_at_equal, share_of
+
+#: The sharpness measures that the paper reports, under our names.
+PUBLISHED_MEASURES = ("fisher_rao_norm", "relative_flatness", "sam_sharpness")
+
+#: Relative change of a measure that counts as none.
+FIXED = 1e-6
+
+TITLES = {
+    "fisher_rao_norm": "the Fisher-Rao norm",
+    "relative_flatness": "relative flatness",
+    "sam_sharpness": "SAM sharpness",
+}
+
+
+def claims_of(pairs: Mapping[str, Sequence[Pair]], *, seed: int = 0) -> list[Claim]:
+    """Judge every claim over all data sets, architectures, batch sizes and rates.
+
+    Args:
+        pairs: Method to treated and untreated networks.
+        seed: Seed of the bootstrap over seeds.
+
+    Returns:
+        For each method, whether it is better, and whether it is better and sharper; for each
+        published measure, whether regularised networks are sharper, still so at equal train
+        loss, and whether that is about the function.
+    """
+    methods = [name for name in PUBLISHED_METHODS if name in pairs]
+    together = [pair for name in methods for pair in pairs[name]]
+    claims = [_better(name, pairs[name], seed) for name in methods]
+    claims += [_sharper_and_better(name, pairs[name], seed) for name in methods]
+    for name in PUBLISHED_MEASURES:
+        claims += [
+            _sharper(name, together, seed),
+            _sharper_at_equal_loss(name, together, seed),
+            _about_the_function(name, together, seed),
+        ]
+    return claims
+
+
+def block_claims(
+    pairs: Mapping[str, Mapping[str, Sequence[Pair]]], *, seed: int = 0
+) -> list[Claim]:
+    """Judge block by block whether a method's networks are sharper and better.
+
+    Data sets that disagree cancel in the pooled share, and its interval would not show it.
+
+    Args:
+        pairs: Block to method to treated and untreated networks.
+        seed: Seed of the bootstrap over seeds.
+
+    Returns:
+        A claim for each method and block.
+    """
+    return [
+        _sharper_and_better(name, found[name], seed, block)
+        for name in PUBLISHED_METHODS
+        for block, found in pairs.items()
+        if name in found
+    ]
+
+
+def sharper_and_better(treated: Record, untreated: Record) -> bool | None:
+    """Say whether a network has the higher test accuracy and most published measures higher."""
+    accuracy = reader("targets", "test_accuracy")
+    gain = accuracy(treated) - accuracy(untreated)
+    rises = [
+        reader("measures", name)(treated) - reader("measures", name)(untreated)
+        for name in PUBLISHED_MEASURES
+    ]
+    if not all(math.isfinite(value) for value in (gain, *rises)):
+        return None
+    return gain > 0 and sum(value > 0 for value in rises) * 2 > len(rises)
+
+
+def same_after_rescaling(name: str, treated: Record, untreated: Record) -> bool | None:
+    """Say whether a pair is ordered alike by a measure as trained and after rescaling."""
+    before, after = reader("measures", name), reader("rescaled", name)
+    signs = [read(treated) - read(untreated) for read in (before, after)]
+    if not all(math.isfinite(value) and value != 0 for value in signs):
+        return None
+    return signs[0] * signs[1] > 0
+
+
+def _better(name: str, pairs: Sequence[Pair], seed: int) -> Claim:
+    found = effect(name, "test_accuracy", pairs, reader("targets", "test_accuracy"), seed=seed)
+    return Claim(
+        name=f"better-{name}",
+        statement=f"Networks trained with {name} generalise better than those without.",
+        quantity="rank-biserial effect on test accuracy, pair by pair",
+        paper=None,
+        region=Region(low=0.0),
+        value=found.rank_biserial,
+        ci_low=found.ci_low,
+        ci_high=found.ci_high,
+        n=found.n,
+    )
+
+
+def _sharper_and_better(name: str, pairs: Sequence[Pair], seed: int, block: str = "") -> Claim:
+    share = share_of(pairs, sharper_and_better, seed=seed)
+    statement = (
+        f"networks trained with {name} are, more often than not, sharper and better than those "
+        "without."
+    )
+    return Claim(
+        name=f"sharper-and-better-{name}{' ' if block else ''}{block}",
+        statement=f"On {block}, {statement}" if block else f"{statement[0].upper()}{statement[1:]}",
+        quantity=(
+            "share of pairs with the higher test accuracy and at least two of Fisher-Rao norm, "
+            "relative flatness and SAM sharpness higher"
+        ),
+        paper=None,
+        region=Region(low=0.5),
+        value=share.value,
+        ci_low=share.ci_low,
+        ci_high=share.ci_high,
+        n=share.n,
+    )
+
+
+def _sharper(name: str, pairs: Sequence[Pair], seed: int) -> Claim:
+    found = effect("all", name, pairs, reader("measures", name), seed=seed)
+    return Claim(
+        name=f"sharper-{name}",
+        statement=f"By {TITLES[name]} regularised networks are sharper than the baseline.",
+        quantity=f"rank-biserial effect on {name} over all methods, as trained",
+        paper=None,
+        region=Region(low=0.0),
+        value=found.rank_biserial,
+        ci_low=found.ci_low,
+        ci_high=found.ci_high,
+        n=found.n,
+    )
+
+
+def _sharper_at_equal_loss(name: str, pairs: Sequence[Pair], seed: int) -> Claim:
+    ratio = ratio_at_equal(
+        pairs, reader("measures", name), reader("facts", "train_loss"), seed=seed
+    )
+    return Claim(
+        name=f"sharper-at-equal-loss-{name}",
+        statement=f"By {TITLES[name]} they are sharper at equal train loss, too.",
+        quantity=f"factor on {name} at equal train loss, over all methods",
+        paper=None,
+        region=Region(low=1.0),
+        value=ratio.value,
+        ci_low=ratio.ci_low,
+        ci_high=ratio.ci_high,
+        n=ratio.n,
+        note="Drawn beyond the data: no pair has equal train loss." if ratio.extrapolated else "",
+    )
+
+
+def _about_the_function(name: str, pairs: Sequence[Pair], seed: int) -> Claim:
+    share = share_of(pairs, lambda a, b: same_after_rescaling(name, a, b), seed=seed)
+    # A measure that no network's rescaling moves keeps every order: nothing is left to chance.
+    exact = share.value == 1.0 and _fixed(name, pairs)
+    return Claim(
+        name=f"about-the-function-{name}",
+        statement=f"Which of two networks is sharper by {TITLES[name]} is about their functions.",
+        quantity=(
+            f"share of pairs that {name} orders alike as trained and after a random "
+            "function-preserving rescaling of each; 1 if it is, about 0.5 if it is not"
+        ),
+        paper=None,
+        region=Region(low=0.9),
+        value=share.value,
+        ci_low=share.value if exact else share.ci_low,
+        ci_high=share.value if exact else share.ci_high,
+        n=share.n,
+        exact=exact,
+        note="Not asked in the paper."
+        + (" No network's value moves when it is rescaled." if exact else ""),
+    )
+
+
+def _fixed(name: str, pairs: Sequence[Pair]) -> bool:
+    before, after = reader("measures", name), reader("rescaled", name)
+    return all(
+        math.isclose(before(record), after(record), rel_tol=FIXED)
+        for pair in pairs
+        for record in pair
+        if math.isfinite(before(record))
+    )

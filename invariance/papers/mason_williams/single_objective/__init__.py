@@ -1,0 +1,1 @@
+"""One initialisation, seven functions to fit."""

@@ -1,0 +1,161 @@
+"""What is measured on a trained network: sharpness, its least value, and what rescaling does."""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invariance.core._rng import generator
+from invariance.papers.wen.flat_not_general._networks import BatchNormalised
+from invariance.papers.wen.flat_not_general._problem import Problem
+from invariance.papers.wen.flat_not_general._sharpness import sharpness, stacked, with_bias
+from invariance.papers.wen.flat_not_general._training import Recipe, summary
+
+#: Standard deviation of the logarithm of the factors that units are rescaled by.
+SPREAD = 1.0
+
+
+def measured(model: nn.Module, data: Problem, recipe: Recipe, seed: int) -> dict[str, Any]:
+    """Measure one trained network.
+
+    Args:
+        model: The network, in float64.
+        data: Its data.
+        recipe: How it was trained.
+        seed: Seed of the rescaling.
+
+    Returns:
+        ``targets``, ``measures`` and ``rescaled``, as every study has them.
+    """
+    found = summary(model, data)
+    targets = {
+        "test_accuracy": found["test_accuracy"],
+        "generalization_gap": found["train_accuracy"] - found["test_accuracy"],
+        "train_loss": found["train_loss"],
+        "silent_share": found["silent"],
+    }
+    moved = rescaled(model, seed)
+    with torch.no_grad():
+        change = float((model(data.x_test) - moved(data.x_test)).abs().max())
+    return {
+        "targets": targets,
+        "measures": _measures(model, data, recipe),
+        "rescaled": _measures(moved, data, recipe),
+        "output_change": change,
+    }
+
+
+def _measures(model: nn.Module, data: Problem, recipe: Recipe) -> dict[str, float | None]:
+    found = sharpness(model, data.x_train, data.y_train)
+    least = least_sharpness(model, data.x_train, found.outputs, recipe)
+    hidden = model.get_submodule("hidden")
+    assert isinstance(hidden, nn.Linear)
+    plain = recipe.architecture == "plain"
+    square = sum(float(p.detach().square().sum()) for p in model.parameters())
+    return {
+        "hessian_trace": found.trace,
+        "gauss_newton_trace": found.gauss_newton,
+        "excess_sharpness": found.gauss_newton / least if least > 0 else None,
+        "minimum_sharpness": neuron_minimum(model, data.x_train) if plain else None,
+        "path_norm": path_norm(model) if plain else None,
+        "parameter_norm": math.sqrt(square),
+    }
+
+
+def least_sharpness(model: nn.Module, x: Tensor, outputs: Tensor, recipe: Recipe) -> float:
+    """Return what ``(2/n) sum |grad f|^2`` cannot fall below, given the network's outputs.
+
+    The inequalities of `constructions` hold for the outputs that a network has, whether they
+    are the labels or not: ``4 sqrt(F) mean |f|`` without normalisation, ``2 mean min(1, 2 sqrt(F)
+    |f| / floor)`` with the simplified LayerNorm (2 unless an output is nearly 0), ``4 sum |a_j
+    g_j|`` of the same network with BatchNorm.
+
+    Args:
+        model: The network.
+        x: ``(n, d)`` training inputs.
+        outputs: ``(n,)`` its outputs there.
+        recipe: Its architecture.
+
+    Returns:
+        The lower bound.
+    """
+    hidden, output = model.get_submodule("hidden"), model.get_submodule("output")
+    assert isinstance(hidden, nn.Linear)
+    features = hidden.in_features + (hidden.bias is not None)
+    if recipe.architecture == "plain":
+        return 4 * math.sqrt(features) * float(outputs.abs().mean())
+    if recipe.architecture == "layer":
+        share = 2 * math.sqrt(features) * outputs.abs() / recipe.floor
+        return 2 * float(share.clamp(max=1.0).mean())
+    live = (with_bias(x, hidden) @ stacked(hidden).T > 0).any(0)
+    readout = torch.as_tensor(output.weight).detach()[0]
+    product = torch.as_tensor(model.scale).detach() * readout
+    return 4 * float(product[live].abs().sum())
+
+
+def neuron_minimum(model: nn.Module, x: Tensor) -> float:
+    """Return the least trace over rescalings of the units of a network without normalisation.
+
+    Unit j contributes ``A_j / c^2 + B_j c^2`` when its incoming weights are scaled by c and its
+    outgoing one by 1/c, at least ``2 sqrt(A_j B_j)``.
+
+    Args:
+        model: The network.
+        x: ``(n, d)`` training inputs.
+
+    Returns:
+        The minimum.
+    """
+    hidden, output = model.get_submodule("hidden"), model.get_submodule("output")
+    assert isinstance(hidden, nn.Linear)
+    inputs = with_bias(x, hidden)
+    pre = inputs @ stacked(hidden).T
+    active = (pre > 0).double() * inputs.square().sum(1, keepdim=True)
+    incoming = 2 * active.mean(0) * torch.as_tensor(output.weight).detach()[0].square()
+    outgoing = 2 * pre.relu().square().mean(0)
+    return float(2 * (incoming * outgoing).sqrt().sum())
+
+
+def path_norm(model: nn.Module) -> float:
+    """Return ``sqrt(sum_j a_j^2 |w_j|^2)``, the bias counted as a path."""
+    hidden, output = model.get_submodule("hidden"), model.get_submodule("output")
+    assert isinstance(hidden, nn.Linear)
+    readout = torch.as_tensor(output.weight).detach()[0].double()
+    return math.sqrt(float((readout.square() * stacked(hidden).square().sum(1)).sum()))
+
+
+def rescaled(model: nn.Module, seed: int) -> nn.Module:
+    """Return a network with the same function and other weights.
+
+    Without normalisation unit j's incoming weights are multiplied by ``c_j`` and its outgoing one
+    divided; with BatchNorm the incoming ones are multiplied, and nothing need be divided; with
+    the LayerNorm the whole first layer is multiplied by one factor of at least 1, which leaves the
+    function alone above the floor.
+
+    Args:
+        model: The network, left as it is.
+        seed: Seed of the factors, ``exp(normal)``.
+
+    Returns:
+        The rescaled copy.
+    """
+    moved = deepcopy(model)
+    hidden, output = moved.get_submodule("hidden"), moved.get_submodule("output")
+    assert isinstance(hidden, nn.Linear)
+    rng = generator(seed, "parity", "rescaling")
+    normal = torch.randn(hidden.out_features, generator=rng, dtype=torch.float64)
+    factors = (SPREAD * normal).exp()
+    plain = not isinstance(moved, BatchNormalised) and "norm" not in dict(moved.named_children())
+    if not plain and not isinstance(moved, BatchNormalised):
+        factors = (SPREAD * normal[0].abs()).exp().expand_as(factors)
+    with torch.no_grad():
+        hidden.weight.mul_(factors[:, None])
+        if hidden.bias is not None:
+            hidden.bias.mul_(factors)
+        if plain:
+            torch.as_tensor(output.weight).div_(factors)
+    return moved

@@ -1,0 +1,139 @@
+"""The report as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from invariance.checking._report import Report
+from invariance.reporting._words import (
+    LEGEND,
+    cell,
+    headline,
+    matrix,
+    models_of,
+    number,
+    refusals,
+    signed,
+)
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table; pipes in cells are escaped."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(entry.replace("|", "\\|") for entry in cells) + " |"
+
+    return "\n".join([line(headings), line(["---"] * len(headings)), *(line(r) for r in rows)])
+
+
+def render_markdown(report: Report) -> str:
+    """Render a report as Markdown text.
+
+    Args:
+        report: The report.
+
+    Returns:
+        Markdown with one table a section.
+    """
+    task, env = report.task, report.environment
+    parts = [
+        "# Invariance report",
+        f"{task['name']} ({task['source'] or 'given'}): {task['n_train']} training, "
+        f"{task['n_unseen']} unseen, {task['n_test']} test points; {env['dtype']}, "
+        f"torch {env['torch']}.",
+        "\n".join(f"* {line}" for line in (*headline(report), *report.notes)),
+    ]
+    for model in models_of(report):
+        maps, rows = matrix(report, model)
+        parts.append(f"## {model}: is it still the same function?")
+        parts.append(
+            markdown_table(
+                ["#", "map", "max difference", "compared", "labels changed", "bitwise"],
+                (
+                    [
+                        str(index),
+                        f"`{entry.label}`",
+                        f"{entry.max_abs_logit_diff:.1e}",
+                        entry.compared,
+                        f"{entry.labels_changed} of {entry.rows}",
+                        "yes" if entry.bitwise else "no",
+                    ]
+                    for index, entry in enumerate(maps, start=1)
+                ),
+            )
+        )
+        parts.append(f"## {model}: what each measure does under map #")
+        parts.append(
+            markdown_table(
+                ["measure", "value", *(str(i) for i in range(1, len(maps) + 1))],
+                (
+                    [
+                        f"`{name}`",
+                        number(next((row.before for row in cells if row), None)),
+                        *(cell(row) for row in cells),
+                    ]
+                    for name, cells in rows
+                ),
+            )
+        )
+    if report.rows:
+        parts.append(LEGEND)
+    parts.extend(_sweep(report))
+    parts.extend(_correlations(report))
+    if lines := refusals(report):
+        parts.append("## Not applicable, and why")
+        parts.append("\n".join(f"* {line}" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _sweep(report: Report) -> list[str]:
+    sweep = report.sweep
+    if sweep is None:
+        return []
+    table = markdown_table(
+        ["alpha", "measured trace", "law", "relative flatness"],
+        (
+            [f"{alpha:g}", number(m, 6), number(p, 6), number(k, 6)]
+            for alpha, m, p, k in zip(
+                sweep.alphas, sweep.measured, sweep.predicted, sweep.relative_flatness, strict=True
+            )
+        ),
+    )
+    return [
+        "## Hessian trace along one scaling",
+        f"Law: {sweep.a:.6g} / alpha^2 + {sweep.c:.6g} + {sweep.b:.6g} alpha^2; worst relative "
+        f"error {sweep.worst_relative_error:.1e}.",
+        table,
+    ]
+
+
+def _correlations(report: Report) -> list[str]:
+    study = report.correlations
+    if study is None:
+        return []
+    table = markdown_table(
+        [
+            "measure",
+            "n",
+            "rho",
+            "95 % interval",
+            "p (Holm)",
+            "rho, layers rescaled",
+            "rho, neurons rescaled",
+            "largest change",
+        ],
+        (
+            [
+                f"`{row.measure}`",
+                str(row.n),
+                signed(row.rho),
+                f"[{signed(row.ci_low)}, {signed(row.ci_high)}]",
+                number(row.p_holm, 2),
+                signed(row.rho_after_rescaling),
+                signed(row.rho_after_neuron_rescaling),
+                f"{row.max_relative_change:.1e}",
+            ]
+            for row in study.rows
+        ),
+    )
+    return [f"## Spearman correlation with {study.target}", table]

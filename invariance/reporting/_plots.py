@@ -1,0 +1,136 @@
+"""Figures of the report, drawn without touching matplotlib's global state."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from invariance.checking._alpha_sweep import Sweep
+from invariance.checking._correlate import CorrelationStudy
+from invariance.core._errors import MeasureError
+from invariance.reporting._words import signed
+
+#: Two colours that stay apart in print and for colour-blind readers (Okabe and Ito).
+MOVES, STAYS, INK = "#d55e00", "#0072b2", "#333333"
+
+#: Shown in the scatter plots when present, in this order.
+SCATTERED = (
+    "hessian_trace",
+    "parameter_norm",
+    "relative_flatness",
+    "minimum_sharpness",
+    "fisher_rao_norm",
+    "pair_proxy",
+)
+
+
+def sweep_figure(sweep: Sweep) -> Figure:
+    """Draw the trace against alpha with the predicted law through the measured points.
+
+    Args:
+        sweep: The measured sweep.
+
+    Returns:
+        A figure.
+    """
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    fine = np.geomspace(min(sweep.alphas), max(sweep.alphas), 200)
+    axes.loglog(
+        fine,
+        [sweep.law(float(alpha)) for alpha in fine],
+        color=MOVES,
+        label=rf"law {sweep.a:.3g} $\alpha^{{-2}}$ + {sweep.c:.3g} + {sweep.b:.3g} $\alpha^2$",
+    )
+    axes.loglog(
+        sweep.alphas,
+        sweep.measured,
+        "o",
+        color=MOVES,
+        markerfacecolor="white",
+        label="Hessian trace, measured",
+    )
+    axes.loglog(
+        sweep.alphas,
+        sweep.relative_flatness,
+        "s-",
+        color=STAYS,
+        label="relative flatness, last layer",
+        markersize=4,
+    )
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel(r"$\alpha$: first layer times $\alpha$, second layer divided by it")
+    axes.set_ylabel("value of the measure")
+    same = "bitwise the same outputs" if sweep.bitwise else "the same outputs to round-off"
+    axes.set_title(f"One function ({same}), any sharpness", fontsize=11)
+    axes.legend(frameon=False, fontsize=9)
+    _plain(axes)
+    return figure
+
+
+def scatter_figure(study: CorrelationStudy, measures: Sequence[str] | None = None) -> Figure:
+    """Draw measures against the target, as trained (top) and after rescaling (bottom).
+
+    Args:
+        study: The correlations with their values.
+        measures: Which to draw; by default up to six well-known ones that are present.
+
+    Returns:
+        A figure with two rows of panels.
+
+    Raises:
+        MeasureError: If there is nothing to draw.
+    """
+    chosen = [name for name in (measures or SCATTERED) if name in study.values]
+    if not chosen:
+        raise MeasureError("No measure to draw: none of the asked ones was computed.")
+    figure = Figure(figsize=(2.5 * len(chosen) + 0.6, 5.0), layout="constrained")
+    grid = figure.subplots(2, len(chosen), squeeze=False, sharey=True)
+    rows = {row.measure: row for row in study.rows}
+    for column, name in enumerate(chosen):
+        row = rows[name]
+        stays = row.max_relative_change < 1e-6
+        for line, (variant, rho) in enumerate(
+            (("as trained", row.rho), ("layer", row.rho_after_rescaling))
+        ):
+            axes = grid[line][column]
+            values = np.asarray(study.values[name][variant])
+            axes.plot(
+                values,
+                study.target_values,
+                "o",
+                color=STAYS if stays else MOVES,
+                markersize=4,
+                alpha=0.75,
+            )
+            if (values > 0).all() and values.max() > 30 * values.min():
+                axes.set_xscale("log")
+            axes.set_title(
+                f"{name}\n" * (line == 0) + rf"$\rho$ = {signed(rho)}", fontsize=10, color=INK
+            )
+            _plain(axes)
+    grid[0][0].set_ylabel(f"as trained\n{study.target.replace('_', ' ')}")
+    grid[1][0].set_ylabel(f"rescaled\n{study.target.replace('_', ' ')}")
+    return figure
+
+
+def to_svg(figure: Figure) -> str:
+    """Return a figure as an SVG element, identical from run to run."""
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "invariance", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _plain(axes: Axes) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(labelsize=8)
+    axes.grid(visible=True, color="#e6e6e6", linewidth=0.6)
+    axes.set_axisbelow(True)

@@ -1,0 +1,1 @@
+"""Private: claims, their regions, and the statistics that judge them."""

@@ -1,1 +1,0 @@
-"""What the study of regularised networks finds in its records."""

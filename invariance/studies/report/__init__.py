@@ -1,0 +1,1 @@
+"""Private: what a finished study leaves: results, tables, figures."""

@@ -1,0 +1,90 @@
+"""What has been found so far: the studies there are, and the results that lie in folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from invariance.core._errors import StudyError
+from invariance.studies.report._output import RESULTS_SCHEMA
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read one ``results.json``.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        StudyError: If it is not a study's, not whole, or of another version.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        schema = content["schema"]
+        if schema == RESULTS_SCHEMA:
+            content["study"], content["claims"], content["options"]["quick"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StudyError(f"{path} is not the results of a study ({error}).") from error
+    if schema != RESULTS_SCHEMA:
+        raise StudyError(
+            f"{path} has schema {schema!r}, this version reads {RESULTS_SCHEMA}. "
+            "Run the study again, or read it with the version that wrote it."
+        )
+    return dict(content)
+
+
+def find_results(
+    folders: Sequence[Path],
+) -> tuple[list[tuple[Path, dict[str, Any]]], list[StudyError]]:
+    """Read all results in folders: directly in them, or one folder below.
+
+    Args:
+        folders: Where to look; one that does not exist holds none.
+
+    Returns:
+        File and content of each, in the order of folders and names; and what is wrong with
+        files of that name that are no results of a study.
+    """
+    found, problems = [], []
+    paths = [
+        path
+        for folder in folders
+        for path in (folder / "results.json", *sorted(folder.glob("*/results.json")))
+        if path.is_file()
+    ]
+    for path in dict.fromkeys(paths):
+        try:
+            found.append((path, read_results(path)))
+        except StudyError as error:
+            problems.append(error)
+    return found, problems
+
+
+def worth_showing(
+    found: Sequence[tuple[Path, Mapping[str, Any]]], study: str
+) -> list[tuple[Path, Mapping[str, Any]]]:
+    """Choose which results of a study to show: every full run, most networks first.
+
+    Runs of the same study with other options (sizes, tasks) answer for different claims, so
+    none of them stands for the others. A quick run is shown only where there is nothing else.
+
+    Args:
+        found: Files and their content, as :func:`find_results` gives them.
+        study: The study's name.
+
+    Returns:
+        Files and contents; of two with the same options the one with more networks.
+    """
+    own = [entry for entry in found if entry[1]["study"] == study]
+    own.sort(key=lambda entry: (entry[1]["options"]["quick"], -len(entry[1]["networks"])))
+    shown: dict[str, tuple[Path, Mapping[str, Any]]] = {}
+    for path, content in own:
+        size = {name: v for name, v in content["options"].items() if name != "networks"}
+        shown.setdefault(json.dumps(size, sort_keys=True), (path, content))
+    full = [entry for entry in shown.values() if not entry[1]["options"]["quick"]]
+    return full or list(shown.values())[:1]

@@ -1,0 +1,186 @@
+"""The Markdown report of a study, made from the content of its ``results.json``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from invariance.reporting._markdown import markdown_table
+from invariance.studies.claims._claims import Region
+
+#: Columns of the correlation table, where rows have them: key, heading.
+_CORRELATION_COLUMNS = (
+    ("measure", "measure"),
+    ("target", "target"),
+    ("group", "group"),
+    ("n", "n"),
+    ("rho", "rho"),
+    ("p_value", "p"),
+    ("p_holm", "p (Holm)"),
+    ("kendall", "Kendall's tau"),
+    ("rho_within", "rho within groups"),
+    ("partial", "partial rho"),
+    ("rho_after_rescaling", "rho after rescaling"),
+    ("stays_fixed", "fixed under rescaling"),
+)
+
+
+_LEGEND = (
+    "Spearman's rho with its bootstrap interval; p from permutations. Partial rho: all "
+    "covariates held fixed. Rescaling: random and function-preserving, another one for every "
+    "network. Rows with intervals of everything are in `results.json`."
+)
+
+
+def render_markdown(results: Mapping[str, Any]) -> str:
+    """Render a study's results as Markdown.
+
+    Args:
+        results: The content of ``results.json``.
+
+    Returns:
+        The report.
+    """
+    return "\n\n".join(part.strip() for part in _parts(results)) + "\n"
+
+
+def _parts(results: Mapping[str, Any]) -> Iterator[str]:
+    yield f"# {results['title']}"
+    yield f"*{results['paper']}*"
+    yield str(results["question"])
+    yield f"Regenerate with\n\n```bash\n{results['command']}\n```"
+    if results["claims"]:
+        yield "## Claims"
+        yield markdown_table(
+            ["claim", "paper", "ours (95 % interval)", "n", "p", "verdict"],
+            [claim_cells(claim) for claim in results["claims"]],
+        )
+        yield "\n".join(f"* **{claim['name']}**: {_basis(claim)}" for claim in results["claims"])
+    if results["correlations"]:
+        yield "## Correlations"
+        yield _LEGEND
+        yield _correlations(results["correlations"])
+    for table in results["tables"]:
+        yield f"## {table['title']}"
+        yield markdown_table(
+            table["columns"], [[cell(value) for value in row] for row in table["rows"]]
+        )
+        if table["note"]:
+            yield str(table["note"])
+    if results["figures"]:
+        yield "## Figures"
+    for figure in results["figures"]:
+        yield f"![{figure['caption']}]({figure['file']})\n\n{figure['caption']}"
+    if results["notes"]:
+        yield "## Notes"
+        yield "\n".join(f"* {note}" for note in results["notes"])
+    yield "## Environment"
+    yield _environment(results)
+
+
+def claim_cells(claim: Mapping[str, Any]) -> list[str]:
+    """Return a claim as cells: statement, paper, ours, n, p, verdict.
+
+    Args:
+        claim: As :meth:`invariance.studies.claims._claims.Claim.to_dict` gives it.
+
+    Returns:
+        Six texts.
+    """
+    p = "-" if claim["p_value"] is None else f"{claim['p_value']:.2g}"
+    if claim["p_value"] is not None and claim["adjusted"]:
+        p += f" ({claim['adjusted']})"
+    return [
+        cell(claim["statement"]),
+        cell(claim["paper"]),
+        ours(claim),
+        f"{claim['n']:,}",
+        p,
+        str(claim["verdict"]),
+    ]
+
+
+def ours(claim: Mapping[str, Any]) -> str:
+    """Return our number with its interval: ``0.812 [0.703, 0.881]``."""
+    value, low, high = claim["value"], claim["ci_low"], claim["ci_high"]
+    if value is None:
+        return "-"
+    if claim["exact"]:
+        return f"{cell(value)} (exact)"
+    if low is None or high is None:
+        return f"{cell(value)} (no interval)"
+    return f"{cell(value, 3)} [{cell(low, 3)}, {cell(high, 3)}]"
+
+
+def cell(value: object, digits: int = 4) -> str:
+    """Return a table's cell: numbers with four digits, a dash where there is none."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value).replace("\n", " ")
+
+
+def _basis(claim: Mapping[str, Any]) -> str:
+    low, high = claim["region"]
+    region = Region(-math.inf if low is None else low, math.inf if high is None else high)
+    level = f", {100 * claim['level']:g} % interval" if claim["level"] != 0.95 else ""
+    note = f" {claim['note'][0].upper()}{claim['note'][1:]}" if claim["note"] else ""
+    return f"{claim['quantity']}; true if {region}{level}.{note}"
+
+
+def _correlations(rows: Sequence[Mapping[str, Any]]) -> str:
+    shown = [
+        (key, heading)
+        for key, heading in _CORRELATION_COLUMNS
+        if any(row.get(key) is not None for row in rows)
+    ]
+
+    def text(row: Mapping[str, Any], key: str) -> str:
+        value = row.get(key)
+        if key == "partial":  # given all covariates jointly
+            value = ((value or {}).get("all") or {}).get("rho")
+        if key == "rho" and value is not None and row.get("ci_low") is not None:
+            return f"{value:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
+        if isinstance(value, float):
+            return f"{value:.2g}" if key.startswith("p_") else f"{value:+.3f}"
+        return cell(value)
+
+    return markdown_table(
+        [heading for _, heading in shown], [[text(row, key) for key, _ in shown] for row in rows]
+    )
+
+
+def _environment(results: Mapping[str, Any]) -> str:
+    options, run = results["options"], results["run"]
+    lines = [f"{len(results['networks']):,} networks; options: {_named(options)}."]
+    for origin in results["origins"]:
+        where = origin["environment"]
+        lines.append(
+            f"Trained {origin['trained']:,}, measured {origin['measured']:,}: "
+            + (_named(where) if where else "versions not recorded")
+            + "."
+        )
+    lines.append(f"Analysed with {_named(results['environment'])}.")
+    lines.append(
+        f"{duration(run['seconds_of_all_runs'])} in {len(run['runs'])} run(s); "
+        f"the last one on: {run['executor']}."
+    )
+    return "\n".join(f"* {line}" for line in lines)
+
+
+def _named(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value != {})
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words: ``1 h 05 min``, ``3 min 20 s``, ``4.2 s``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,1 @@
+"""Private: a study's folder: records, weights, lock."""

@@ -1,0 +1,113 @@
+"""Where a BatchNorm can be folded into a neighbouring weight layer exactly."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import nn
+
+from invariance.symmetry._structures import IntArray, NormSite
+from invariance.symmetry.analysis._context import Context, NormCall, WeightCall
+
+
+def norm_sites(context: Context, model: nn.Module) -> tuple[NormSite, ...]:
+    """Decide for every BatchNorm of the graph where it can go.
+
+    Args:
+        context: The finished analysis.
+        model: The analysed module.
+
+    Returns:
+        One site a BatchNorm, in the order of execution.
+    """
+    readers = _Readers(context)
+    seen: dict[str, int] = {}
+    for norm in context.norms:
+        seen[norm.name] = seen.get(norm.name, 0) + 1
+    sites = []
+    for norm in {norm.name: norm for norm in reversed(context.norms)}.values():
+        into, after, why = _where(context, readers, norm, seen[norm.name], model)
+        columns = None if after is None else after.inputs - norm.outputs[0]
+        sites.append(
+            NormSite(
+                norm.name,
+                norm.tensors,
+                norm.eps,
+                norm.input_width,
+                seen[norm.name],
+                None if into is None else into.name,
+                None if after is None else after.name,
+                why,
+                columns,
+            )
+        )
+    return tuple(reversed(sites))
+
+
+class _Readers:
+    """Which operations read which threads."""
+
+    def __init__(self, context: Context) -> None:
+        self.nodes: dict[int, set[int]] = {}
+        for threads, node in context.ledger.reads:
+            for thread in np.unique(threads).tolist():
+                self.nodes.setdefault(thread, set()).add(node)
+
+    def only(self, threads: IntArray, node: int) -> bool:
+        """Whether ``node`` alone reads the threads."""
+        return all(self.nodes.get(thread, set()) <= {node} for thread in threads.tolist())
+
+
+def _where(
+    context: Context, readers: _Readers, norm: NormCall, uses: int, model: nn.Module
+) -> tuple[WeightCall | None, WeightCall | None, str]:
+    if not norm.module:
+        return None, None, "it is a functional call, not a module that could be replaced"
+    if uses > 1:
+        return None, None, "the module is used more than once"
+    if any(len(context.ledger.uses.get(name, ())) > 1 for name in norm.tensors.values()):
+        return None, None, "its tensors are shared with another layer"
+    reasons = []
+    for layer in context.weights:
+        if np.array_equal(layer.outputs, norm.inputs):
+            reason = _shared(context, layer, model) or _not_before(readers, norm, layer)
+            if not reason:
+                return layer, None, ""
+            reasons.append(reason)
+    for layer in context.weights:
+        if np.isin(layer.inputs, norm.outputs).any():
+            reason = _shared(context, layer, model) or _not_after(readers, norm, layer)
+            if not reason:
+                return None, layer, ""
+            reasons.append(reason)
+    fallback = "neither the layer before it nor the one after it is a linear map of it alone"
+    return None, None, "; ".join(dict.fromkeys(reasons)) or fallback
+
+
+def _not_before(readers: _Readers, norm: NormCall, layer: WeightCall) -> str:
+    if not readers.only(layer.outputs, norm.node):
+        return f"the output of `{layer.name}` goes elsewhere, too"
+    return ""
+
+
+def _not_after(readers: _Readers, norm: NormCall, layer: WeightCall) -> str:
+    if not np.isin(layer.inputs, norm.outputs).all():
+        return f"`{layer.name}` reads other channels, too"
+    if not readers.only(norm.outputs, layer.node):
+        return "its output goes to several places"
+    if not layer.exact_shift:
+        return f"`{layer.name}` pads with zeros, which a folded shift would change"
+    if layer.groups > 1:
+        return f"`{layer.name}` is a grouped convolution that reads it"
+    return ""
+
+
+def _shared(context: Context, layer: WeightCall, model: nn.Module) -> str:
+    if not layer.module or layer.weight is None:
+        return f"`{layer.name}` is not a plain weight layer"
+    for name in (layer.weight, layer.bias):
+        if name is not None and len(context.ledger.uses.get(name, ())) > 1:
+            return f"`{layer.name}` shares its {name.rsplit('.', 1)[-1]} with another use"
+    module = model.get_submodule(layer.name)
+    if isinstance(module, nn.modules.conv._ConvTransposeNd) and layer.groups > 1:
+        return f"`{layer.name}` is a grouped transposed convolution"
+    return ""

@@ -1,0 +1,1 @@
+"""Private: balanced representatives of orbits, by convex minimisation."""

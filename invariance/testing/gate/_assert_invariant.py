@@ -1,0 +1,152 @@
+"""Invariance, asserted, and a broken claim shown again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from invariance.checking._rows import Row
+from invariance.core._groups import Group
+from invariance.testing.gate._binding import AnyMeasure, precisions
+from invariance.testing.gate._bound_measure import RTOL, choose, subject
+from invariance.testing.gate._examine import examine
+from invariance.testing.gate._findings import Certificate, NotInvariantError
+from invariance.testing.gate._recorder import recorded
+from invariance.transforms._base import Transform
+
+
+def assert_invariant(
+    measure: AnyMeasure,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    transforms: Sequence[Transform] | Transform | None = None,
+    groups: Iterable[Group | str] | None = None,
+    rtol: float = RTOL,
+    dtype: torch.dtype | str | None = None,
+    seed: int = 0,
+    examples: int = 1,
+    data: Mapping[str, Tensor] | None = None,
+    allow_constant: bool = False,
+    name: str | None = None,
+    explain: bool = True,
+) -> Certificate:
+    """Assert that function-preserving maps leave a measure's value alone.
+
+    The value may move by ``rtol`` of itself, or by its own float error where that is larger;
+    the float error is measured, not chosen. A float32 model is checked in float64 first,
+    then as it is. Nothing of the caller's is changed, random states included.
+
+    Args:
+        measure: ``measure(model, x, y) -> number``, called by position; functions of
+            ``(model)`` or ``(model, x)`` work too, and registered measures by name.
+        model: The network, in eval mode.
+        x: Inputs.
+        y: Labels.
+        transforms: What to apply. By default a member of every kind of map that the model
+            admits, or, for a measure that declares its groups, of the declared ones.
+        groups: Apply the kinds named here instead.
+        rtol: Relative change that is not worth mentioning.
+        dtype: Check in this precision only, such as ``"float64"``.
+        seed: Seed of the random members.
+        examples: How many random members of each default kind to draw.
+        data: More tensors by task field, such as ``{"x_unseen": ...}``.
+        allow_constant: Accept a measure that no change of the weights moves.
+        name: The measure's name in messages; its own by default.
+        explain: Narrow a failure down and look for its cause, at the price of some dozens
+            of evaluations.
+
+    Returns:
+        What was compared.
+
+    Raises:
+        NotInvariantError: (an ``AssertionError``) If the value moves; the message names the
+            transform, the layer and the smallest factor that break the claim, and a line
+            that replays it.
+        FaultyMeasureError: (an ``AssertionError`` too) If the measure has no value to
+            compare: NaN, complex, no scalar, side effects, chance.
+        BrokenTransformError: If a given transform changes the function.
+        TransformError: If a given transform does not apply to the model.
+        UsageError: If nothing at all could be applied.
+    """
+    __tracebackhide__ = True  # pytest shows the caller's line, and our message
+    bound = subject(
+        measure,
+        model,
+        x,
+        y,
+        rtol=rtol,
+        seed=seed,
+        data=data,
+        allow_constant=allow_constant,
+        name=name,
+    )
+    maps, chosen = choose(bound, transforms, groups, examples)
+    with recorded("invariant", bound.measure.name) as facts:
+        certificate, findings = examine(
+            bound, maps, dtype=dtype, strict=chosen, stop=True, explained=explain
+        )
+        if findings:
+            raise NotInvariantError(findings)
+        facts.update(certificate.to_dict(), message=str(certificate))
+    return certificate
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One comparison shown again.
+
+    Attributes:
+        row: Before, after and the verdict.
+        dtype: Precision.
+    """
+
+    row: Row
+    dtype: str
+
+    def __str__(self) -> str:
+        row = self.row
+        ratio = "" if row.ratio is None else f", ratio {row.ratio:.9g}"
+        verdict = "moved" if abs(row.after - row.before) > row.tolerance else "did not move"
+        return (
+            f"{row.measure} {verdict}: before {row.before:.9g}, after {row.after:.9g}{ratio} "
+            f"under {row.label} in {self.dtype}"
+        )
+
+
+def replay(
+    measure: AnyMeasure,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    transform: Transform,
+    *,
+    rtol: float = RTOL,
+    dtype: torch.dtype | str = "float64",
+    seed: int = 0,
+    data: Mapping[str, Tensor] | None = None,
+) -> Replay:
+    """Show one comparison again, without judging: what a failure's last line calls.
+
+    Args:
+        measure: As for :func:`assert_invariant`.
+        model: The network.
+        x: Inputs.
+        y: Labels.
+        transform: The one map to apply.
+        rtol: Relative tolerance.
+        dtype: Precision.
+        seed: Seed of the round-off probes.
+        data: More tensors by task field.
+
+    Returns:
+        The comparison; printing it gives one line.
+    """
+    bound = subject(measure, model, x, y, rtol=rtol, seed=seed, data=data, allow_constant=True)
+    precision = precisions(model, dtype)[0]
+    cell = bound.evaluator(precision).cell(transform)
+    return Replay(cell.row, str(precision).removeprefix("torch."))

@@ -1,0 +1,271 @@
+"""One measure at one model in one precision: its value, and its cell under a transform."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from invariance.checking._roundoff import float_error
+from invariance.checking._rows import Row
+from invariance.checking._verdict import judge
+from invariance.core._errors import InvarianceError, MeasureError
+from invariance.core._estimate import Estimate
+from invariance.core._modules import clone
+from invariance.core._rng import generator
+from invariance.measures._registry import Measure, Setting
+from invariance.testing.gate._applied_maps import Stage
+from invariance.testing.gate._faults import (
+    FaultyMeasureError,
+    ambient_seed,
+    as_number,
+    isolated,
+    watched,
+)
+from invariance.transforms._base import Applied, Transform
+
+#: In less than float64, round-off may excuse no more than this share of the value: a
+#: measure that loses three digits there is invariant in float64 only, and gets told so.
+LOW_PRECISION_CAP = 1e-3
+
+#: Networks of other functions that a measure has to tell apart.
+OTHER_NETWORKS = 8
+
+#: Rows on which a transform's proof is computed.
+EXAMPLE_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One transform tried on one measure.
+
+    Attributes:
+        row: The comparison, as a report holds it.
+        transform: What was applied.
+        applied: What came out of it.
+        dtype: The precision.
+    """
+
+    row: Row
+    transform: Transform
+    applied: Applied = field(repr=False, compare=False)
+    dtype: torch.dtype = torch.float64
+
+    @property
+    def moved(self) -> bool:
+        """True if the value moved by more than the tolerance."""
+        return not abs(self.row.after - self.row.before) <= self.row.tolerance
+
+
+class Evaluator:
+    """Evaluates one measure around one model; remembers what several cells share.
+
+    Args:
+        measure: The measure.
+        stage: A copy of the model, already in the precision to work in.
+        inputs: The measure's arguments, in the same precision.
+        rtol: Relative change of the value that is not worth mentioning.
+        seed: Seed of the round-off probes.
+        allow_constant: Accept a measure whose value no change of the weights moves.
+        zero: Absolute value under which the exact value counts as zero.
+    """
+
+    def __init__(
+        self,
+        measure: Measure,
+        stage: Stage,
+        inputs: Mapping[str, Any],
+        *,
+        rtol: float,
+        seed: int = 0,
+        allow_constant: bool = False,
+        zero: float = 0.0,
+    ) -> None:
+        self.measure, self.stage, self.inputs = _checked(measure), stage, dict(inputs)
+        self.model, self.example = stage.model, stage.example
+        self.rtol, self.seed = rtol, seed
+        self.dtype = stage.example.dtype
+        self.zero = zero
+        self.evaluations = 0
+        self.shared: dict[str, Any] = {}
+        self._error: float | None = None
+        self.before = self._first_value(allow_constant)
+
+    def value(self, model: nn.Module) -> Estimate:
+        """Evaluate the measure; every global random state is left as it was.
+
+        Raises:
+            FaultyMeasureError: If the result is no finite number.
+        """
+        self.evaluations += 1
+        with isolated():
+            return self.measure(model, **self.inputs)
+
+    @property
+    def error(self) -> float:
+        """Absolute float error of the value at the model, as measured; computed once."""
+        if self._error is None:
+            self._error = self._float_error(self.model, self.before)
+        return self._error
+
+    def cell(self, transform: Transform, *, judged: bool = False) -> Cell:
+        """Apply ``transform``, evaluate, and compare.
+
+        Args:
+            transform: The map to try.
+            judged: Compare with the measure's own declaration (a law, for one) instead
+                of with invariance.
+
+        Returns:
+            The cell.
+
+        Raises:
+            TransformError: If the transform does not apply.
+            BrokenTransformError: If it changes the function.
+            FaultyMeasureError: If the value after it is no finite number.
+        """
+        applied = self.stage.put(transform, self.measure.name)
+        after = self.value(applied.model)
+        declared = self.measure.declared(transform.groups) if judged else "invariant"
+        predicted = self._predict(transform, applied) if declared == "law" else None
+        goal = float(self.before) if predicted is None else predicted
+        tolerance = self._tolerance(applied.model, after, goal)
+        verdict, note = judge(
+            float(self.before),
+            float(after),
+            declared=declared,
+            predicted=predicted,
+            tolerance=tolerance,
+        )
+        before = float(self.before)
+        row = Row(
+            measure=self.measure.name,
+            transform=transform.name,
+            before=before,
+            after=float(after),
+            ratio=float(after) / before if before else None,
+            declared=declared,
+            predicted=predicted,
+            verdict=verdict,
+            label=repr(transform),
+            tolerance=tolerance,
+            method=after.method,
+            note=note,
+        )
+        return Cell(row, transform, applied, self.dtype)
+
+    def _predict(self, transform: Transform, applied: Applied) -> float | None:
+        laws = self.measure.laws
+        law = next((laws[group] for group in transform.groups if group in laws), None)
+        if law is None:
+            return None
+        return law(Setting(self.model, applied, self.inputs, self.before, self.shared))
+
+    def _tolerance(self, model: nn.Module, after: Estimate, goal: float) -> float:
+        """The relative tolerance asked for, or the measured float error where that is larger."""
+        base = self.rtol * abs(goal)
+        if abs(float(after) - goal) <= base:
+            return base  # measuring the float error could only widen it
+        slack = self.error + self._float_error(model, after)
+        # Round-off may not excuse everything where there is little precision.
+        low = self.dtype != torch.float64
+        if low and abs(goal) > self.zero:
+            slack = min(slack, LOW_PRECISION_CAP * abs(goal))
+        return max(base, slack)
+
+    def slack(self, cell: Cell) -> float:
+        """Absolute float error of one comparison, before the map and after it."""
+        after = Estimate(cell.row.after)
+        return self.error + self._float_error(cell.applied.model, after)
+
+    def _float_error(self, model: nn.Module, value: Estimate) -> float:
+        self.evaluations += 2
+        with isolated():
+            return float_error(self.measure, model, self.inputs, value, seed=self.seed)
+
+    def _first_value(self, allow_constant: bool) -> Estimate:
+        """Evaluate twice on throwaway copies, watching for every defect of the measure itself."""
+        name = self.measure.name
+        seen = []
+        for ambient in (None, 12_345):
+            model = clone(self.model)
+            inputs = {
+                key: value.clone() if isinstance(value, torch.Tensor) else value
+                for key, value in self.inputs.items()
+            }
+            self.evaluations += 1
+            with isolated():
+                if ambient is None:
+                    with watched(name, model, inputs):
+                        result = self.measure(model, **inputs)
+                else:
+                    with ambient_seed(ambient):
+                        result = self.measure(model, **inputs)
+            seen.append(result)
+        first, second = seen
+        if float(first) != float(second):
+            raise FaultyMeasureError(
+                "not deterministic",
+                name,
+                f"Two calls on the same model and data gave {float(first)!r} and "
+                f"{float(second)!r}.",
+            )
+        if not first.exact and first.residual is None:
+            raise MeasureError(
+                f"measure {name!r} gives only an estimate here ({first.method or 'no method'}), "
+                "and two estimates cannot decide whether a value moved. Use "
+                "invariance.testing.assert_equal_in_law with repeated seeds instead."
+            )
+        if not allow_constant:
+            self._require_dependence(first)
+        return first
+
+    def _require_dependence(self, value: Estimate) -> None:
+        """Refuse a measure that gives one value for very different networks.
+
+        A measure that reads another object than the model it is given passes every test of
+        invariance. Networks of other functions tell it from a real one.
+        """
+        for number in range(OTHER_NETWORKS):
+            other = _another_network(self.model, number, self.seed)
+            try:
+                if float(self.value(other)) != float(value):
+                    return
+            except (InvarianceError, ArithmeticError, RuntimeError, ValueError):
+                return  # it noticed
+        raise FaultyMeasureError(
+            "ignores the model",
+            self.measure.name,
+            f"It gave {float(value)!r} for this network, for ones with random weights and for one "
+            "whose weights are all zero.",
+        )
+
+
+def _checked(measure: Measure) -> Measure:
+    """The same measure, whose every result is a finite scalar estimate or a reported fault."""
+
+    def function(model: nn.Module, **inputs: Any) -> Estimate:
+        return as_number(measure.function(model, **inputs), measure.name)
+
+    return replace(measure, function=function)
+
+
+def _another_network(model: nn.Module, number: int, seed: int) -> nn.Module:
+    """A copy with other weights: perturbed, random, of one sign (no ReLU is dead), or zero."""
+    copied = clone(model)
+    source = generator(seed, "another network", number)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            noise = torch.randn(parameter.shape, generator=source).to(parameter)
+            if number == 0:
+                parameter.mul_(1 + 0.5 * noise)
+            elif number == OTHER_NETWORKS - 1:
+                parameter.zero_()
+            elif number <= 2:
+                parameter.copy_(noise.abs() if number == 1 else -noise.abs())
+            else:
+                parameter.copy_(noise)
+    return copied

@@ -1,0 +1,157 @@
+"""Every map in every precision: rows for what held, findings for what broke."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from invariance.checking._rows import Refusal, Row
+from invariance.core._errors import InvarianceError, UsageError
+from invariance.testing.blame._explain import explained as explain
+from invariance.testing.gate._applied_maps import BrokenTransformError
+from invariance.testing.gate._binding import precisions
+from invariance.testing.gate._bound_measure import Subject
+from invariance.testing.gate._evaluation import Cell, Evaluator
+from invariance.testing.gate._faults import FaultyMeasureError
+from invariance.testing.gate._findings import Certificate, Finding, replay_line
+from invariance.transforms._base import Transform
+
+
+def examine(
+    bound: Subject,
+    maps: Sequence[Transform],
+    *,
+    dtype: torch.dtype | str | None = None,
+    strict: bool = False,
+    stop: bool = False,
+    judged: bool = False,
+    explained: bool = True,
+) -> tuple[Certificate, tuple[Finding, ...]]:
+    """Try every map in every precision.
+
+    Args:
+        bound: The bound measure.
+        maps: What to apply.
+        dtype: One precision, or ``None`` for float64 and the model's own.
+        strict: Raise where a map does not apply, instead of noting it.
+        stop: Stop at the first broken claim.
+        judged: Compare with the measure's declaration instead of with invariance.
+        explained: Narrow failures down and look for their cause.
+
+    Returns:
+        What was compared, and what broke.
+    """
+    rows: list[Row] = []
+    refused: dict[str, Refusal] = {}
+    findings: list[Finding] = []
+    notes: list[str] = []
+    used: list[str] = []
+    evaluations = 0
+    zero, last = 0.0, None
+    wanted = precisions(bound.model, dtype)
+    for precision in wanted:
+        made = _evaluator(bound, precision, zero, bool(used), dtype is None, notes)
+        if made is None:
+            continue
+        last = made
+        used.append(str(precision).removeprefix("torch."))
+        for transform in maps:
+            try:
+                cell = made.cell(transform, judged=judged)
+            except (FaultyMeasureError, BrokenTransformError):
+                raise
+            except InvarianceError as error:
+                if strict:
+                    raise
+                refused[repr(transform)] = Refusal(repr(transform), str(error))
+                continue
+            rows.append(cell.row)
+            broken = cell.row.verdict == "contradicts" if judged else cell.moved
+            if not broken:
+                continue
+            finding = _finding(bound, made, cell, roundoff=len(used) > 1, explained=explained)
+            findings.append(finding)
+            if stop:
+                break
+        if precision != wanted[-1] and len(used) == 1:
+            zero = max(zero, 100 * made.error)  # needed in the next precision only
+        evaluations += made.evaluations
+        if findings:
+            break  # a claim that is broken in float64 says nothing about round-off
+    if last is not None and not rows:
+        reasons = "; ".join(f"{entry.what}: {entry.reason}" for entry in refused.values())
+        raise UsageError(
+            f"Nothing was checked: no transform applies to this model. {reasons or 'None named.'}"
+        )
+    certificate = Certificate(
+        bound.measure.name,
+        tuple(rows),
+        tuple(refused.values()),
+        tuple(used),
+        evaluations,
+        tuple(notes),
+    )
+    return certificate, tuple(findings)
+
+
+def _evaluator(
+    bound: Subject,
+    precision: torch.dtype,
+    zero: float,
+    again: bool,
+    may_skip: bool,
+    notes: list[str],
+) -> Evaluator | None:
+    """Return an evaluator, or ``None`` for a measure that cannot run in float64."""
+    own = precisions(bound.model, None)[-1]
+    try:
+        return bound.evaluator(precision, zero)
+    except FaultyMeasureError as error:
+        if again and error.kind in ("nan", "infinite"):
+            raise FaultyMeasureError(
+                error.kind,
+                error.measure,
+                f"{error.detail} It is finite in float64 and not in {precision}: only round-off "
+                "and range are to blame.",
+            ) from error
+        raise
+    except (RuntimeError, TypeError) as error:
+        if precision != torch.float64 or own == precision or not may_skip:
+            raise
+        try:
+            bound.evaluator(own, zero)
+        except (RuntimeError, TypeError):
+            raise error from None  # it fails in either precision: the user's own error
+        first = str(error).split("\n", 1)[0]
+        notes.append(f"Checked in {own} only: the measure cannot run in float64 ({first}).")
+        return None
+
+
+def _finding(
+    bound: Subject, made: Evaluator, cell: Cell, *, roundoff: bool, explained: bool
+) -> Finding:
+    dtype = str(made.dtype).removeprefix("torch.")
+    label = repr(cell.transform)
+    finding = Finding(
+        row=cell.row,
+        groups=cell.transform.groups,
+        dtype=dtype,
+        replay=replay_line(label, dtype),
+        plain=bound.plain,
+        law="breaks its declared law" if cell.row.predicted is not None else "",
+    )
+    if roundoff:
+        return replace(
+            finding,
+            cause=f"{dtype} round-off",
+            explanation=(
+                f"only {dtype} round-off is to blame: it is invariant only in float64. Compute "
+                "it there (model.double(), x.double()) or rewrite the step that cancels; to "
+                'claim no more than that, pass dtype="float64"'
+            ),
+        )
+    if not explained or cell.row.predicted is not None:
+        return finding
+    return explain(finding, made, cell.transform)

@@ -1,0 +1,1 @@
+"""Private: a whole project's measures, and a session's report."""

@@ -1,0 +1,168 @@
+"""A project's measures on a project's networks: what holds, what breaks, what is faulty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from invariance.core._errors import InvarianceError, UsageError
+from invariance.core._groups import Group
+from invariance.measures._registry import all_measures
+from invariance.testing._networks import BUILDERS, Networks
+from invariance.testing.gate._binding import AnyMeasure, registered
+from invariance.testing.gate._bound_measure import choose, subject
+from invariance.testing.gate._examine import examine
+from invariance.testing.gate._faults import FaultyMeasureError
+from invariance.testing.gate._findings import Certificate, Finding
+from invariance.testing.project._project_table import (
+    DEFAULT_GROUPS,
+    DEFAULT_MODELS,
+    Request,
+    load_function,
+)
+
+Status = Literal["holds", "broken", "faulty", "raises", "refused"]
+
+#: Version of the JSON layout.
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one measure on one network.
+
+    Attributes:
+        measure: As it was asked for.
+        model: The network's name.
+        status: ``holds``; ``broken`` (it moves); ``faulty`` (it has no value to compare);
+            ``raises`` (an error of its own); ``refused`` (it declines this network, or no
+            map applies).
+        message: What a reader should see.
+        certificate: What was compared, where it got that far.
+        findings: Every broken claim.
+    """
+
+    measure: str
+    model: str
+    status: Status
+    message: str
+    certificate: Certificate | None = None
+    findings: tuple[Finding, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the outcome as plain data, for JSON."""
+        return {
+            "measure": self.measure,
+            "model": self.model,
+            "status": self.status,
+            "message": self.message,
+            "rows": [row.to_dict() for row in self.certificate.rows] if self.certificate else [],
+            "refused": [entry.to_dict() for entry in self.certificate.refused]
+            if self.certificate
+            else [],
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
+
+
+def exit_code(outcomes: Sequence[Outcome]) -> int:
+    """Return 0 if every claim holds, 1 if one does not, 2 if nothing could be checked."""
+    if any(outcome.status in ("broken", "faulty", "raises") for outcome in outcomes):
+        return 1
+    checked = {outcome.measure for outcome in outcomes if outcome.status == "holds"}
+    return 0 if outcomes and checked == {outcome.measure for outcome in outcomes} else 2
+
+
+def to_json(outcomes: Sequence[Outcome], requests: Sequence[Request]) -> dict[str, Any]:
+    """Return all outcomes as one plain object."""
+    return {
+        "schema": SCHEMA,
+        "exit_code": exit_code(outcomes),
+        "measures": [request.function for request in requests],
+        "outcomes": [outcome.to_dict() for outcome in outcomes],
+        "rows": [row for outcome in outcomes for row in outcome.to_dict()["rows"]],
+    }
+
+
+def run_requests(requests: Sequence[Request], *, root: Path | None = None) -> list[Outcome]:
+    """Check every measure on every network that is asked for.
+
+    Args:
+        requests: What to check.
+        root: The project's folder, for imports.
+
+    Returns:
+        One outcome for each measure and network.
+
+    Raises:
+        UsageError: If a function or a network cannot be found.
+    """
+    outcomes = []
+    networks: dict[int, Networks] = {}
+    for request in requests:
+        entry = resolve(request.function, root)
+        kept = networks.setdefault(request.seed, Networks(seed=request.seed))
+        for name in request.models or DEFAULT_MODELS:
+            model, x, y = network(name, kept, root)
+            outcomes.append(run_one(request, entry, name, model, x, y))
+    return outcomes
+
+
+def resolve(target: str, root: Path | None = None) -> AnyMeasure:
+    """Return the measure for ``module:function`` or a registered name."""
+    import invariance.measures  # noqa: F401 - importing fills the registry
+
+    if ":" not in target and target in all_measures():
+        return target
+    return load_function(target, root=root)
+
+
+def network(
+    name: str, networks: Networks, root: Path | None = None
+) -> tuple[nn.Module, Tensor, Tensor]:
+    """Return a built-in network, or what the user's own function returns.
+
+    Raises:
+        UsageError: For an unknown name, or a function that returns something else.
+    """
+    if ":" not in name:
+        found = networks[name]
+        return found.model, found.x, found.y
+    made: Callable[..., Any] = load_function(name, root=root)
+    result = made()
+    if not (isinstance(result, tuple) and len(result) == 3 and isinstance(result[0], nn.Module)):
+        raise UsageError(
+            f"{name} must return (model, x, y). Got {type(result).__name__}. Built-in networks: "
+            f"{', '.join(BUILDERS)}."
+        )
+    return result
+
+
+def run_one(
+    request: Request, entry: AnyMeasure, name: str, model: nn.Module, x: Tensor, y: Tensor
+) -> Outcome:
+    """Check one measure on one network; every failure of the measure becomes an outcome."""
+    title = request.function
+    groups: Sequence[Group | str] | None = request.groups
+    declared = registered(entry)
+    if groups is None and declared is None:
+        groups = DEFAULT_GROUPS
+    try:
+        bound = subject(entry, model, x, y, rtol=request.rtol, seed=request.seed)
+        maps, _ = choose(bound, None, groups, request.examples, laws=groups is None)
+        certificate, findings = examine(
+            bound, maps, dtype=request.dtype, judged=groups is None and declared is not None
+        )
+    except FaultyMeasureError as error:
+        return Outcome(title, name, "faulty", str(error))
+    except InvarianceError as error:
+        return Outcome(title, name, "refused", str(error))
+    except Exception as error:  # the user's measure failed; say how, and go on
+        return Outcome(title, name, "raises", f"{title} raised {type(error).__name__}: {error}")
+    if findings:
+        message = "\n\n".join(str(finding) for finding in findings)
+        return Outcome(title, name, "broken", message, certificate, findings)
+    return Outcome(title, name, "holds", str(certificate), certificate)

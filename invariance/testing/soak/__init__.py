@@ -1,0 +1,1 @@
+"""The gate against itself on random cases: ``python -m invariance.testing.soak``."""

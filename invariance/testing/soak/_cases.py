@@ -1,0 +1,126 @@
+"""The random cases of the soak: a network, data and maps, decided by two numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from invariance import transforms as T
+from invariance.core._errors import TransformError
+from invariance.core._groups import Group
+from invariance.core._rng import generator
+from invariance.models import mlp
+from invariance.testing.gate._applied_maps import BrokenTransformError, Stage
+from invariance.testing.gate._bound_measure import make_stage
+from invariance.testing.gate._random_members import draw_member
+from invariance.testing.strategies._drawing import random_data, randomize, train_briefly
+from invariance.transforms._base import Transform
+
+#: Kinds of map that a drawn perceptron may admit.
+KINDS = tuple(group for group in Group if group not in (Group.COORDINATES, Group.LINEAR_MIXING))
+
+#: Kinds that need a BatchNorm in the network, and one that needs an odd activation or none.
+NEED_NORM = (Group.BATCHNORM_FOLD, Group.BATCHNORM_SCALING, Group.SIGN_FLIP)
+
+#: Maps drawn for each network, each of another kind, as far as there are kinds.
+MAPS = 5
+
+#: Steps of the brief training that every second network gets.
+STEPS = 40
+
+
+@dataclass(frozen=True, eq=False)
+class SoakCase:
+    """A network with data and maps, and the transformed networks once they are asked for.
+
+    Attributes:
+        seed: Seed of the run.
+        number: Number of the case within it.
+        model: The network, float64, in eval mode.
+        x: ``(n, d)`` inputs.
+        y: ``(n,)`` labels.
+        maps: Maps of different kinds; some are followed by a permutation.
+        stage: Where they are put to the network, once for all measures.
+        member_seed: Decides the maps' members and the round-off probes.
+    """
+
+    seed: int
+    number: int
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    maps: tuple[Transform, ...]
+    stage: Stage
+    member_seed: int
+
+    def __str__(self) -> str:
+        return f"seed {self.seed}, case {self.number}"
+
+    def admitted(self, declared: frozenset[Group]) -> list[Transform]:
+        """Return the maps made of ``declared`` kinds that the network admits.
+
+        Args:
+            declared: The kinds that a measure says something about.
+
+        Returns:
+            The maps, each put to the network before.
+
+        Raises:
+            BrokenTransformError: If a map changes the function.
+        """
+        fitting = []
+        for transform in self.maps:
+            if not declared.issuperset(transform.groups):
+                continue
+            try:
+                self.stage.put(transform)
+            except BrokenTransformError:
+                raise
+            except TransformError:
+                continue  # a residual stream that ties layers, no unit that can be split, ...
+            fitting.append(transform)
+        return fitting
+
+
+def draw_case(seed: int, number: int) -> SoakCase:
+    """Draw the network, data and maps of one case.
+
+    Args:
+        seed: Seed of the run.
+        number: Number of the case within it.
+
+    Returns:
+        The case; the same whichever measures are put through it.
+    """
+    stream = generator(seed, "soak case", number)
+
+    def integer(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=stream))
+
+    hidden = [integer(1, 7) for _ in range(integer(1, 3))]
+    features, classes, rows = integer(2, 6), integer(2, 4), integer(6, 16)
+    norm = bool(integer(0, 1))
+    member_seed = integer(0, 2**30)
+    model = mlp(
+        (features, *hidden, classes),
+        activation=("relu", "leaky_relu")[integer(0, 1)],
+        batch_norm=norm,
+        bias=bool(integer(0, 3)),
+        seed=member_seed,
+        dtype=torch.float64,
+    ).eval()
+    randomize(model, member_seed)
+    if integer(0, 1):
+        train_briefly(model, features, classes, member_seed, STEPS)
+    x, y = random_data(rows, features, classes, member_seed)
+    kinds = [kind for kind in KINDS if norm or kind not in NEED_NORM]
+    order = torch.randperm(len(kinds), generator=stream).tolist()
+    maps: list[Transform] = []
+    for place in order[:MAPS]:
+        drawn = draw_member(kinds[place], model, member_seed)
+        composed = integer(0, 3) == 0 and kinds[place] is not Group.PERMUTATION
+        maps.append(T.Compose([drawn, T.Permutation(member_seed)]) if composed else drawn)
+    stage = make_stage(model, x, torch.float64, keep=True)
+    return SoakCase(seed, number, model, x, y, tuple(maps), stage, member_seed)

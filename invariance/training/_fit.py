@@ -1,0 +1,283 @@
+"""``fit`` and ``fit_ensemble``: the public face of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+
+from invariance.core._errors import ModelError, UsageError
+from invariance.core._modules import clone
+from invariance.data._task import Task
+from invariance.models._mlp import check_sizes, mlp
+from invariance.training._options import Options, ProgressCallback, resolve_device
+from invariance.training._result import Fit
+from invariance.training._runner import run_all
+
+#: Layer widths of an MLP, one module, or a function from a seed to a module.
+ModelSource = Sequence[int] | nn.Module | Callable[[int], nn.Module]
+
+OnDivergence = Literal["raise", "keep"]
+
+
+def fit(
+    model: nn.Module,
+    task: Task,
+    *,
+    seed: int = 0,
+    lr: float = 0.1,
+    batch_size: int | None = 64,
+    max_epochs: int = 500,
+    target_accuracy: float | None = 1.0,
+    optimizer: str = "sgd",
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    lr_drop_at: float | None = None,
+    lr_drop_factor: float = 0.1,
+    check_every: int = 1,
+    sam_rho: float = 0.0,
+    sam_adaptive: bool = False,
+    sam_eta: float = 0.0,
+    augmentation: str | Sequence[str] | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    vectorize: bool | None = None,
+    progress: ProgressCallback | None = None,
+    on_divergence: OnDivergence = "raise",
+) -> Fit:
+    """Train a copy of one network by minimising the mean cross-entropy.
+
+    Args:
+        model: The network with its starting weights; it is left as it is. The copy is
+            trained in train mode and returned in eval mode.
+        task: The data.
+        seed: Decides the order of the data, and nothing else.
+        lr: Learning rate.
+        batch_size: Points a step; ``None`` for all. A last short batch is kept.
+        max_epochs: Passes over the training set, at most.
+        target_accuracy: Stop once this share of the training points is classified
+            correctly; ``None`` to run all epochs. A network that does not get there is
+            returned all the same, with ``reached_target`` false.
+        optimizer: ``"sgd"`` or ``"adam"``, as ``torch.optim`` defines them.
+        momentum: SGD's momentum.
+        weight_decay: L2 penalty added to every parameter's gradient.
+        betas: Adam's decay rates.
+        eps: Adam's addition to the denominator.
+        lr_drop_at: Share of ``max_epochs`` after which the rate drops; ``None`` for never.
+        lr_drop_factor: What the rate is then multiplied by.
+        check_every: Epochs between looks at train loss and accuracy.
+        sam_rho: Radius of sharpness-aware minimisation on top of the optimizer (Foret et
+            al. 2021, arXiv 2010.01412): each step takes the gradient at
+            ``w + sam_rho * g / |g|``, g over all trained parameters of this network; 0 for
+            none. Weight decay and momentum see the weights themselves, which come back
+            bit for bit; BatchNorm tracks its statistics in the first of the two passes
+            alone; random layers draw the same masks in both.
+        sam_adaptive: Adaptive SAM (Kwon et al. 2021, arXiv 2102.11600), elementwise: the
+            gradient at ``w + sam_rho * T^2 g / |T g|``, ``T = |w| + sam_eta``. Biases and
+            BatchNorm's parameters are scaled too.
+        sam_eta: With 0 the climb of adaptive SAM is the same in every function-preserving
+            rescaling of the network; with more (the paper uses 0.01) it is not.
+        augmentation: One or several of ``"shift"``, ``"flip"``, ``"rotate"``: training
+            images are changed anew in every epoch, by draws that depend on seed, epoch and
+            point alone. Points are flat square images, grey or of three channels.
+        device: ``"cpu"``, ``"cuda"``, ``"mps"``, or ``"auto"``. The result comes back on
+            the model's own device.
+        dtype: Floating-point type to train in; ``None`` for the model's own.
+        vectorize: See :func:`fit_ensemble`; of no use for one network.
+        progress: Called as ``progress(done_epochs, total_epochs, info)`` after each epoch.
+        on_divergence: What to do when loss or weights become NaN or infinite: ``"raise"``,
+            or ``"keep"`` the network as it is and mark it ``diverged``.
+
+    Returns:
+        The trained network and its record.
+
+    Raises:
+        ModelError: If the network does not fit the task, or training diverges.
+        UsageError: For an option that is unknown or out of range.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"fit needs an nn.Module. Got {type(model).__name__}; "
+            "build one with invariance.models.mlp(sizes), or call fit_ensemble(sizes, ...)."
+        )
+    return fit_ensemble(
+        model,
+        task,
+        seeds=[seed],
+        lr=lr,
+        batch_size=batch_size,
+        max_epochs=max_epochs,
+        target_accuracy=target_accuracy,
+        optimizer=optimizer,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        betas=betas,
+        eps=eps,
+        lr_drop_at=lr_drop_at,
+        lr_drop_factor=lr_drop_factor,
+        check_every=check_every,
+        sam_rho=sam_rho,
+        sam_adaptive=sam_adaptive,
+        sam_eta=sam_eta,
+        augmentation=augmentation,
+        device=device,
+        dtype=dtype,
+        vectorize=vectorize,
+        progress=progress,
+        on_divergence=on_divergence,
+    )[0]
+
+
+def fit_ensemble(
+    model_or_sizes: ModelSource,
+    task: Task,
+    *,
+    seeds: Iterable[int],
+    lr: float = 0.1,
+    batch_size: int | None = 64,
+    max_epochs: int = 500,
+    target_accuracy: float | None = 1.0,
+    optimizer: str = "sgd",
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    lr_drop_at: float | None = None,
+    lr_drop_factor: float = 0.1,
+    check_every: int = 1,
+    sam_rho: float = 0.0,
+    sam_adaptive: bool = False,
+    sam_eta: float = 0.0,
+    augmentation: str | Sequence[str] | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    vectorize: bool | None = None,
+    progress: ProgressCallback | None = None,
+    on_divergence: OnDivergence = "raise",
+) -> list[Fit]:
+    """Train many networks at once, each exactly as it would be trained alone.
+
+    The network of seed s depends on s alone, whatever the ensemble around it: every
+    network has its own stream of shuffles, drawn on the CPU on every device. A network
+    that reaches the target is frozen there. On the CPU the result is the same to the last
+    bit in any ensemble where MKL's kernels are reproducible: with ``MKL_CBWR=AUTO`` in the
+    environment before torch computes anything, as the command line sets it. Without, on
+    CUDA and MPS, and for ``vectorize=True`` with other modules than perceptrons, it is the
+    same up to the round-off of differently split sums (about 1e-6 relative a step in
+    float32), because libraries choose kernels by batch size and place in memory.
+
+    Args:
+        model_or_sizes: What to train. Layer widths ``(features, ..., classes)``: the
+            network of seed s starts as ``mlp(sizes, seed=s)``. A module: every network
+            starts from its weights, and only the order of the data differs. A function
+            ``seed -> module``: the network of seed s starts as ``function(s)``.
+        task: The data.
+        seeds: One network for each.
+        lr: See :func:`fit`, here and below.
+        batch_size: Points a step.
+        max_epochs: Passes over the training set, at most.
+        target_accuracy: Where a network stops.
+        optimizer: ``"sgd"`` or ``"adam"``.
+        momentum: SGD's momentum.
+        weight_decay: L2 penalty.
+        betas: Adam's decay rates.
+        eps: Adam's addition to the denominator.
+        lr_drop_at: When the rate drops.
+        lr_drop_factor: By what factor.
+        check_every: Epochs between looks.
+        sam_rho: Radius of sharpness-aware minimisation; each network climbs by its own
+            gradient's norm.
+        sam_adaptive: Adaptive SAM.
+        sam_eta: Its addition to the weights' size.
+        augmentation: Random changes of training images.
+        device: Where to train.
+        dtype: Floating-point type to train in.
+        vectorize: Perceptrons (``nn.Sequential`` of linear layers, activations and
+            BatchNorm) are batched over networks with derivatives by hand, everywhere.
+            Other modules: ``True`` batches them with ``torch.func``, ``False`` trains
+            one after another, ``None`` batches them except on the CPU. There, one after
+            another is as reproducible for any module as perceptrons are and, for
+            convolutions, faster. Modules with dropout are trained one after another.
+        progress: Progress callback.
+        on_divergence: ``"raise"`` or ``"keep"``.
+
+    Returns:
+        One :class:`Fit` for each seed, in the order of ``seeds``.
+
+    Raises:
+        ModelError: If the network does not fit the task, or training diverges; names
+            the seeds.
+        UsageError: For an option that is unknown or out of range.
+    """
+    options = Options(
+        lr=lr,
+        batch_size=batch_size,
+        max_epochs=max_epochs,
+        target_accuracy=target_accuracy,
+        optimizer=optimizer,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        betas=betas,
+        eps=eps,
+        lr_drop_at=lr_drop_at,
+        lr_drop_factor=lr_drop_factor,
+        check_every=check_every,
+        sam_rho=sam_rho,
+        sam_adaptive=sam_adaptive,
+        sam_eta=sam_eta,
+        augmentation=(augmentation,)
+        if isinstance(augmentation, str)
+        else tuple(augmentation or ()),
+    )
+    where = resolve_device(device)
+    numbers = _check_seeds(seeds)
+    if on_divergence not in ("raise", "keep"):
+        raise UsageError(f"on_divergence must be 'raise' or 'keep'. Got {on_divergence!r}.")
+    return run_all(
+        _starts(model_or_sizes, numbers, task),
+        numbers,
+        task,
+        options,
+        device=where,
+        dtype=dtype,
+        vectorize=vectorize,
+        progress=progress,
+        keep_diverged=on_divergence == "keep",
+    )
+
+
+def _check_seeds(seeds: Iterable[int]) -> list[int]:
+    if isinstance(seeds, int) or not isinstance(seeds, Iterable):
+        raise UsageError(f"seeds must be a list of integers, such as range(10). Got {seeds!r}.")
+    numbers = list(seeds)
+    if not numbers:
+        raise UsageError("seeds is empty. Give one seed for each network, such as range(10).")
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise UsageError(f"seeds must be integers. Got {number!r}.")
+    return numbers
+
+
+def _starts(source: ModelSource, seeds: list[int], task: Task) -> list[nn.Module]:
+    if isinstance(source, nn.Module):
+        return [clone(source) for _ in seeds]
+    if callable(source):
+        models = [source(seed) for seed in seeds]
+        for model in models:
+            if not isinstance(model, nn.Module):
+                raise ModelError(
+                    "The function given as a model must return an nn.Module for a seed. "
+                    f"Got {type(model).__name__}."
+                )
+        return [clone(model) for model in models]
+    sizes = check_sizes(source)
+    if sizes[0] != task.n_features or sizes[-1] != task.n_classes:
+        raise ModelError(
+            f"sizes {sizes} do not fit the task {task.name!r}: they must start with its "
+            f"{task.n_features} features and end with its {task.n_classes} classes."
+        )
+    return [mlp(sizes, seed=seed) for seed in seeds]

@@ -1,0 +1,1 @@
+"""Private: perceptrons with hand-written derivatives, batched over networks."""

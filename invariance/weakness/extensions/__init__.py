@@ -1,0 +1,1 @@
+"""Private: counting all jointly feasible labelings of unseen points."""

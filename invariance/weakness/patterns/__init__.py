@@ -1,0 +1,1 @@
+"""Private: activation patterns and the regions that they mark."""

@@ -1,0 +1,1 @@
+"""Private: the volume of the version space."""
