@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from invariance.weakness import (
+from invariance.papers.bennett.stack_theory import (
     Arithmetic,
     ArithmeticResult,
     StackTask,

@@ -19,24 +19,25 @@ def add_parser(subparsers: Any) -> None:
 
 def list_measures(options: argparse.Namespace) -> int:
     """Print the master table: each measure's declaration under each group."""
-    from rich.console import Console
     from rich.table import Table
 
     import invariance.measures  # noqa: F401 - importing fills the registry
+    from invariance.cli._progress import list_console
     from invariance.core._groups import Group
     from invariance.measures._registry import all_measures, get_measure
 
     # Letters for headings: a dozen names side by side fit no terminal of 80 columns.
     letters = dict(zip(ascii_uppercase, Group, strict=False))
     symbols = {"invariant": "=", "law": "L", "varies": "~"}
-    table = Table(title="= invariant   L follows a stated law   ~ varies")
+    table = Table(title="= invariant   L follows a stated law   ~ varies   ? not claimed")
     table.add_column("measure", no_wrap=True)
     for letter in letters:
         table.add_column(letter, justify="center", no_wrap=True)
     for name in all_measures():
         entry = get_measure(name)
-        table.add_row(name, *(symbols[entry.declared([group])] for group in Group))
-    console = Console()
+        declared = [entry.declared([g]) if entry.claims([g]) else "" for g in Group]
+        table.add_row(name, *(symbols.get(word, "?") for word in declared))
+    console = list_console()
     console.print(table)
     legend = (f"{letter}={group.value}" for letter, group in letters.items())
     console.print("under  " + "   ".join(legend), highlight=False)
@@ -49,10 +50,10 @@ def list_transforms(options: argparse.Namespace) -> int:
     """Print each transform with its signature, group and summary."""
     import inspect
 
-    from rich.console import Console
     from rich.table import Table
 
     from invariance import transforms
+    from invariance.cli._progress import list_console
     from invariance.transforms._base import Transform
 
     table = Table()
@@ -68,5 +69,5 @@ def list_transforms(options: argparse.Namespace) -> int:
             signature = inspect.Signature(bare)
             summary = (inspect.getdoc(found) or "").split("\n", 1)[0]
             table.add_row(f"{name}{signature}", group, summary)
-    Console().print(table)
+    list_console().print(table)
     return 0

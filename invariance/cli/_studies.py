@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,29 +46,30 @@ def run(options: argparse.Namespace) -> int:
 
     from invariance.cli._progress import report_console
     from invariance.core._errors import UsageError
-    from invariance.papers import STUDIES
+    from invariance.core._text import printable
+    from invariance.studies._catalogue import catalogue
     from invariance.studies.report._overview import find_results, worth_showing
     from invariance.studies.report._terminal import claims_table
 
     for folder in options.results or ():
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
             raise UsageError(f"No folder {folder} to look for results in.")
     found, problems = find_results(options.results or [Path("results"), Path("demos", "results")])
     for problem in problems:
-        sys.stderr.write(f"invariance: skipped: {problem}\n")
+        sys.stderr.write(printable(f"invariance: skipped: {problem}\n"))
     console = report_console()
 
     def say(text: str, style: str = "") -> None:
         indent = len(text) - len(text.lstrip())
         console.print(Padding(Text(text.strip(), style=style), (0, 0, 0, indent)))
 
-    titles = {study.name: study.title for study in STUDIES}
+    titles = {study.name: study.title for study in catalogue()}
     for _, entry in found:  # studies of the user's own
         titles.setdefault(entry["study"], entry["title"])
     for name, title in titles.items():
         chosen = worth_showing(found, name)
         if not chosen:
-            (study,) = [study for study in STUDIES if study.name == name]
+            (study,) = [study for study in catalogue() if study.name == name]
             say(f"{name}: {title}", "bold")
             say(f"  {study.paper}")
             say(f"  {study.question}")

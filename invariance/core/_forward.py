@@ -1,12 +1,17 @@
-"""Tell a caller that a model cannot read the data, rather than which kernel noticed."""
+"""Call a model as every measure does, and say when it cannot read the data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
 
 from invariance.core._errors import DataError
 
@@ -35,3 +40,76 @@ def reading(model: nn.Module, rows: Tensor, name: str = "x") -> Iterator[None]:
             f"{type(model).__name__} does not accept {name} of shape ({shape}) and dtype {kind}: "
             f"{error}. Give {name} the shape and dtype that the model's first layer reads."
         ) from error
+
+
+def run(model: nn.Module, x: Tensor, state: Mapping[str, Tensor] | None = None) -> Tensor:
+    """Return ``model(x)``, leaving ``x`` as it is even if the model works in place.
+
+    Args:
+        model: Any module.
+        x: ``(n, ...)`` inputs.
+        state: Name to the tensor to use in place of that parameter or buffer.
+
+    Returns:
+        The outputs.
+    """
+    own = x.clone()
+    with unfused(model):
+        out: Tensor = model(own) if state is None else functional_call(model, dict(state), (own,))
+    return out
+
+
+class _PlainWeightNorm(TorchFunctionMode):
+    """Computes a normalised weight by its formula.
+
+    Torch's fused kernel has a second derivative that is not symmetric, and none forward.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is torch._weight_norm:
+            return _weight_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    others = [axis for axis in range(v.ndim) if dim == -1 or axis != dim]
+    return v * (g / v.square().sum(others, keepdim=dim != -1).sqrt())
+
+
+def unfused(model: nn.Module) -> AbstractContextManager[object]:
+    """Replace, inside the block, operations of ``model`` that have no correct derivatives."""
+    if any(_normalises(module) for module in model.modules()):
+        return _PlainWeightNorm()
+    return nullcontext()
+
+
+def _normalises(module: nn.Module) -> bool:
+    """Whether a module computes a weight norm, as a parametrisation or in a hook."""
+    hooks = module._forward_pre_hooks.values()
+    return isinstance(module, _WeightNorm) or any(isinstance(hook, WeightNorm) for hook in hooks)
+
+
+def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """Return what a module was called with, by position or by name, as a hook is told."""
+    found: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return found
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Switch off whatever ``torch.autocast`` is in force around the block.
+
+    Autocast rounds the operands of every matrix product to half precision: those of a model,
+    and those of the measure itself.
+    """
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda", "mps", "xpu"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield

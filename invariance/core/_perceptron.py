@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from invariance.core._activations import BY_MODULE, Activation, activation_of
+from invariance.core._modules import computes_as_its_class
 
 
 def qualified(module: str, leaf: str) -> str:
@@ -182,13 +183,7 @@ def _steps_of(name: str, module: nn.Module, *, training: bool) -> tuple[Step, ..
 
 def _flatten(module: nn.Module, name: str, leaves: list[tuple[str, nn.Module]]) -> bool:
     """Append the modules that run, in order; ``False`` where something could interfere."""
-    if (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-    ):
+    if not computes_as_its_class(module):
         return False
     if type(module).forward is not nn.Sequential.forward:
         leaves.append((name, module))

@@ -18,8 +18,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from invariance.core._errors import DataError, MeasureError, ModelError
-from invariance.core._forward import reading
+from invariance.core._forward import reading, run
 from invariance.core._modules import clone, model_device, model_dtype
+from invariance.core._reads import Reads, left_behind
 from invariance.curvature._batches import Batches, Data, collect_batches
 from invariance.curvature.losses._resolve import Loss, LossLike, resolve_loss
 from invariance.curvature.products._output_space import summed
@@ -58,10 +59,7 @@ class Objective:
     def forward(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
         """Return the outputs of the rows ``x`` with ``parameters`` in place of the point."""
         with _differentiable_attention():
-            outputs: Tensor = torch.func.functional_call(
-                self.model, dict(zip(self.space.names, parameters, strict=True)), (x,)
-            )
-        return outputs
+            return run(self.model, x, dict(zip(self.space.names, parameters, strict=True)))
 
     def value(self, parameters: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
         """Return these rows' share of the loss; the shares of all chunks sum to it."""
@@ -152,7 +150,7 @@ def build_objective(
     """
     refuse_random_modules(model)
     space = select_parameters(model, parameters)
-    resolved = resolve_loss(loss)
+    resolved = resolve_loss(loss, model)
     batches = collect_batches(x, y)
     try:
         copy = clone(model)
@@ -172,6 +170,7 @@ def build_objective(
             raise ModelError(f"Parameter {name!r} contains NaN or infinity. Retrain or repair it.")
     point = tuple(named[name].detach() for name in space.names)
     draft = Objective(copy, resolved, batches, space, point, 1.0, (), model_device(copy), precision)
+    _check_copied(model, draft)
     total = _check_all_rows(draft)
     return Objective(
         copy, resolved, batches, space, point, total, _unused(draft), draft.device, precision
@@ -210,6 +209,20 @@ def refuse_random_modules(model: nn.Module) -> None:
 
 def _has_rate(module: nn.Module) -> bool:
     return isinstance(module, (nn.RNNBase, nn.MultiheadAttention))
+
+
+def _check_copied(model: nn.Module, draft: Objective) -> None:
+    """Refuse a copy that computes with the original's tensors: its curvature would be zero."""
+    x, _ = next(draft.chunks(1))
+    with torch.no_grad(), reading(draft.model, x), Reads(left_behind(draft.model, model)) as reads:
+        draft.forward(draft.point, x)
+    if reads.names:
+        raise ModelError(
+            f"The copy of your model does not use its own parameters: its output is computed with "
+            f"{next(iter(reads.names))!r} of the {type(model).__name__} that you passed. A forward "
+            "or a hook that names that module as a global, or holds it in a container, does this. "
+            "Reach it through self, or through the module that a hook is given."
+        )
 
 
 def _check_all_rows(draft: Objective) -> float:

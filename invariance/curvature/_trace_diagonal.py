@@ -79,6 +79,17 @@ def hessian_trace(
     Raises:
         ModelError: A model in train mode where that matters, NaN parameters.
         DataError: Malformed data.
+
+    Example:
+        One row with ``p = (1/2, 1/2)``: ``H = S (x) x x^T`` with ``Tr S = 1/2`` and ``|x|^2 = 4``.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> found = inv.curvature.hessian_trace(model, x, y)
+        >>> round(found.value, 9), found.exact
+        (2.0, True)
     """
     seed = as_seed(seed)
     swept, rest, why = route(model, x, y, parameters, method)
@@ -142,6 +153,17 @@ def hessian_diagonal(
     Raises:
         ModelError: A model in train mode where that matters, NaN parameters.
         DataError: Malformed data.
+
+    Example:
+        One row with ``p = (1/2, 1/2)``: ``H = S (x) x x^T`` with ``Tr S = 1/2`` and ``|x|^2 = 4``.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> found = inv.curvature.hessian_diagonal(model, x, y)
+        >>> found["linear1.weight"].round(decimals=9).tolist()  # p (1 - p) x_j^2
+        [[1.0, 0.0], [1.0, 0.0]]
     """
     seed = as_seed(seed)
     swept, rest, why = route(model, x, y, parameters, method)

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from invariance.core._errors import DataError, MeasureError
 from invariance.core._estimate import Estimate
-from invariance.core._forward import reading
+from invariance.core._forward import reading, run
 from invariance.core._groups import Group
 from invariance.core._modules import weight_layers
 from invariance.curvature._batches import collect_batches
-from invariance.curvature.exact._directional import directional_chunks, frozen_state
+from invariance.curvature.exact._directional import directional_chunks, frozen_state, move_like
 from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET
 from invariance.curvature.exact._sweep import check_budget, require_deterministic
 from invariance.curvature.losses._resolve import CustomLoss, LossLike, resolve_loss
@@ -67,8 +67,19 @@ def fisher_rao_norm(
 
     Raises:
         MeasureError: A custom loss.
+
+    Example:
+        ``p = (3/4, 1/4)``; it is the variance of the logits under ``p``, ``3/16 ln(3)^2``:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> import math
+        >>> model = inv.models.from_weights([[[math.log(3)], [0.0]]])
+        >>> x, y = torch.ones(1, 1).double(), torch.tensor([0])
+        >>> abs(float(fisher_rao_norm(model, x, y)) - 3 / 16 * math.log(3) ** 2) < 1e-12
+        True
     """
-    resolved = resolve_loss(loss)
+    resolved = resolve_loss(loss, model)
     if isinstance(resolved, CustomLoss):
         raise MeasureError(
             f"The loss {resolved.name!r} names no predictive distribution, so it has no Fisher "
@@ -117,10 +128,21 @@ def fisher_rao_closed_form(
 
     Raises:
         MeasureError: A custom loss with ``kind="model"``, or an unknown kind.
+
+    Example:
+        With one layer and no bias it equals the definition, here ``3/16 ln(3)^2``:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> import math
+        >>> model = inv.models.from_weights([[[math.log(3)], [0.0]]])
+        >>> x, y = torch.ones(1, 1).double(), torch.tensor([0])
+        >>> abs(float(fisher_rao_closed_form(model, x, y)) - 3 / 16 * math.log(3) ** 2) < 1e-12
+        True
     """
     if kind not in ("model", "empirical"):
         raise MeasureError(f"kind must be 'model' or 'empirical'. Got {kind!r}.")
-    resolved = resolve_loss(loss)
+    resolved = resolve_loss(loss, model)
     if kind == "model" and isinstance(resolved, CustomLoss):
         raise MeasureError(f"The loss {resolved.name!r} names no predictive distribution.")
     require_deterministic(model)
@@ -130,7 +152,7 @@ def fisher_rao_closed_form(
     with torch.no_grad():
         for bx, by in collect_batches(x, y):
             with reading(model, bx):
-                f = model(bx.to(like) if bx.is_floating_point() else bx.to(like.device))
+                f = run(model, move_like(bx, like))
             labels = by.to(f.device)
             resolved.check(f, labels)
             if kind == "model":

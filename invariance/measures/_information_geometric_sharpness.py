@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
+from torch.func import jacrev, vmap
 
 from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
-from invariance.core._forward import reading
+from invariance.core._forward import reading, run
 from invariance.core._groups import Group
 from invariance.curvature.exact._directional import frozen_state, move_like
 from invariance.curvature.exact._sweep import check_budget, require_deterministic
@@ -55,6 +55,16 @@ def information_geometric_sharpness(
 
     Raises:
         MeasureError: The score matrix would exceed ``memory_budget``.
+
+    Example:
+        At full rank it is ``sum_i (1 - p_i) / p_i``, one for one row with ``p = 1/2``:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> round(float(information_geometric_sharpness(model, x, y)), 12)
+        1.0
     """
     require_deterministic(model)
     check_budget(memory_budget)
@@ -64,7 +74,7 @@ def information_geometric_sharpness(
     theta = {name: state[name] for name in space.names}
     rows = move_like(x, next(iter(model.parameters())))
     with torch.no_grad(), reading(model, x):
-        outputs = model(rows)
+        outputs = run(model, rows)
     labels = y.to(outputs.device)
     loss = CrossEntropy()
     loss.check(outputs, labels)
@@ -79,8 +89,7 @@ def information_geometric_sharpness(
         )
 
     def row_outputs(moved: dict[str, Tensor], row: Tensor) -> Tensor:
-        result: Tensor = functional_call(model, {**state, **moved}, (row.unsqueeze(0),))
-        return result[0]
+        return run(model, row.unsqueeze(0), {**state, **moved})[0]
 
     jacobians = vmap(jacrev(row_outputs), in_dims=(None, 0))(theta, rows)
     jacobian = space.join([jacobians[name] for name in space.names], lead=2).double()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from invariance.core._errors import DataError, MeasureError
 from invariance.core._estimate import Estimate
-from invariance.core._forward import reading
+from invariance.core._forward import reading, run
 from invariance.core._groups import Group
 from invariance.curvature.exact._directional import move_like
 from invariance.curvature.losses._resolve import check_batch, resolve_loss
@@ -47,6 +47,15 @@ def path_norm_margin(
 
     Raises:
         MeasureError: A quantile outside [0, 1], a single class, or a path norm of zero.
+
+    Example:
+        Margin 3, path norm 3:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[3.0], [0.0]]])
+        >>> round(float(path_norm_margin(model, torch.ones(1, 1).double(), torch.tensor([0]))), 9)
+        1.0
     """
     if not 0 <= quantile <= 1:
         raise MeasureError(f"quantile must lie in [0, 1]. Got {quantile}.")
@@ -55,7 +64,7 @@ def path_norm_margin(
         raise MeasureError("The path norm is zero: every path is cut, and margins have no unit.")
     check_batch(x, y)
     with torch.no_grad(), reading(model, x):
-        outputs = model(move_like(x, next(iter(model.parameters()))))
+        outputs = run(model, move_like(x, next(iter(model.parameters()))))
     resolve_loss("cross_entropy").check(outputs, y.to(outputs.device))
     if y.is_floating_point() or bool((y < 0).any()) or outputs.shape[1] < 2:
         raise DataError("Margins need integer labels of at least two classes, none ignored.")

@@ -10,9 +10,9 @@ from torch.nn.utils import skip_init
 
 from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
-from invariance.core._forward import reading
+from invariance.core._forward import first_input, reading, run
 from invariance.core._groups import Group
-from invariance.core._modules import clone
+from invariance.core._modules import clone, computes_as_its_class
 from invariance.curvature._batches import Batches, collect_batches
 from invariance.curvature.exact._directional import move_like
 from invariance.curvature.exact._flatness import layer_relative_flatness
@@ -74,6 +74,17 @@ def standardized_relative_flatness(
 
     Raises:
         MeasureError: There is no such layer, or it is no linear layer.
+
+    Example:
+        Features of standard deviation 1 need no rescaling, so it is relative flatness:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0], [-1.0]]])
+        >>> x, y = torch.tensor([[-1.0], [1.0]]).double(), torch.tensor([0, 1])
+        >>> plain = float(inv.measures.relative_flatness(model, x, y))
+        >>> abs(float(standardized_relative_flatness(model, x, y)) - plain) < 1e-12
+        True
     """
     require_deterministic(model)
     batches = collect_batches(x, y)
@@ -83,6 +94,11 @@ def standardized_relative_flatness(
         raise MeasureError(
             f"Features are standardized in front of linear layers. Layer {name!r} is a "
             f"{type(module).__name__}, whose padding would not scale along. Choose another layer."
+        )
+    if type(module).forward is not nn.Linear.forward or not computes_as_its_class(module):
+        raise MeasureError(
+            f"Features are divided in front of a plain nn.Linear. Layer {name!r} has a forward or "
+            "hooks of its own, which may use them otherwise. Choose another layer."
         )
     moments = _moments(model, name, batches)
     changed, place = standardized_model(model, name, moments)
@@ -176,14 +192,14 @@ def _moments(model: nn.Module, name: str, batches: Batches) -> Moments:
     copied = clone(model)
     seen: list[Tensor] = []
     copied.get_submodule(name).register_forward_pre_hook(
-        lambda _, inputs: seen.append(inputs[0].detach())
+        lambda _, args, kwargs: seen.append(first_input(args, kwargs).detach()), with_kwargs=True
     )
     like = next(iter(model.parameters()))
 
     def features(bx: Tensor) -> list[Tensor]:
         seen.clear()
         with torch.no_grad(), reading(model, bx):
-            copied(move_like(bx, like))
+            run(copied, move_like(bx, like))
         return [entry.reshape(-1, entry.shape[-1]).cpu().double() for entry in seen]
 
     count, total, squares = 0, torch.zeros(()), torch.zeros(())

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from invariance.core._errors import DataError, MeasureError, unknown_name
 from invariance.core._estimate import Estimate
-from invariance.core._forward import reading
+from invariance.core._forward import reading, run
 from invariance.core._modules import model_device
 from invariance.core._rng import generator
 from invariance.outcomes._outputs import check_labels, check_logits
@@ -59,6 +59,18 @@ def adversarial_accuracy(
         MeasureError: If an option is out of range, or the model does not classify.
         UsageError: For an unknown attack.
         DataError: If inputs are outside [0, 1], or labels do not match.
+
+    Example:
+        A classifier of the first pixel's sign of ``x - 1/2``: points within epsilon of 1/2 fall.
+
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Linear(1, 2).eval()
+        >>> state = {"weight": torch.tensor([[-1.0], [1.0]]), "bias": torch.tensor([0.5, -0.5])}
+        >>> _ = model.load_state_dict(state)
+        >>> x, y = torch.tensor([[0.1], [0.45], [0.55], [0.9]]), torch.tensor([0, 0, 1, 1])
+        >>> float(adversarial_accuracy(model, x, y, epsilon=0.1))
+        0.5
     """
     if attack not in ATTACKS:
         raise unknown_name("attack", attack, ATTACKS)
@@ -108,14 +120,14 @@ def adversarial_accuracy(
 
 def _read(model: nn.Module, batch: Tensor) -> Tensor:
     with torch.no_grad(), reading(model, batch):
-        return check_logits(model(batch), len(batch))
+        return check_logits(run(model, batch), len(batch))
 
 
 def _gradient(model: nn.Module, at: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradient of the loss in the inputs, and the logits."""
     leaf = at.detach().clone().requires_grad_()
     with torch.enable_grad(), reading(model, leaf):
-        logits = check_logits(model(leaf), len(leaf))
+        logits = check_logits(run(model, leaf), len(leaf))
         # The sum and not the mean: rows do not shrink each other's gradients.
         loss = F.cross_entropy(logits, labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, leaf)

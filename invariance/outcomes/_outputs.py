@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core._errors import DataError, MeasureError
-from invariance.core._forward import reading
+from invariance.core._forward import reading, run
 from invariance.core._modules import model_device
 from invariance.weakness.patterns._activation_layers import require_eval
 from invariance.weakness.patterns._patterns import as_rows
@@ -84,4 +84,4 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 def _forward(model: nn.Module, batch: Tensor) -> object:
     with reading(model, batch):
-        return model(batch)
+        return run(model, batch)

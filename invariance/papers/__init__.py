@@ -1,6 +1,8 @@
-"""The studies: one file each, listed here. A new study is a new file and a line below.
+"""Published claims as studies, one folder a paper, one folder a study.
 
-A file exports ``STUDY``. What it has to say, in order: ``grid`` (every configuration),
+A new study is a new folder and a line below; ``recipes`` holds what several share.
+
+Its ``_study.py`` exports ``STUDY``. What it has to say, in order: ``grid`` (every configuration),
 ``train`` and ``measure`` (one batch; reuse those of ``invariance.papers.recipes``),
 ``measurement`` (what decides the measured numbers, with a version), ``analyse`` (records to
 claims, with regions that were fixed before) and ``figures``. ``invariance.studies`` shows a

@@ -1,22 +1,5 @@
 """How many extensions a learned policy leaves open."""
 
-from invariance.papers.bennett.stack_theory._arithmetic import (
-    Arithmetic,
-    ArithmeticResult,
-    arithmetic_experiment,
-)
-from invariance.papers.bennett.stack_theory._tasks import (
-    StackTask,
-    information_bits,
-    learnable_tasks,
-    pac_bayes_bound,
-    shortest_policies,
-    survival_by_enumeration,
-    survival_given_size,
-    survival_probability,
-    weakest_policies,
-)
-from invariance.papers.bennett.stack_theory._vocabulary import Language, Vocabulary
 from invariance.weakness._agreement import ensemble_agreement
 from invariance.weakness.extensions._extension_count import extension_count
 from invariance.weakness.patterns._activation_layers import ActivationLayer, activation_layers
@@ -44,26 +27,17 @@ from invariance.weakness.volume._version_space import VersionSpace, version_spac
 
 __all__ = [
     "ActivationLayer",
-    "Arithmetic",
-    "ArithmeticResult",
-    "Language",
     "Patterns",
     "RegionCounts",
-    "StackTask",
     "VersionSpace",
-    "Vocabulary",
     "activation_layers",
     "activation_patterns",
     "activation_patterns_ensemble",
-    "arithmetic_experiment",
     "ensemble_agreement",
     "extension_count",
     "free_parameters",
     "free_regions",
     "hidden_patterns",
-    "information_bits",
-    "learnable_tasks",
-    "pac_bayes_bound",
     "pair_proxy",
     "pair_proxy_ensemble",
     "reduced_network",
@@ -72,10 +46,5 @@ __all__ = [
     "repaired_activation_patterns",
     "repaired_free_regions",
     "repaired_pair_proxy",
-    "shortest_policies",
-    "survival_by_enumeration",
-    "survival_given_size",
-    "survival_probability",
     "version_space",
-    "weakest_policies",
 ]

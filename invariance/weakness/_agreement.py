@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from invariance.core._errors import DataError, MeasureError
 from invariance.core._estimate import Estimate
-from invariance.core._forward import reading
+from invariance.core._forward import reading, run
 from invariance.core._modules import model_device
 from invariance.weakness.patterns._activation_layers import require_eval
 from invariance.weakness.patterns._patterns import as_rows
@@ -35,7 +35,7 @@ def predictions(model: nn.Module, x: Tensor, *, batch_size: int = _BATCH) -> Ten
     with torch.no_grad():
         for batch in torch.split(rows, batch_size):
             with reading(model, batch, "x_unseen"):
-                out = model(batch.to(device))
+                out = run(model, batch.to(device))
             if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != batch.shape[0]:
                 got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
                 raise MeasureError(f"The model must return (n, K) logits. Got {got}.")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core._errors import MeasureError
-from invariance.core._forward import reading
+from invariance.core._forward import first_input, reading, run
 from invariance.core._modules import clone, model_device, model_dtype
 from invariance.weakness.patterns._activation_layers import require_eval
 
@@ -133,14 +133,19 @@ def _last_linear_input(model: nn.Module, rows: Tensor, precision: Precision) -> 
     """Run ``model`` once; return the last linear layer's name and what it read."""
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
 
-    def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        calls.append((module, args[0], output))
+    def record(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> None:
+        calls.append((module, first_input(args, kwargs), output))
 
     names = {module: name for name, module in model.named_modules()}
     layers = [module for module in names if isinstance(module, nn.Linear)]
-    handles = [module.register_forward_hook(record) for module in layers]
+    # In front of the user's own hooks, which may act after the layer.
+    handles = [
+        module.register_forward_hook(record, prepend=True, with_kwargs=True) for module in layers
+    ]
     try:
-        output = model(rows)
+        output = run(model, rows)
     except RuntimeError as error:
         if precision == "float64" and "dtype" in str(error):
             raise MeasureError(

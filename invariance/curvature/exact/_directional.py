@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vjp
+from torch.func import jvp, vjp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from invariance.core._forward import reading
+from invariance.core._errors import ModelError
+from invariance.core._forward import reading, run
 from invariance.core._forward_mode import prepare_forward_mode
 from invariance.curvature._batches import Data, collect_batches
 from invariance.curvature.losses._resolve import Loss
@@ -47,7 +48,7 @@ def forward_bytes(model: nn.Module, row: Tensor) -> int:
     """
     counter = _CountBytes()
     with torch.no_grad(), counter:
-        model(row)
+        run(model, row)
     return max(counter.total, 1)
 
 
@@ -74,8 +75,7 @@ def directional_outputs(
     state = frozen_state(model)
 
     def outputs(moved: Mapping[str, Tensor]) -> Tensor:
-        result: Tensor = functional_call(model, {**state, **moved}, (x,))
-        return result
+        return run(model, x, {**state, **moved})
 
     base = {name: state[name] for name in direction}
     with torch.enable_grad():
@@ -85,7 +85,22 @@ def directional_outputs(
             f, pull = vjp(outputs, base)[:2]
             push = vjp(lambda u: pull(u)[0], torch.zeros_like(f))[1]
             (tangent,) = push(dict(direction))
+            _check_transposes(f, tangent, pull(f)[0], direction)
     return f.detach(), tangent.detach()
+
+
+def _check_transposes(
+    f: Tensor, tangent: Tensor, pulled: Mapping[str, Tensor], direction: Mapping[str, Tensor]
+) -> None:
+    """Refuse ``J v`` unless ``<f, J v> = <J^T f, v>``: some backward passes are not linear."""
+    one = (f * tangent).sum().double()
+    two = sum((pulled[name] * v).sum().double() for name, v in direction.items())
+    if not (one - two).abs() <= 1e-2 * f.norm() * tangent.norm():
+        raise ModelError(
+            "An operation of the model has a backward pass that cannot be differentiated "
+            f"correctly: a derivative of the outputs came out as {float(one):.6g} and as "
+            f"{float(two):.6g}. Write that operation with plain differentiable ones."
+        )
 
 
 def directional_chunks(

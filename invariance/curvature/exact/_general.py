@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.func import functional_call
 
 from invariance.core._errors import MeasureError
+from invariance.core._forward import first_input, run
 from invariance.core._perceptron import qualified
 from invariance.curvature._batches import Batches
 from invariance.curvature.exact._directional import forward_bytes, move_like
@@ -80,7 +80,7 @@ def make_plan(model: nn.Module, linearity: Linearity, names: Sequence[str], row:
     }
     record = _Record()
     with torch.enable_grad(), _hooks(candidates, record):
-        functional_call(model, _differentiable(model), (row,))
+        run(model, row, _differentiable(model))
     tapped = {
         name: module
         for name, module in candidates.items()
@@ -127,7 +127,7 @@ def sweep_module(
             chunk = max(1, memory_budget // _row_bytes(model, plan, row, wants))
             pair = move_like(bx[:2], like)
             with torch.no_grad():
-                if not check_rows_independent(model(row), model(pair)[:1]):
+                if not check_rows_independent(run(model, row), run(model, pair)[:1]):
                     raise MeasureError(
                         "A row's outputs depend on the other rows of its batch, so the loss is "
                         "not a mean over rows. Remove what mixes rows, or put it in eval mode."
@@ -150,7 +150,7 @@ def _sweep_chunk(
     state = _differentiable(model)
     record = _Record()
     with torch.enable_grad(), _hooks(plan.tapped, record):
-        outputs = functional_call(model, state, (x,))
+        outputs = run(model, x, state)
     detached = outputs.detach()
     loss.check(detached, y)
     with torch.no_grad():
@@ -214,16 +214,22 @@ def _hooks(modules: dict[str, nn.Module], record: _Record) -> Iterator[None]:
     """Watch the inputs of ``modules`` and where their outputs enter the graph."""
 
     def watch(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        def hook(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        ) -> None:
             record.calls[name] = record.calls.get(name, 0) + 1
-            record.inputs[name] = args[0].detach()
+            record.inputs[name] = first_input(args, kwargs).detach()
             # The edge names the output as it is now: an activation that then works in place
             # would move the tensor itself on.
             record.edges[name] = get_gradient_edge(output)
 
         return hook
 
-    handles = [module.register_forward_hook(watch(name)) for name, module in modules.items()]
+    # In front of the user's own hooks: what they make of the output is part of what follows.
+    handles = [
+        module.register_forward_hook(watch(name), prepend=True, with_kwargs=True)
+        for name, module in modules.items()
+    ]
     try:
         yield
     finally:
@@ -244,7 +250,7 @@ def _row_bytes(model: nn.Module, plan: Plan, row: Tensor, wants: Wants) -> int:
     state = _differentiable(model)
     record = _Record()
     with torch.enable_grad(), _hooks(plan.tapped, record):
-        functional_call(model, state, (row,))
+        run(model, row, state)
     taps = [
         make_tap(name, module, record.inputs[name], wants) for name, module in plan.tapped.items()
     ]

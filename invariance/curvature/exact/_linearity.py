@@ -17,10 +17,10 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from invariance.core._activations import BY_CALL
+from invariance.core._forward import run
 
 #: Operations that are piecewise linear in all their tensors jointly.
 _PIECEWISE_LINEAR = frozenset(
@@ -108,8 +108,7 @@ def analyse_linearity(model: nn.Module, rows: Tensor) -> Linearity:
     buffers = dict(model.named_buffers())
 
     def outputs(params: dict[str, Tensor], state: dict[str, Tensor], x: Tensor) -> Tensor:
-        result: Tensor = functional_call(model, {**params, **state}, (x,))
-        return result
+        return run(model, x, {**params, **state})
 
     try:
         with torch.no_grad():

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
+from invariance.core._forward import run
 from invariance.curvature.exact._result import Sums, Wants
 from invariance.curvature.losses._resolve import HessianFactor
 
@@ -45,7 +46,7 @@ def sweep_rows(
     rest = {name: value.detach() for name, value in state.items() if name not in chosen}
 
     def projected(moved: dict[str, Tensor], row: Tensor, cotangent: Tensor) -> Tensor:
-        outputs: Tensor = functional_call(model, {**rest, **moved}, (row.unsqueeze(0),))
+        outputs = run(model, row.unsqueeze(0), {**rest, **moved})
         return (outputs[0] * cotangent).sum()
 
     gradients = vmap(grad(projected), in_dims=(None, 0, 0), randomness="error")

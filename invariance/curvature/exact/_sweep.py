@@ -66,8 +66,19 @@ def exact_curvature(
         MeasureError: The network is not piecewise linear in a parameter tensor.
         ModelError: It is in train mode where that matters, or has NaN parameters.
         DataError: Malformed data.
+
+    Example:
+        One row with ``p = (1/2, 1/2)``: ``H = S (x) x x^T`` with ``Tr S = 1/2`` and ``|x|^2 = 4``.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> found = inv.curvature.exact_curvature(model, x, y, relative_flatness=True)
+        >>> round(float(found.trace), 9)
+        2.0
     """
-    resolved = resolve_loss(loss)
+    resolved = resolve_loss(loss, model)
     batches = collect_batches(x, y)
     space = select_parameters(model, parameters)
     require_deterministic(model)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from invariance.core._modules import BATCH_NORMS, WEIGHT_LAYERS
+from invariance.core._modules import BATCH_NORMS, WEIGHT_LAYERS, has_global_hooks
 from invariance.core._perceptron import qualified
 from invariance.curvature.exact._result import Sums, Wants
 
@@ -129,17 +129,18 @@ class WeightTap(Tap):
         else:
             z = cotangent.reshape(n, self.groups, -1, positions)
         weight = qualified(self.name, "weight")
-        squares = None
+        shape = self.module.get_parameter("weight").shape
         if self.wants.diagonal and positions == 1:
-            squares = z.square()[:, 0, :, 0]
-            signed = squares if signs is None else squares * signs[:, None]
-            sums.add_diagonal(weight, signed.mT @ self.patches.square()[:, 0, :, 0])
+            squares = z.square()[..., 0]  # (n, g, O)
+            signed = squares if signs is None else squares * signs[:, None, None]
+            whole = signed.permute(1, 2, 0) @ self.patches.square()[..., 0].transpose(0, 1)
+            sums.add_diagonal(weight, whole.reshape(shape))
         gradient = None
         if self.gram is None or (self.wants.diagonal and positions > 1):
             gradient = z @ self.patches.mT
         if self.wants.diagonal and gradient is not None:
             whole = _signed_sum(gradient.square(), signs)
-            sums.add_diagonal(weight, whole.reshape(self.module.get_parameter("weight").shape))
+            sums.add_diagonal(weight, whole.reshape(shape))
         self._add("trace", weight, self._energy(z, gradient), signs)
         if self.narrow is not None:
             carried = None if gradient is None else self.narrow.mT @ gradient
@@ -183,7 +184,12 @@ class NormTap(Tap):
 
 
 def tappable(module: nn.Module) -> bool:
-    """Whether a module's parameters have a tap (exact types: a subclass may compute else)."""
+    """Whether a module's parameters have a tap (exact types: a subclass may compute else).
+
+    A hook of its own is no obstacle: the tap reads what goes into it.
+    """
+    if "forward" in vars(module) or has_global_hooks():
+        return False
     if type(module) in BATCH_NORMS:
         return getattr(module, "weight", None) is not None
     return type(module) in WEIGHT_LAYERS

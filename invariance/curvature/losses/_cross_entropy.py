@@ -81,6 +81,11 @@ class CrossEntropy(Loss):
                 )
             if not all_finite(y) or bool((y < 0).any()):
                 raise DataError("Class probabilities must be finite and not negative.")
+            if bool((empty := (y == 0).all(-1)).any()):
+                raise DataError(
+                    f"Row {int(empty.nonzero()[0, 0])} of the class probabilities is all zero, "
+                    "which names no class: its loss would be an exact 0. Leave such rows out."
+                )
             return
         if y.dtype == torch.bool:
             raise DataError(

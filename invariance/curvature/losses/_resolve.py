@@ -12,8 +12,8 @@ Summing both over batches and dividing once weights a ragged last batch exactly.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -22,6 +22,8 @@ from torch.nn import functional as F
 
 from invariance.core._errors import DataError, MeasureError, unknown_name
 from invariance.core._finite import all_finite
+from invariance.core._modules import computes_as_its_class
+from invariance.core._reads import Reads, state_of
 from invariance.curvature.losses._base import HessianFactor, Loss, check_outputs
 from invariance.curvature.losses._cross_entropy import CrossEntropy, softmax_root
 
@@ -91,9 +93,13 @@ class CustomLoss(Loss):
 
     Attributes:
         function: The callable; it must accept a single row.
+        watched: Name to each tensor of the measured model, none of which it may depend on: a
+            penalty on the parameters is no function of the outputs, and derivatives that pass
+            through the outputs miss it.
     """
 
     function: Callable[[Tensor, Tensor], Tensor]
+    watched: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -114,6 +120,7 @@ class CustomLoss(Loss):
             if not bool(torch.isfinite(value)):
                 raise MeasureError(f"The loss {self.name!r} returned {value.item()}.")
             self._check_mean(float(value), outputs.detach(), y)
+            self._check_own(float(value), outputs.detach(), y)
 
     def _check_mean(self, value: float, outputs: Tensor, y: Tensor) -> None:
         """Refuse a function whose value is not the average of its values on parts."""
@@ -130,6 +137,19 @@ class CustomLoss(Loss):
                     f"{n} rows it is {value:.6g}, its first {cut} and its other rows average "
                     f"{average:.6g}. Divide by the number of rows, and use no batch statistics."
                 )
+
+    def _check_own(self, value: float, outputs: Tensor, y: Tensor) -> None:
+        """Refuse a function whose value changes with the model's parameters at fixed outputs."""
+        with Reads(self.watched, moved=True) as reads:
+            moved = float(self.function(outputs, y))
+        if reads.names and moved != value:
+            read = ", ".join(map(repr, list(reads.names)[:3]))
+            raise MeasureError(
+                f"The loss {self.name!r} depends on the model's parameters beyond the outputs: it "
+                f"reads {read}{' and others' if len(reads.names) > 3 else ''}. Curvature here is "
+                "that of a loss of outputs and targets. Leave the penalty out and add its own "
+                "curvature (a weight decay of c |theta|^2 adds 2 c to every diagonal entry)."
+            )
 
     def values(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return the function's value on each row, ``(n,)``, by calling it row by row."""
@@ -173,13 +193,18 @@ class CustomLoss(Loss):
         return HessianFactor(root, signs if bool((signs < 0).any()) else None)
 
 
-def resolve_loss(loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Loss) -> Loss:
+def resolve_loss(
+    loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Loss, *models: nn.Module
+) -> Loss:
     """Turn what a user may pass as ``loss`` into a :class:`Loss`.
 
     Args:
         loss: ``"cross_entropy"``, ``"mse"``, ``torch.nn.CrossEntropyLoss(...)``,
             ``torch.nn.MSELoss()``, their functional forms, a callable
-            ``(outputs, y) -> scalar mean over rows``, or a :class:`Loss`.
+            ``(outputs, y) -> scalar mean over rows``, or a :class:`Loss`. A subclass of a
+            torch loss with a ``forward`` of its own is a callable like any other.
+        models: What is measured: a callable whose value depends on their parameters at fixed
+            outputs is refused when it is checked.
 
     Returns:
         The loss, with exact derivatives in the outputs.
@@ -187,6 +212,13 @@ def resolve_loss(loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Lo
     Raises:
         UsageError: An unknown name.
         MeasureError: A reduction other than the mean, or not a loss at all.
+
+    Example:
+        >>> import torch
+        >>> logits, labels = torch.zeros(2, 4).double(), torch.tensor([0, 3])
+        >>> loss = resolve_loss("cross_entropy")
+        >>> round(float(loss.mean(logits, labels)), 6)  # ln 4
+        1.386294
     """
     if isinstance(loss, Loss):
         return loss
@@ -199,18 +231,25 @@ def resolve_loss(loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Lo
         raise MeasureError(
             f"The loss must average over rows: use reduction='mean'. Got {loss.reduction!r}."  # type: ignore[union-attr]
         )
-    if isinstance(loss, nn.CrossEntropyLoss):
+    if isinstance(loss, nn.CrossEntropyLoss) and _is_as_written(loss, nn.CrossEntropyLoss):
         return CrossEntropy(loss.weight, loss.label_smoothing, loss.ignore_index)
-    if isinstance(loss, nn.MSELoss) or loss is F.mse_loss:
+    if (isinstance(loss, nn.MSELoss) and _is_as_written(loss, nn.MSELoss)) or loss is F.mse_loss:
         return MeanSquaredError()
     if loss is F.cross_entropy:
         return CrossEntropy()
     if callable(loss):
-        return CustomLoss(loss)
+        return CustomLoss(loss, {k: v for model in models for k, v in state_of(model).items()})
     raise MeasureError(
         "The loss must be a name, a torch.nn loss or a callable (outputs, y) -> scalar. "
         f"Got {type(loss).__name__}."
     )
+
+
+def _is_as_written(loss: nn.Module, base: type[nn.Module]) -> bool:
+    """Whether calling ``loss`` runs the ``forward`` of ``base`` and nothing else."""
+    kind = type(loss)
+    same = kind.forward is base.forward and kind.__call__ is base.__call__
+    return same and computes_as_its_class(loss)
 
 
 def check_batch(x: Tensor, y: Tensor) -> None:

@@ -153,17 +153,17 @@ class GraphEngine(Engine):
         self._objective, self._kind = objective, kind
         self._rows = max(1, budget // max(1, _graph_bytes(objective, kind)))
         fits = self._rows >= objective.batches.rows
-        self._kept: list[_Graph] | None = [] if fits else None
+        self._kept: list[Graph] | None = [] if fits else None
         self.description = "reverse over reverse, " + (
             "graph reused" if fits else f"graph rebuilt in chunks of {self._rows} rows"
         )
 
-    def _graphs(self) -> Iterator[_Graph]:
+    def _graphs(self) -> Iterator[Graph]:
         if self._kept:
             yield from self._kept
             return
         for x, y in self._objective.chunks(self._rows):
-            graph = _Graph(self._objective, self._kind, x, y)
+            graph = Graph(self._objective, self._kind, x, y)
             if self._kept is not None:
                 self._kept.append(graph)
             yield graph
@@ -184,7 +184,7 @@ class GraphEngine(Engine):
         return total
 
 
-class _Graph:
+class Graph:
     """The graph of one chunk's gradient (or outputs), ready to be differentiated again."""
 
     def __init__(self, objective: Objective, kind: OuterKind | None, x: Tensor, y: Tensor) -> None:
@@ -330,7 +330,7 @@ def _graph_bytes(objective: Objective, kind: OuterKind | None) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        graph = _Graph(objective, kind, x, y)
+        graph = Graph(objective, kind, x, y)
     fixed = {tensor.untyped_storage().data_ptr() for tensor in (*objective.point, *graph.leaves)}
     fixed.add(x.untyped_storage().data_ptr())
     return sum(size for pointer, size in seen.items() if pointer not in fixed) // x.shape[0]

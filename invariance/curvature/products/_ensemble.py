@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from invariance.core._forward import run
 from invariance.curvature._objective import Objective
+from invariance.curvature._symmetry_probe import require_symmetric
 from invariance.curvature.losses._resolve import Loss
 from invariance.curvature.products._chain import Chain, ChainLayer, read_chain
 from invariance.curvature.products._engines import load_forward_rules
@@ -143,6 +145,7 @@ class VmapStack(ModelStack):
         self._buffers = buffers
         self._model = models[0]
         self._fixed = {n: v for n, v in self._parameters.items() if n not in self.space.names}
+        require_symmetric(objectives[0], None)
         # One product now, so that a module without batching rules is found out here.
         self.select(torch.arange(len(models)))
         self.products(torch.zeros(len(models), self.space.dim).to(self.device, self.dtype))
@@ -150,9 +153,9 @@ class VmapStack(ModelStack):
     def outputs(self) -> Tensor:
         """Return the stacked outputs of all networks on the first rows, ``(M, r, K)``."""
         head = self.x[:4]
-        out: Tensor = torch.func.vmap(
-            lambda p, b: torch.func.functional_call(self._model, (p, b), (head,))
-        )(self._parameters, self._buffers)
+        out: Tensor = torch.func.vmap(lambda p, b: run(self._model, head, {**p, **b}))(
+            self._parameters, self._buffers
+        )
         return out
 
     def select(self, members: Tensor) -> None:
@@ -174,7 +177,7 @@ class VmapStack(ModelStack):
         ) -> Tensor:
             def value(theta: tuple[Tensor, ...]) -> Tensor:
                 state = {**rest, **dict(zip(self.space.names, theta, strict=True))}
-                out = torch.func.functional_call(self._model, (state, own), (self.x,))
+                out = run(self._model, self.x, {**state, **own})
                 return summed(loss, out, self.y) / mass
 
             moved = torch.func.jvp(torch.func.grad(value), (point,), (self.space.split(vector),))[1]

@@ -23,6 +23,7 @@ from invariance.core._errors import DataError, MeasureError, unknown_name
 from invariance.core._rng import generator
 from invariance.curvature._batches import Data
 from invariance.curvature._objective import Objective, build_objective
+from invariance.curvature._symmetry_probe import require_symmetric
 from invariance.curvature.losses._resolve import LossLike
 from invariance.curvature.products._chain import read_chain
 from invariance.curvature.products._engines import (
@@ -90,6 +91,8 @@ class CurvatureOperator:
             raise MeasureError(f"memory_budget must be positive bytes. Got {memory_budget}.")
         self._budget = budget
         self._engine = self._choose(mode, budget)
+        #: The R-operator of a chain is written out, and needs no probe.
+        self._sound = isinstance(self._engine, ChainEngine)
         #: How many products with one vector were computed so far.
         self.products = 0
 
@@ -191,6 +194,9 @@ class CurvatureOperator:
                 f"Got shape {tuple(vectors.shape)}."
             )
         self.products += vectors.shape[0]
+        if not self._sound:
+            require_symmetric(self.objective, self.kind)
+            self._sound = True
         return self._engine.products(vectors.detach().to(self.device, self.dtype))
 
     def quadratic(self, vector: Tensor, dtype: torch.dtype) -> float | None:

@@ -54,12 +54,12 @@ class ParameterSpace:
         lead = vector.shape[:-1]
         parts = torch.split(vector, list(self.sizes), dim=-1)
         return tuple(
-            part.reshape(*lead, *shape) for part, shape in zip(parts, self.shapes, strict=True)
+            part.reshape((*lead, *shape)) for part, shape in zip(parts, self.shapes, strict=True)
         )
 
     def join(self, tensors: Sequence[Tensor], lead: int = 0) -> Tensor:
         """Concatenate one tensor a parameter, with ``lead`` batch dimensions, to ``(..., d)``."""
-        return torch.cat([tensor.flatten(lead) for tensor in tensors], dim=-1)
+        return torch.cat([t.reshape((*t.shape[:lead], -1)) for t in tensors], dim=-1)
 
 
 def select_parameters(model: nn.Module, parameters: Iterable[str] | None = None) -> ParameterSpace:

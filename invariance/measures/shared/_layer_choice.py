@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from invariance.core._errors import MeasureError
-from invariance.core._forward import reading
+from invariance.core._forward import reading, run
 from invariance.core._modules import WEIGHT_LAYERS, evaluation_mode, weight_layers
 from invariance.curvature._batches import Batches
 from invariance.curvature.exact._directional import move_like
@@ -77,7 +77,7 @@ def executed_layers(model: nn.Module, batches: Batches) -> list[str]:
     ]
     try:
         with torch.no_grad(), evaluation_mode(model), reading(model, row):
-            model(row)
+            run(model, row)
     finally:
         for handle in handles:
             handle.remove()

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from invariance.core._errors import DataError
-from invariance.core._forward import reading
+from invariance.core._forward import reading, run
 from invariance.curvature._batches import Batches, collect_batches
 from invariance.curvature.exact._directional import move_like
 from invariance.curvature.exact._sweep import require_deterministic
@@ -30,7 +29,7 @@ class PerturbedLoss:
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, loss: LossLike) -> None:
         require_deterministic(model)
         self.model = model
-        self.loss: Loss = resolve_loss(loss)
+        self.loss: Loss = resolve_loss(loss, model)
         self.batches: Batches = collect_batches(x, y)
         state = dict(model.named_parameters())
         self.theta = {name: state[name].detach() for name in select_parameters(model).names}
@@ -62,7 +61,7 @@ class PerturbedLoss:
         total, mass = like.new_zeros(()), like.new_zeros(())
         for bx, by in self.batches:
             with reading(self.model, bx):
-                outputs = functional_call(self.model, dict(theta), (move_like(bx, like),))
+                outputs = run(self.model, move_like(bx, like), theta)
             labels = by.to(outputs.device)
             self.loss.check(outputs.detach(), labels)
             rows = self.loss.masses(outputs, labels).sum()

@@ -1,1 +1,1 @@
-"""Mason-Williams et al., "A Function-Centric Perspective on Flat and Sharp Minima": one folder a study."""
+"""Mason-Williams et al., "A Function-Centric Perspective on Flat and Sharp Minima"."""

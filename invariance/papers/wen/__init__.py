@@ -1,1 +1,1 @@
-"""Wen, Li and Ma, "Sharpness Minimization Algorithms Do Not Only Minimize Sharpness" (arXiv 2307.11007)."""
+"""Wen, Li, Ma, "Sharpness Minimization Algorithms Do Not Only Minimize Sharpness" (2307.11007)."""

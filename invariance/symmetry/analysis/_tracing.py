@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from invariance.core._errors import InvarianceError, TracingError
 
 _TORCH = os.path.dirname(torch.__file__)
-_HERE = os.path.dirname(os.path.abspath(__file__))
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # all of symmetry
 
 #: Functions that turn the data into a Python value, on which the program may then branch.
 _READS_DATA = frozenset(

@@ -25,7 +25,7 @@ def gauge_fixed(
     """Turn a measure into one that takes equal values on a network's whole orbit.
 
     The wrapped measure first brings a copy of the network to its canonical representative
-    (:func:`~invariance.symmetry.balance._canonical.canonicalize`), then measures that. So a parameter
+    (:func:`~invariance.symmetry.canonicalize`), then measures that. So a parameter
     norm becomes the smallest norm of the orbit, and a trace of the Hessian the trace at the
     balanced point; both are functions of the orbit alone. Any measure that changes under a
     permutation of units becomes invariant too.
@@ -37,6 +37,16 @@ def gauge_fixed(
 
     Returns:
         A function of the same signature.
+
+    Example:
+        The norm of the weights 4 and 1 is that of their balanced form, ``sqrt(2^2 + 2^2)``:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[4.0]], [[1.0]]])
+        >>> norm = gauge_fixed(inv.measures.parameter_norm, example_input=torch.ones(1, 1).double())
+        >>> round(float(norm(model)) ** 2, 9)
+        8.0
     """
 
     @functools.wraps(measure)

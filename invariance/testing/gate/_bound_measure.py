@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from invariance.checking._default_maps import default_transforms
+from invariance.cells import CellEngine, MappedNetwork, Policy
+from invariance.cells._mapped_network import EXAMPLE_ROWS
 from invariance.core._errors import UsageError, unknown_name
-from invariance.core._groups import Group
+from invariance.core._groups import RESCALINGS, Group
 from invariance.core._modules import model_device
-from invariance.measures._registry import Measure
-from invariance.testing.gate._applied_maps import Stage
+from invariance.measures._registry import AnyMeasure, Measure, registered
 from invariance.testing.gate._binding import (
-    AnyMeasure,
     bind_inputs,
     bind_measure,
     cast,
     cast_inputs,
-    registered,
     require_evaluation_mode,
 )
-from invariance.testing.gate._evaluation import EXAMPLE_ROWS, Evaluator
-from invariance.testing.gate._random_members import draw_member, resolve_all
-from invariance.transforms._base import Transform
+from invariance.transforms._base import Transform, as_transforms
+from invariance.transforms._members import members, resolve_all
 
 #: Value and change are compared to this relative tolerance unless told otherwise.
 RTOL = 1e-6
@@ -45,7 +42,7 @@ class Subject:
         rtol: Relative tolerance.
         seed: Seed of random members and of round-off probes.
         allow_constant: Accept a measure that no change of weights moves.
-        stage: Copies made once for several measures; each makes its own by default.
+        network: The mapped network, where several measures share it.
     """
 
     measure: Measure
@@ -56,28 +53,28 @@ class Subject:
     rtol: float
     seed: int
     allow_constant: bool
-    stage: Stage | None = None
+    network: MappedNetwork | None = None
 
-    def evaluator(self, dtype: torch.dtype, zero: float = 0.0) -> Evaluator:
-        """Return an evaluator on copies in the given precision."""
-        stage = self.stage
-        if stage is None or stage.example.dtype != dtype:
-            stage = make_stage(self.model, self.x, dtype)
-        return Evaluator(
-            self.measure,
-            stage,
-            cast_inputs(self.inputs, model_device(stage.model), dtype),
+    def engine(self, dtype: torch.dtype, zero: float = 0.0) -> CellEngine:
+        """Return an engine on copies in the given precision."""
+        network = self.network
+        if network is None or network.example.dtype != dtype:
+            network = mapped(self.model, self.x, dtype)
+        policy = Policy(
             rtol=self.rtol,
-            seed=self.seed,
-            allow_constant=self.allow_constant,
             zero=zero,
+            seed=self.seed,
+            vetted=True,
+            allow_constant=self.allow_constant,
         )
+        inputs = cast_inputs(self.inputs, model_device(network.model), dtype)
+        return CellEngine(self.measure, network, inputs, policy)
 
 
-def make_stage(model: nn.Module, x: Tensor, dtype: torch.dtype, *, keep: bool = False) -> Stage:
-    """Copy a model and the rows that transforms are proven on, in the given precision."""
+def mapped(model: nn.Module, x: Tensor, dtype: torch.dtype, *, keep: bool = False) -> MappedNetwork:
+    """Copy a model and the rows that maps are verified on, in the given precision."""
     copied, moved = cast(model, {"x": x[:EXAMPLE_ROWS]}, dtype)
-    return Stage(copied, moved["x"], keep=keep)
+    return MappedNetwork(copied, moved["x"], keep=keep)
 
 
 def subject(
@@ -91,7 +88,7 @@ def subject(
     data: Mapping[str, Tensor] | None = None,
     allow_constant: bool = False,
     name: str | None = None,
-    stage: Stage | None = None,
+    network: MappedNetwork | None = None,
 ) -> Subject:
     """Bind a measure to a model and data; see :func:`assert_invariant` for the arguments."""
     require_evaluation_mode(model)
@@ -100,7 +97,7 @@ def subject(
     bound = bind_measure(measure, name)
     inputs = bind_inputs(bound, x, y, data)
     plain = registered(measure) is None
-    return Subject(bound, plain, model, inputs, x, rtol, seed, allow_constant, stage)
+    return Subject(bound, plain, model, inputs, x, rtol, seed, allow_constant, network)
 
 
 def choose(
@@ -110,6 +107,7 @@ def choose(
     examples: int = 1,
     *,
     laws: bool = False,
+    claims_only: bool = True,
 ) -> tuple[list[Transform], bool]:
     """Decide what to apply.
 
@@ -119,6 +117,7 @@ def choose(
         groups: Kinds that the user named, if any.
         examples: Random members of each default kind.
         laws: Include groups for which the measure declares a law.
+        claims_only: See :func:`assert_invariant`.
 
     Returns:
         The maps, and whether the user named them one by one.
@@ -127,23 +126,16 @@ def choose(
         UsageError: If ``transforms`` holds something else, or a group is unknown.
     """
     if transforms is not None:
-        maps = [transforms] if isinstance(transforms, Transform) else list(transforms)
-        for entry in maps:
-            if not isinstance(entry, Transform):
-                raise UsageError(
-                    f"transforms must hold Transform objects, such as Permutation(seed=1). "
-                    f"Got {entry!r}."
-                )
-        if not maps:
-            raise UsageError("transforms is empty, so nothing would be checked. Leave it out.")
-        return resolve_all(maps, bound.model), True
+        return resolve_all(as_transforms(transforms), bound.model), True
     wanted = wanted_groups(bound, groups, laws=laws)
+    if groups is None and not claims_only and not wanted & RESCALINGS:
+        wanted |= RESCALINGS
     if not wanted:
         raise UsageError(
             f"Measure {bound.measure.name!r} declares no group to be checked under. Name some "
             "with groups=[...] or transforms=[...]."
         )
-    return list(members(bound.model, bound.x, wanted, bound.seed, examples)), False
+    return list(members(bound.model, wanted, bound.seed, examples)), False
 
 
 def wanted_groups(
@@ -160,6 +152,22 @@ def wanted_groups(
     return frozenset(declared - {Group.COORDINATES})
 
 
+def claim_note(bound: Subject, groups: Iterable[Group | str] | None, *, laws: bool = False) -> str:
+    """Say what was claimed, and what the measure declares of the rest; "" if all was claimed."""
+    claimed = wanted_groups(bound, groups, laws=laws)
+    rest = [group for group in Group if group not in claimed | {Group.COORDINATES}]
+    if not rest:
+        return ""
+    said = [
+        f"{group.value} ({bound.measure.declared([group])})"
+        if bound.measure.claims([group])
+        else group.value
+        for group in rest
+    ]
+    named = [group.value for group in Group if group in claimed]
+    return f"claimed: {', '.join(named) or 'nothing'}; not claimed: {', '.join(said)}"
+
+
 def as_group(entry: Group | str) -> Group:
     """Return the group for its name.
 
@@ -170,18 +178,3 @@ def as_group(entry: Group | str) -> Group:
         return Group(entry)
     except ValueError:
         raise unknown_name("group", entry, [group.value for group in Group]) from None
-
-
-def members(
-    model: nn.Module, x: Tensor, groups: Iterable[Group], seed: int, examples: int = 1
-) -> Iterator[Transform]:
-    """Draw members of the given kinds of map; compositions only if every part is wanted."""
-    wanted = frozenset(groups)
-    for transform in default_transforms(model, seed=seed):
-        if all(group in wanted for group in transform.groups):
-            yield transform
-    for number in range(1, examples):
-        for group in Group:
-            # One fold is all the folds there are; other kinds have as many members as seeds.
-            if group in wanted - {Group.BATCHNORM_FOLD, Group.COORDINATES}:
-                yield draw_member(group, model, seed + number)

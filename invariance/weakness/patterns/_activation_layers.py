@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from invariance.core._activations import BY_CALL
 from invariance.core._errors import MeasureError
+from invariance.core._forward import run
 from invariance.core._modules import in_train_mode
 
 #: Why the patterns of other activations are refused.
@@ -188,7 +189,7 @@ def activation_layers(model: nn.Module, example_input: Tensor) -> tuple[Activati
         layers.append(ActivationLayer(index, kind, tuple(source.shape[1:]), refused))
 
     with watching(note):
-        model(example_input)
+        run(model, example_input)
     return tuple(layers)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from invariance.core._errors import DataError, MeasureError
 from invariance.core._estimate import Estimate
-from invariance.core._forward import reading
+from invariance.core._forward import reading, run
 from invariance.core._modules import model_device, model_dtype
 from invariance.weakness.patterns._activation_layers import (
     ActivationLayer,
@@ -119,7 +119,7 @@ def _batch_rows(model: nn.Module, x: Tensor, budget: int, name: str) -> int:
     """How many rows fit the budget, from the largest tensor of a forward pass on a few."""
     few = x[:_PROBE_ROWS].to(model_device(model))
     with watching(lambda *_: None) as watch, reading(model, few, name):
-        model(few)
+        run(model, few)
     per_row = max(watch.largest // few.shape[0], few[0].numel() * few.element_size(), 1)
     return max(1, min(x.shape[0], budget // per_row))
 
@@ -177,7 +177,7 @@ def hidden_patterns(
         captured.clear()
         try:
             with watching(capture), reading(model, batch, name):
-                model(batch)
+                run(model, batch)
         except _Enough:
             pass
         if not captured or captured[0].shape != (batch.shape[0], *chosen.shape):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
-from invariance.core._forward import reading
+from invariance.core._forward import reading, run
 from invariance.core._modules import model_device
 from invariance.weakness.patterns._patterns import as_rows, hidden_patterns
 
@@ -123,7 +123,7 @@ def output_classes(model: nn.Module, x: Tensor) -> int:
         MeasureError: If the output is not a matrix with at least two columns.
     """
     with torch.no_grad(), reading(model, x):
-        out = model(as_rows(model, x[:1], "x").to(model_device(model)))
+        out = run(model, as_rows(model, x[:1], "x").to(model_device(model)))
     if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[1] < 2:
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise MeasureError(f"The model must return (n, K) logits with K >= 2. Got {got}.")

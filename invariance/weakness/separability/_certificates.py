@@ -16,9 +16,8 @@ feasible verdict is a proof.
 ``R = sum(y) / |sum_k y_k a_k|``, the sum computed with its own rounding bound added: *no
 classifier of Frobenius norm at most R delta has all margins at least delta*. A verdict
 needs ``R >= 1 / tolerance`` and, so that no margin however small is overlooked, a proof
-that an exact combination exists (:mod:`invariance.weakness.separability._exact_proofs`): for the given
-features, or, where the rank rule of :mod:`invariance.weakness.separability._conditioning` cut a
-direction, at least for the coordinates that it retains.
+that an exact combination exists (``_exact_proofs``): for the given features, or, where the
+rank rule of ``_conditioning`` cut a direction, at least for the coordinates that it retains.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Verdicts:
         status: ``(u, K)`` int8 array of :class:`Status` values.
         free: ``(u,)`` probes that leave the span of the training points.
         witnesses: ``(w, K, p + z)`` classifiers on the scaled features, see
-            :class:`~invariance.weakness.separability._conditioning.Conditioned`; the last z columns act
+            ``Conditioned``; the last z columns act
             on features that are zero on every training point. Empty where not wanted.
         witness_of: ``(u, K)`` index of a witness that gives the probe the class, else -1.
         margin_of: ``(u, K)`` the smallest margin of that witness on the training points and

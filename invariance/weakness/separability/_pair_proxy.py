@@ -51,7 +51,7 @@ def pair_proxy(
         y_train: ``(n,)`` their labels, ``0 .. K - 1``.
         x_unseen: ``(u, ...)`` unseen inputs.
         rank_tolerance: Relative cut of the training features' singular values. Default: by
-            the precision of the parameters, see :mod:`invariance.weakness.separability._conditioning`.
+            the precision of the parameters, see ``_conditioning``.
         tolerance: Largest relative residual of a certificate of infeasibility, see
             :mod:`invariance.weakness.separability._certificates`.
         keep_certificates: Also return the witnesses and Farkas combinations.

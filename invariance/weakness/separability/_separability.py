@@ -51,7 +51,7 @@ def settle_pairs(
         workers: Threads to spread the probes over.
 
     Returns:
-        The :class:`~invariance.weakness.separability._certified.Verdicts`; they do not depend on ``workers``.
+        The ``Verdicts``; they do not depend on ``workers``.
     """
     ledger = Ledger(conditioned, labels, n_classes, tolerance, keep_witnesses)
     separator = separate_policy(ledger)
