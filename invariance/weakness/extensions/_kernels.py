@@ -109,7 +109,7 @@ def points_of(data: Conditioned, labels: Indices) -> Points:
 
 @compiled
 def check_separator(points: Points, separator: Array, scores: Array, given: Indices) -> bool:
-    """One separator's :func:`~invariance.weakness.separability._certificates.check_witnesses`, compiled.
+    """Compiled check of one separator, as ``check_witnesses`` checks many.
 
     The rounding bound there holds for every order of the sums and for fused
     multiply-adds, which is all that the compiler may change.
