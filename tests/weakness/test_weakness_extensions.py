@@ -223,7 +223,8 @@ def test_the_compiled_check_is_the_plain_one():
 
 def test_a_continued_solve_ends_at_the_projection():
     """Warm states must be the projections that a solve from nothing finds."""
-    from invariance.weakness.extensions._kernels import expand, first_state, points_of
+    from invariance.weakness.extensions._kernels import expand, points_of
+    from invariance.weakness.separability._kernels import first_state
 
     train, labels, unseen = instance(15, 4, 3, 4, 13)
     data = condition(train, unseen, bias=True, rank_tolerance=1e-10)

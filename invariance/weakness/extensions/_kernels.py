@@ -14,40 +14,25 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from invariance.core._compiled import compiled, compiled_inside
+from invariance.core._compiled import compiled
 from invariance.weakness.separability._active_set import EARLY_STOP, Combination
 from invariance.weakness.separability._certificates import EPSILON
 from invariance.weakness.separability._conditioning import Conditioned
 from invariance.weakness.separability._kernels import (
     Factors,
     Problem,
-    dots,
+    State,
+    load,
     resume,
+    saved_state,
     score,
+    solve_on,
     workspace,
 )
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
-
-
-class State(NamedTuple):
-    """Where the active-set method stood when it had separated a node's labeling.
-
-    Attributes:
-        separator: ``(K, r)``.
-        basis: ``(s, K r)`` orthonormal basis of the s active rows.
-        factor: ``(s, s)`` their triangular factor, column by column.
-        active: ``(s, 2)`` point and other class of each.
-        multipliers: ``(s,)``.
-    """
-
-    separator: Array
-    basis: Array
-    factor: Array
-    active: Indices
-    multipliers: Array
 
 
 class Points(NamedTuple):
@@ -83,17 +68,6 @@ class Expansion:
     checked: Flags
     given: Indices
     combinations: list[Combination | None]
-
-
-def first_state(separator: Array) -> State:
-    """Return the state before any row is active: the point that is projected."""
-    return State(
-        np.ascontiguousarray(separator),
-        np.empty((0, separator.size)),
-        np.empty((0, 0)),
-        np.empty((0, 2), np.int64),
-        np.empty(0),
-    )
 
 
 def points_of(data: Conditioned, labels: Indices) -> Points:
@@ -153,45 +127,6 @@ def check_separator(points: Points, separator: Array, scores: Array, given: Indi
     return separates
 
 
-@compiled_inside
-def _load(state: State, problem: Problem, factors: Factors, separator: Array) -> int:
-    """Continue from ``state``; return how many rows are active."""
-    size, total = state.multipliers.size, state.separator.size
-    for k in range(size):
-        for j in range(total):
-            factors.basis[k, j] = state.basis[k, j]
-        for j in range(k + 1):
-            factors.factor[k, j] = state.factor[k, j]
-        factors.active[k, 0], factors.active[k, 1] = state.active[k, 0], state.active[k, 1]
-        factors.multipliers[k] = factors.scored[k] = state.multipliers[k]
-    for c in range(separator.shape[0]):
-        for f in range(separator.shape[1]):
-            separator[c, f] = state.separator[c, f]
-    score(problem.columns, separator, problem.scores)
-    if problem.used[0] + size > problem.point_of.size:
-        for slot in range(problem.used[0]):
-            problem.slot_of[problem.point_of[slot]] = -1
-        problem.used[0] = 0
-    for k in range(size):  # a row that is dropped takes its part of the scores along
-        point = factors.active[k, 0]
-        if problem.slot_of[point] < 0:
-            slot = problem.used[0]
-            dots(problem.columns, problem.rows[point], problem.products[slot])
-            problem.slot_of[point], problem.point_of[slot] = slot, point
-            problem.used[0] = slot + 1
-    return size
-
-
-@compiled
-def _continue(
-    problem: Problem, factors: Factors, state: State, separator: Array
-) -> tuple[int, int, int]:
-    """Solve on from ``state``; return the outcome, the active rows and the steps."""
-    size = _load(state, problem, factors, separator)
-    outcome, size, steps, _, _ = resume(problem, factors, size, separator, EARLY_STOP)
-    return outcome, size, steps
-
-
 @compiled
 def _expand(
     problem: Problem,
@@ -210,7 +145,7 @@ def _expand(
     last = problem.labels.size - 1
     scores = np.empty((separators.shape[1], points.lengths.size))
     for t in range(targets.size):
-        size = _load(state, problem, factors, separators[t])
+        size = load(state, problem, factors, separators[t])
         problem.labels[last] = targets[t]
         outcome, size, _, point, other = resume(problem, factors, size, separators[t], EARLY_STOP)
         outcomes[t] = outcome
@@ -276,13 +211,7 @@ def _settle(rows: Array, labels: Indices, state: State) -> State:
     """Continue a state until it separates the labelled points."""
     problem, factors = workspace(rows, labels, len(state.separator))
     separator = np.empty_like(state.separator)
-    outcome, size, steps = _continue(problem, factors, state, separator)
+    outcome, size, steps = solve_on(problem, factors, state, separator, EARLY_STOP)
     if outcome != 1 or not steps:
         return state  # still dual feasible for the children, only less far
-    return State(
-        separator,
-        factors.basis[:size].copy(),
-        factors.factor[:size, :size].copy(),
-        factors.active[:size].copy(),
-        factors.multipliers[:size].copy(),
-    )
+    return saved_state(factors, size, separator)

@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from invariance.core._errors import MeasureError
-from invariance.weakness.extensions._kernels import State, expand, first_state, points_of
+from invariance.weakness.extensions._kernels import expand, points_of
 from invariance.weakness.separability._active_set import Combination
 from invariance.weakness.separability._certificates import check_witnesses
 from invariance.weakness.separability._certified import Proof, prove
 from invariance.weakness.separability._conditioning import Conditioned
 from invariance.weakness.separability._fallback import candidates
+from invariance.weakness.separability._kernels import State, first_state
 from invariance.weakness.separability._pair_sweep import REACH
 
 Array = npt.NDArray[np.float64]

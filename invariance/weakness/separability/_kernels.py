@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from invariance.core._compiled import compiled_inside
+from invariance.core._compiled import compiled, compiled_inside
 from invariance.weakness.separability._active_set import DEPENDENT, MAX_STEPS
 
 Array = npt.NDArray[np.float64]
@@ -93,6 +93,46 @@ class Factors(NamedTuple):
     along: Array
     weights: Array
     outside: Array
+
+
+class State(NamedTuple):
+    """Where the active-set method stood when it had separated a node's labeling.
+
+    Attributes:
+        separator: ``(K, r)``.
+        basis: ``(s, K r)`` orthonormal basis of the s active rows.
+        factor: ``(s, s)`` their triangular factor, column by column.
+        active: ``(s, 2)`` point and other class of each.
+        multipliers: ``(s,)``.
+    """
+
+    separator: Array
+    basis: Array
+    factor: Array
+    active: Indices
+    multipliers: Array
+
+
+def first_state(separator: Array) -> State:
+    """Return the state before any row is active: the point that is projected."""
+    return State(
+        np.ascontiguousarray(separator),
+        np.empty((0, separator.size)),
+        np.empty((0, 0)),
+        np.empty((0, 2), np.int64),
+        np.empty(0),
+    )
+
+
+def saved_state(factors: Factors, size: int, separator: Array) -> State:
+    """Keep where the method stands."""
+    return State(
+        separator,
+        factors.basis[:size].copy(),
+        factors.factor[:size, :size].copy(),
+        factors.active[:size].copy(),
+        factors.multipliers[:size].copy(),
+    )
 
 
 def workspace(
@@ -377,3 +417,42 @@ def resume(  # noqa: PLR0912 - one loop, compiled whole
             size -= 1
         append_row(factors, size, point, other, multiplier, rest)
         size += 1
+
+
+@compiled_inside
+def load(state: State, problem: Problem, factors: Factors, separator: Array) -> int:
+    """Continue from ``state``; return how many rows are active."""
+    size, total = state.multipliers.size, state.separator.size
+    for k in range(size):
+        for j in range(total):
+            factors.basis[k, j] = state.basis[k, j]
+        for j in range(k + 1):
+            factors.factor[k, j] = state.factor[k, j]
+        factors.active[k, 0], factors.active[k, 1] = state.active[k, 0], state.active[k, 1]
+        factors.multipliers[k] = factors.scored[k] = state.multipliers[k]
+    for c in range(separator.shape[0]):
+        for f in range(separator.shape[1]):
+            separator[c, f] = state.separator[c, f]
+    score(problem.columns, separator, problem.scores)
+    if problem.used[0] + size > problem.point_of.size:
+        for slot in range(problem.used[0]):
+            problem.slot_of[problem.point_of[slot]] = -1
+        problem.used[0] = 0
+    for k in range(size):  # a row that is dropped takes its part of the scores along
+        point = factors.active[k, 0]
+        if problem.slot_of[point] < 0:
+            slot = problem.used[0]
+            dots(problem.columns, problem.rows[point], problem.products[slot])
+            problem.slot_of[point], problem.point_of[slot] = slot, point
+            problem.used[0] = slot + 1
+    return size
+
+
+@compiled
+def solve_on(
+    problem: Problem, factors: Factors, state: State, separator: Array, stop: float
+) -> tuple[int, int, int]:
+    """Run :func:`resume` from ``state``; return the outcome, the active rows and the steps."""
+    size = load(state, problem, factors, separator)
+    outcome, size, steps, _, _ = resume(problem, factors, size, separator, stop)
+    return outcome, size, steps

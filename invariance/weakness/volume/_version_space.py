@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -305,6 +305,52 @@ def version_space(
         effective_samples=effective,
         r_hat=r_hat,
     )
+
+
+def volume_weakness(
+    model: nn.Module, x_train: Tensor, y_train: Tensor, x_unseen: Tensor, **options: Any
+) -> Estimate:
+    """Effective number of labels left open by the version space, whitened: affine-invariant.
+
+    Args:
+        model: A network that ends with a linear layer, in eval mode.
+        x_train: ``(n, ...)`` training inputs.
+        y_train: ``(n,)`` their labels.
+        x_unseen: ``(u, ...)`` unseen inputs.
+        options: As for :func:`version_space`.
+
+    Returns:
+        :meth:`VersionSpace.weakness`.
+
+    Raises:
+        MeasureError: As for :func:`version_space`.
+    """
+    options = {"coordinates": "whitened", **options}
+    return version_space(model, x_train, y_train, x_unseen, **options).weakness()
+
+
+def volume_weakness_raw(
+    model: nn.Module, x_train: Tensor, y_train: Tensor, x_unseen: Tensor, **options: Any
+) -> Estimate:
+    """Effective number of labels left open, by solid angle in the network's own coordinates.
+
+    As :func:`volume_weakness`, in raw coordinates, where a scaling of the features matters.
+
+    Args:
+        model: A network that ends with a linear layer, in eval mode.
+        x_train: ``(n, ...)`` training inputs.
+        y_train: ``(n,)`` their labels.
+        x_unseen: ``(u, ...)`` unseen inputs.
+        options: As for :func:`version_space`.
+
+    Returns:
+        :meth:`VersionSpace.weakness`.
+
+    Raises:
+        MeasureError: As for :func:`version_space`.
+    """
+    options = {"coordinates": "raw", **options}
+    return version_space(model, x_train, y_train, x_unseen, **options).weakness()
 
 
 def _centre(cone: Cone) -> tuple[Array, float]:
