@@ -24,7 +24,8 @@ class Estimate:
         value: The value: a ``float``, or a read-only ``(k,)`` float64 array.
         stderr: Standard error of ``value`` (0.0 when exact; ``None`` when unknown).
             For a vector estimate, the largest over the entries.
-        exact: True if the value is exact up to floating-point round-off.
+        exact: True if the value is exact up to floating-point round-off; never for NaN, nor for
+            a solver that did not converge, whatever is passed.
         method: How it was computed, in one line for a reader.
         parts: Contributions by layer or parameter, name to value.
         residual: For an iterative solver, the certified residual norm.
@@ -56,6 +57,9 @@ class Estimate:
                 object.__setattr__(self, "value", array)
         else:
             object.__setattr__(self, "value", float(value))
+        if self.exact and (self.converged is False or bool(np.isnan(self.values).any())):
+            object.__setattr__(self, "exact", False)
+            object.__setattr__(self, "stderr", self.stderr or None)
         object.__setattr__(self, "parts", MappingProxyType(dict(self.parts)))
         object.__setattr__(self, "detail", MappingProxyType(dict(self.detail)))
 

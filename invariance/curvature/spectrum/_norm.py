@@ -12,6 +12,7 @@ from invariance.core._arguments import as_integer, as_seed
 from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
 from invariance.curvature._batches import Data
+from invariance.curvature.estimates._interval import standard_error
 from invariance.curvature.estimates._sketch import sketch
 from invariance.curvature.estimates._trace import block_sums, blocks_of_probes, random_signs
 from invariance.curvature.losses._resolve import LossLike
@@ -87,7 +88,7 @@ def hessian_norm(
     samples = torch.cat(found)
     squares = fixed + samples.mean(0)
     value = math.sqrt(float(squares.sum()))
-    spread = float(samples.sum(1).std()) / math.sqrt(len(samples))
+    spread = float(standard_error(samples.sum(1)))
     products = operator.products - before
     return Estimate(
         value,
