@@ -28,16 +28,3 @@ class Group(StrEnum):
 #: Groups that keep every logit. A logit shift keeps the softmax only, and a change
 #: of coordinates keeps the function but moves to another parameterisation.
 KEEP_LOGITS: frozenset[Group] = frozenset(set(Group) - {Group.LOGIT_SHIFT})
-
-#: Groups that keep the architecture (same parameter names and shapes).
-KEEP_ARCHITECTURE: frozenset[Group] = frozenset(
-    {
-        Group.LAYER_SCALING,
-        Group.NEURON_SCALING,
-        Group.PERMUTATION,
-        Group.SIGN_FLIP,
-        Group.LINEAR_MIXING,
-        Group.LOGIT_SHIFT,
-        Group.BATCHNORM_SCALING,
-    }
-)
