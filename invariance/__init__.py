@@ -16,6 +16,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from invariance.core._version import __version__
+
 if TYPE_CHECKING:
     from invariance import (
         curvature,
@@ -47,8 +49,6 @@ if TYPE_CHECKING:
     from invariance.measures._registry import measure
     from invariance.symmetry import canonicalize, gauge_fixed, same_orbit, symmetries
     from invariance.training import Fit, fit, fit_ensemble
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "invariance.checking": ("Report", "check"),

@@ -1,4 +1,4 @@
-"""What every test shares: one thread a process, and real data where there is some."""
+"""What every test shares: threads, kernels, and real data where there is some."""
 
 import os
 import sys
@@ -13,11 +13,14 @@ from threadpoolctl import threadpool_limits
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """Tests run side by side in processes; more threads than cores only slow them down."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
+def few_threads():
+    """Tests run side by side in processes; more threads than cores only slow them down.
+
+    ``INVARIANCE_TEST_THREADS`` asks for more than one: sums are then split in another way.
+    """
+    before, threads = torch.get_num_threads(), int(os.environ.get("INVARIANCE_TEST_THREADS", "1"))
+    torch.set_num_threads(threads)
+    with threadpool_limits(threads):
         yield
     torch.set_num_threads(before)
 

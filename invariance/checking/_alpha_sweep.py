@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from invariance import transforms as T
-from invariance.checking._check import cast_task
+import invariance.transforms as T
 from invariance.core._errors import MeasureError
 from invariance.core._modules import clone, model_device, weight_layers
 from invariance.curvature import hessian_diagonal
-from invariance.data import Task
+from invariance.data import Task, cast_task
 from invariance.measures import hessian_trace, relative_flatness
 
 #: Powers of two, so that every point of the sweep has bitwise equal logits.

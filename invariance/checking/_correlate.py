@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from invariance import transforms as T
-from invariance.checking._check import AnyMeasure, Progress, cast_task, resolve
-from invariance.checking._rows import Refusal
+import invariance.transforms as T
+from invariance.cells import Refusal
 from invariance.core._errors import DataError, InvarianceError
 from invariance.core._modules import clone, model_device, weight_layers
+from invariance.core._progress import Progress
 from invariance.core._rng import generator
-from invariance.data import Task
-from invariance.measures._registry import Measure
+from invariance.data import Task, cast_task
+from invariance.measures._registry import AnyMeasure, Measure, resolve
 from invariance.stats import RankCorrelation, holm, spearman
 from invariance.transforms._base import Transform
 
@@ -190,10 +190,7 @@ def _variants(
 
 
 def _values(measure: Measure, models: Sequence[nn.Module], data: Task) -> list[float]:
-    inputs = measure.inputs(data)
-    if empty := [name for name, value in inputs.items() if value.shape[0] == 0]:
-        raise DataError(f"The task has no rows for {', '.join(empty)}; load it with n_unseen > 0.")
-    return [float(estimate) for estimate in measure.of_many(models, **inputs)]
+    return [float(estimate) for estimate in measure.of_many(models, **measure.inputs(data))]
 
 
 def _rho(values: Sequence[float], target: Sequence[float], seed: int) -> RankCorrelation:

@@ -17,7 +17,7 @@ from invariance.data import Task
 
 def describe_environment(dtype: torch.dtype) -> dict[str, Any]:
     """Return versions and settings that can change the last digits of a number."""
-    from invariance import __version__
+    from invariance.core._version import __version__
 
     return {
         "invariance": __version__,

@@ -12,13 +12,15 @@ from multiprocessing import get_context
 import torch
 
 from invariance.checking._alpha_sweep import alpha_sweep
-from invariance.checking._check import AnyMeasure, Progress, check
+from invariance.checking._check import check
 from invariance.checking._correlate import CorrelationStudy, correlate
 from invariance.checking._report import Report
 from invariance.core._errors import UsageError
+from invariance.core._progress import Progress, silent
 from invariance.data import Task, load_task
+from invariance.measures._registry import AnyMeasure
 from invariance.models import mlp
-from invariance.stats._rank import MINIMUM_POINTS
+from invariance.stats._ranks import MINIMUM_POINTS
 from invariance.training import Fit, ProgressCallback, fit, fit_ensemble
 
 #: What the report shows, in the order in which it is read: first what moves, then what
@@ -63,7 +65,7 @@ class Regime:
 
 #: Half of the ensemble is trained with small batches, half with the whole training set:
 #: the published contrast for 500 points of MNIST, in which raw sharpness tracks
-#: generalization (Bennett, arXiv 2605.09209, cross-regime table).
+#: generalization (Bennett, arXiv 2605.05209, cross-regime table).
 PUBLISHED = (Regime(64, 0.05), Regime(None, 0.5))
 
 #: For the other tasks, where networks this narrow do not survive a rate of 0.5.
@@ -123,7 +125,7 @@ def run_report(
         DataError: If the data is missing or corrupt.
     """
     started = time.perf_counter()
-    tell = progress or _silent
+    tell = progress or silent
     task = _load(config)
     with _ensemble_part(config, task, tell, parallel=parallel) as finish:
         report = _single_networks(config, task, tell)
@@ -204,7 +206,7 @@ def run_correlation(
     Returns:
         The correlations, and remarks for a reader.
     """
-    tell = progress or _silent
+    tell = progress or silent
     task = task or _load(config)
     members = _ensemble(config, task, tell)
     study = correlate(
@@ -298,7 +300,3 @@ def _ensemble_note(config: ReportConfig, members: Sequence[Fit], used: Sequence[
     if late:
         note += f" {late} of them did NOT reach the asked train accuracy and are kept."
     return note
-
-
-def _silent(done: int, total: int, what: str) -> None:
-    """Report nothing."""

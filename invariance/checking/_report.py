@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from invariance.checking._rows import FunctionRow, Refusal, Row
+from invariance.cells._rows import FunctionRow, Refusal, Row
 
 if TYPE_CHECKING:
     from invariance.checking._alpha_sweep import Sweep

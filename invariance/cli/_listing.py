@@ -29,13 +29,14 @@ def list_measures(options: argparse.Namespace) -> int:
     # Letters for headings: a dozen names side by side fit no terminal of 80 columns.
     letters = dict(zip(ascii_uppercase, Group, strict=False))
     symbols = {"invariant": "=", "law": "L", "varies": "~"}
-    table = Table(title="= invariant   L follows a stated law   ~ varies")
+    table = Table(title="= invariant   L follows a stated law   ~ varies   ? not claimed")
     table.add_column("measure", no_wrap=True)
     for letter in letters:
         table.add_column(letter, justify="center", no_wrap=True)
     for name in all_measures():
         entry = get_measure(name)
-        table.add_row(name, *(symbols[entry.declared([group])] for group in Group))
+        declared = [entry.declared([g]) if entry.claims([g]) else "" for g in Group]
+        table.add_row(name, *(symbols.get(word, "?") for word in declared))
     console = Console()
     console.print(table)
     legend = (f"{letter}={group.value}" for letter, group in letters.items())

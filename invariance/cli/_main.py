@@ -63,15 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         from invariance.core._errors import InvarianceError
+        from invariance.core._text import printable
 
         if not isinstance(error, InvarianceError):
             raise
-        sys.stderr.write(f"invariance: {error}\n")
+        sys.stderr.write(printable(f"invariance: {error}\n"))
         return USAGE_ERROR
     return code
 
 
 def _version() -> str:
-    from invariance import __version__
+    from invariance.core._version import __version__
 
     return __version__

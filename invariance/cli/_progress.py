@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -14,6 +15,23 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
+
+from invariance.core._text import printable
+
+
+class PlainConsole(Console):
+    """A console that shows control characters of what it prints instead of obeying them."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Render, with pictures for control characters; see :func:`printable`."""
+        for segment in super().render(renderable, options):
+            if segment.control:
+                yield segment
+            else:
+                yield Segment(printable(segment.text), segment.style)
 
 
 class Bar:
@@ -36,7 +54,7 @@ class Bar:
             MofNCompleteColumn() if counted else TaskProgressColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=PlainConsole(stderr=True),
             transient=True,
             speed_estimate_period=30 if counted else 3600,
         )
@@ -65,5 +83,5 @@ PIPE_WIDTH = 132
 
 def report_console() -> Console:
     """Return a console for standard output: as wide as the terminal, if it is one."""
-    console = Console()
-    return console if console.is_terminal else Console(width=PIPE_WIDTH)
+    console = PlainConsole()
+    return console if console.is_terminal else PlainConsole(width=PIPE_WIDTH)

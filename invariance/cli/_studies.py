@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,16 +46,17 @@ def run(options: argparse.Namespace) -> int:
 
     from invariance.cli._progress import report_console
     from invariance.core._errors import UsageError
+    from invariance.core._text import printable
     from invariance.studies._catalogue import catalogue
     from invariance.studies.report._overview import find_results, worth_showing
     from invariance.studies.report._terminal import claims_table
 
     for folder in options.results or ():
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
             raise UsageError(f"No folder {folder} to look for results in.")
     found, problems = find_results(options.results or [Path("results"), Path("demos", "results")])
     for problem in problems:
-        sys.stderr.write(f"invariance: skipped: {problem}\n")
+        sys.stderr.write(printable(f"invariance: skipped: {problem}\n"))
     console = report_console()
 
     def say(text: str, style: str = "") -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
     chosen = options_from(options, study)
     out = options.out or default_folder(study, chosen)
     try:
-        with Bar(counted=False) as bar:
+        with _told(study.name), Bar(counted=False) as bar:
             outcome = run_study(
                 study,
                 chosen,
@@ -118,6 +120,32 @@ def run(options: argparse.Namespace) -> int:
         soft_wrap=True,
     )
     return 0
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Turn what a study's own functions raise, and a machine that is too small, into a sentence."""
+    from invariance.core._errors import InvarianceError, StudyError
+    from invariance.core._foreign import account
+
+    try:
+        yield
+    except (KeyboardInterrupt, InvarianceError):
+        raise
+    except BaseException as error:
+        safe = "What is recorded is safe: go on with --resume"
+        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+            raise StudyError(f"Memory ran out ({error}). {safe}, with fewer --workers.") from error
+        if "can't start new thread" in str(error):
+            raise StudyError(
+                f"This machine allows no further thread ({error}). {safe}, with fewer --workers "
+                "or a higher limit (ulimit -u)."
+            ) from error
+        # A worker has noted what it was doing, with the traceback below.
+        doing = "".join(f" {note.splitlines()[0]}" for note in getattr(error, "__notes__", ()))
+        raise StudyError(
+            f"Study {name!r} {account(error)}.{doing} {safe} when that is put right."
+        ) from error
 
 
 def default_folder(study: Study, options: Options) -> Path:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from invariance.core._errors import UsageError, unknown_name
+from invariance.core._foreign import foreign
 
 if TYPE_CHECKING:
     from invariance.studies import Options, Study
@@ -27,7 +29,7 @@ def find_study(name: str) -> Study:
         The study.
 
     Raises:
-        UsageError: If there is none.
+        UsageError: If there is none, or its module cannot be imported.
     """
     from invariance.studies._catalogue import catalogue
     from invariance.studies._study import Study
@@ -41,18 +43,22 @@ def find_study(name: str) -> Study:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name != module_name.partition(".")[0] and error.name != module_name:
-            raise
-        raise UsageError(
-            f"No module {module_name!r} in {here} or among the installed packages. "
-            "Give the study as MODULE:ATTRIBUTE."
-        ) from error
-    except ValueError as error:
-        raise UsageError(f"{name!r} is not MODULE:ATTRIBUTE ({error}).") from error
-    found = getattr(module, attribute, None)
+    with foreign(f"Importing {module_name!r} failed: it"):
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            missing = error.name or module_name
+            raise UsageError(
+                f"No module {module_name!r} in {here} or among the installed packages. "
+                "Give the study as MODULE:ATTRIBUTE."
+                if module_name == missing or module_name.startswith(f"{missing}.")
+                else f"Module {module_name!r} imports {missing!r}, which is not installed."
+            ) from error
+        except ValueError as error:
+            if module_name:
+                raise
+            raise UsageError(f"{name!r} is not MODULE:ATTRIBUTE.") from error
+        found = getattr(module, attribute, None)
     if not isinstance(found, Study):
         names = [key for key, value in vars(module).items() if isinstance(value, Study)]
         raise UsageError(
@@ -93,23 +99,36 @@ def _scale(words: list[str], base: Options) -> dict[str, Setting]:
             raise UsageError(f"--set takes NAME=VALUE. Got {word!r}.")
         if name not in base.scale:
             raise unknown_name("size of this study", name, base.scale or ["none"])
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        value = tuple(value) if isinstance(value, list) else value
+        value = _value(text)
         before = base.scale[name]
-        number = isinstance(before, (int, float)) and not isinstance(before, bool)
-        fits = (
-            isinstance(value, (int, float))
-            and not isinstance(value, bool)
-            and (isinstance(before, float) or isinstance(value, int))
-            if number
-            else before is None or isinstance(value, type(before))
-        )
-        if not fits:
+        if not _fits(value, before):
             raise UsageError(
                 f"--set {name} takes {type(before).__name__}, such as {before!r}. Got {text!r}."
             )
         found[name] = value
     return found
+
+
+def _value(text: str) -> Setting:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _fits(value: object, before: Setting) -> bool:
+    """Whether a value is of the kind of the one that it replaces."""
+    if isinstance(before, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and (before is None or isinstance(before, bool))
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    if isinstance(before, float):
+        return isinstance(value, (int, float))
+    if isinstance(before, tuple):
+        return isinstance(value, tuple) and all(
+            any(_fits(entry, one) for one in before) or not before for entry in value
+        )
+    if before is None:
+        return value is None or isinstance(value, (int, float, str))
+    return isinstance(value, type(before))

@@ -97,6 +97,11 @@ def load_task(
             seed that is no integer.
         DataError: If a file is truncated, corrupt or wrong, cannot be had, or if more
             points are asked for than there are.
+
+    Example:
+        >>> task = load_task("digits", n_train=200, n_unseen=20)
+        >>> task.x_train.shape, task.n_classes
+        (torch.Size([200, 64]), 10)
     """
     if name not in TASKS:
         raise unknown_name("task", name, TASKS)

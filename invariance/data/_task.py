@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,3 +121,21 @@ class Task:
         return (
             f"Task({self.name!r}, {self.n_classes} classes, {self.n_features} features, {counts})"
         )
+
+
+def cast_task(task: Task, dtype: torch.dtype, device: torch.device) -> Task:
+    """Return the task with its points in ``dtype`` and everything on ``device``.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> task = cast_task(inv.load_task("digits"), torch.float64, torch.device("cpu"))
+        >>> task.x_train.dtype, task.y_train.dtype
+        (torch.float64, torch.int64)
+    """
+    changes: dict[str, Any] = {}
+    for entry in fields(task):
+        value = getattr(task, entry.name)
+        if isinstance(value, Tensor):
+            changes[entry.name] = value.to(device, dtype if value.is_floating_point() else None)
+    return replace(task, **changes)

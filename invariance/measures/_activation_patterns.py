@@ -21,5 +21,15 @@ def activation_patterns(model: nn.Module, x: Tensor, layer: int = -1) -> Estimat
     """Distinct activation patterns of a hidden layer over the unseen points.
 
     See :func:`invariance.weakness.patterns._patterns.activation_patterns`.
+
+    Example:
+        One unit is on right of zero, the other left of it:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0], [-1.0]], [[1.0, 0.0], [0.0, 1.0]]])
+        >>> points = torch.tensor([[-1.0], [1.0], [2.0]]).double()
+        >>> float(activation_patterns(model, points))
+        2.0
     """
     return patterns.activation_patterns(model, x, layer)

@@ -44,6 +44,16 @@ def adaptive_eigenvalue(
 
     Returns:
         The eigenvalue, residual-certified.
+
+    Example:
+        All ``|theta_i|`` are 1, so it is the plain eigenvalue, ``|x|^2 / 2``:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> round(float(adaptive_eigenvalue(model, x, y)), 9)
+        2.0
     """
     scales = {name: p.detach().abs() for name, p in model.named_parameters()}
     return scaled_top_eigenvalue(model, x, y, scales, loss=loss, name="diag|theta|", seed=seed)

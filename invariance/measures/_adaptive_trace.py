@@ -54,6 +54,16 @@ def adaptive_trace(
 
     Returns:
         The sum; ``parts`` holds each parameter tensor's share.
+
+    Example:
+        All ``|theta_i|`` are 1, so it is the plain trace, ``|x|^2 / 2``:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> round(float(adaptive_trace(model, x, y)), 9)
+        2.0
     """
     scales = {name: value.detach() for name, value in model.named_parameters()}
     return scaled_trace(model, x, y, scales=scales, loss=loss, memory_budget=memory_budget)

@@ -47,6 +47,17 @@ def gaussian_sharpness(
 
     Raises:
         MeasureError: A sigma that is not positive, or fewer than 2 samples.
+
+    Example:
+        For small sigma it is ``sigma^2 / 2`` times the trace, here 2, up to its standard error:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> found = gaussian_sharpness(model, x, y, sigma=0.01, samples=1000)
+        >>> abs(float(found) - 0.01**2) < 5 * found.stderr, found.exact
+        (True, False)
     """
     return _average(model, x, y, sigma, samples, seed, loss, adaptive=False)
 
@@ -93,6 +104,17 @@ def adaptive_gaussian_sharpness(
 
     Raises:
         MeasureError: A sigma that is not positive, or fewer than 2 samples.
+
+    Example:
+        All ``|theta_i|`` are 1, so it is the plain one, ``sigma^2`` here:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> found = adaptive_gaussian_sharpness(model, x, y, sigma=0.01, samples=1000)
+        >>> abs(float(found) - 0.01**2) < 5 * found.stderr
+        True
     """
     return _average(model, x, y, sigma, samples, seed, loss, adaptive=True)
 

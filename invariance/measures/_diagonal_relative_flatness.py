@@ -51,6 +51,16 @@ def diagonal_relative_flatness(
 
     Returns:
         The sum over the rows (filters) of the layer's weight.
+
+    Example:
+        Both rows have ``|w_s|^2 = 2`` and ``Tr H_ss = |x|^2 / 4 = 1``:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> round(float(diagonal_relative_flatness(model, x, y)), 9)
+        4.0
     """
     require_deterministic(model)
     batches = collect_batches(x, y)

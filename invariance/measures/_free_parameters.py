@@ -37,5 +37,15 @@ def free_parameters(
     """Sum over regions of max(0, d K + K - n_r).
 
     See :func:`invariance.weakness.patterns._regions.free_parameters`.
+
+    Example:
+        Two regions of ``d K + K = 6`` parameters; a training point in one of them takes one:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0], [-1.0]], [[1.0, 0.0], [0.0, 1.0]]])
+        >>> unseen = torch.tensor([[-1.0], [2.0]]).double()
+        >>> round(float(free_parameters(model, torch.tensor([[1.0]]).double(), unseen)), 9)
+        11.0
     """
     return regions.free_parameters(model, x_train, x_unseen, layer)

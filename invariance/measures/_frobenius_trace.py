@@ -47,6 +47,16 @@ def frobenius_trace(
 
     Raises:
         MeasureError: A network without weight layers.
+
+    Example:
+        ``|W|_F^2 = 4`` times ``Tr H = 2``:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> round(float(frobenius_trace(model, x, y)), 9)
+        8.0
     """
     layers = [name for name, _ in weight_layers(model)]
     if not layers:

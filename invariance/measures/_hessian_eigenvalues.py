@@ -52,6 +52,18 @@ def hessian_eigenvalues(
 
     Returns:
         The eigenvalues, descending, with ``residual``, ``iterations`` and ``converged``.
+
+    Example:
+        Equal logits, so ``p = (1/2, 1/2)``, and ``S = diag(p) - p p^T`` has trace and top
+        eigenvalue 1/2; ``H`` is the Kronecker product
+        of ``S`` and ``x x^T``:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> round(float(hessian_eigenvalues(model, x, y)), 12)
+        2.0
     """
     return eigen.hessian_eigenvalues(
         model, x, y, k=k, which=which, loss=loss, tolerance=tolerance, seed=seed, **options

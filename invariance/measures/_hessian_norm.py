@@ -40,5 +40,15 @@ def hessian_norm(
 
     Returns:
         The norm, with a standard error where it is estimated.
+
+    Example:
+        ``H`` has rank one here, so its norm is its only eigenvalue, ``|x|^2 / 2``:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> round(float(hessian_norm(model, x, y)), 12)
+        2.0
     """
     return norm.hessian_norm(model, x, y, loss=loss, budget=budget, seed=seed, **options)

@@ -45,6 +45,18 @@ def hessian_quadratic_form(
     Returns:
         The quadratic form over the trainable parameters; ``parts`` has each parameter
         tensor's share ``<theta_b, (H theta)_b>``. It can be negative.
+
+    Example:
+        ``p = (3/4, 1/4)``; along the parameters the logits move by themselves, so it is
+        the variance of the logits under ``p``, ``3/16 ln(3)^2``:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> import math
+        >>> model = inv.models.from_weights([[[math.log(3)], [0.0]]])
+        >>> x, y = torch.ones(1, 1).double(), torch.tensor([0])
+        >>> abs(float(hessian_quadratic_form(model, x, y)) - 3 / 16 * math.log(3) ** 2) < 1e-12
+        True
     """
     operator = HessianOperator(model, x, y, loss=loss)
     parameters = dict(model.named_parameters())

@@ -49,5 +49,16 @@ def hessian_trace(
 
     Returns:
         The trace; ``parts`` holds the trace of every parameter's diagonal block.
+
+    Example:
+        Equal logits, so ``p = (1/2, 1/2)``, and ``S = diag(p) - p p^T`` has trace and top
+        eigenvalue 1/2; ``Tr H = |x|^2 Tr S``:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> round(float(hessian_trace(model, x, y)), 9)
+        2.0
     """
     return exact_route.hessian_trace(model, x, y, loss=loss, memory_budget=memory_budget)

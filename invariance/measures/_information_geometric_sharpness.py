@@ -56,6 +56,16 @@ def information_geometric_sharpness(
 
     Raises:
         MeasureError: The score matrix would exceed ``memory_budget``.
+
+    Example:
+        At full rank it is ``sum_i (1 - p_i) / p_i``, one for one row with ``p = 1/2``:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> round(float(information_geometric_sharpness(model, x, y)), 12)
+        1.0
     """
     require_deterministic(model)
     check_budget(memory_budget)

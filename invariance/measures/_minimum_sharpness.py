@@ -81,6 +81,18 @@ def minimum_sharpness(
 
     Raises:
         MeasureError: An unknown group, or a network without such scalings.
+
+    Example:
+        ``2 sum_j sqrt(Tr_in,j Tr_out,j)``: both hidden units have 2 coming in and 1/2 going out:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 0.0], [0.0, 1.0]], [[1.0, -1.0], [-1.0, 1.0]]])
+        >>> x, y = torch.tensor([[1.0, 1.0]]).double(), torch.tensor([0])
+        >>> round(float(inv.measures.hessian_trace(model, x, y)), 9)
+        5.0
+        >>> round(float(minimum_sharpness(model, x, y)), 9)
+        4.0
     """
     if group not in ("layer", "neuron"):
         raise MeasureError(f"group must be 'layer' or 'neuron'. Got {group!r}.")
@@ -132,6 +144,16 @@ def layer_minimum_sharpness(
 
     Returns:
         The infimum.
+
+    Example:
+        ``L (prod_l Tr H_l)^(1/L)`` without biases; the layers' traces are 4 and 1:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 0.0], [0.0, 1.0]], [[1.0, -1.0], [-1.0, 1.0]]])
+        >>> x, y = torch.tensor([[1.0, 1.0]]).double(), torch.tensor([0])
+        >>> round(float(layer_minimum_sharpness(model, x, y)), 9)
+        4.0
     """
     return minimum_sharpness(model, x, y, group="layer", loss=loss, memory_budget=memory_budget)
 

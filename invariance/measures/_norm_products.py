@@ -40,6 +40,12 @@ def spectral_norm_product(model: nn.Module, *, example_input: Tensor | None = No
 
     Returns:
         The product; ``parts`` has each layer's norm.
+
+    Example:
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[3.0, 0.0], [0.0, 1.0]], [[0.0, 2.0]]])
+        >>> round(float(spectral_norm_product(model)), 12)
+        6.0
     """
     weights = folded_weights(model, example_input)
     return _product(weights, "spectral", lambda weight: torch.linalg.matrix_norm(weight, 2))
@@ -58,6 +64,12 @@ def frobenius_norm_product(model: nn.Module, *, example_input: Tensor | None = N
 
     Returns:
         The product; ``parts`` has each layer's norm.
+
+    Example:
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[3.0], [4.0]], [[2.0, 0.0]]])
+        >>> round(float(frobenius_norm_product(model)), 9)
+        10.0
     """
     weights = folded_weights(model, example_input)
     return _product(weights, "Frobenius", torch.linalg.matrix_norm)

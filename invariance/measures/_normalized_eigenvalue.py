@@ -44,6 +44,16 @@ def normalized_eigenvalue(
 
     Returns:
         The eigenvalue, residual-certified.
+
+    Example:
+        ``|W|_F^2 = 4`` times ``lambda_max = 2``:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> round(float(normalized_eigenvalue(model, x, y)), 9)
+        8.0
     """
     scales = {name: p.detach().norm() for name, p in model.named_parameters()}
     return scaled_top_eigenvalue(

@@ -26,6 +26,11 @@ def parameter_norm(model: nn.Module, *, p: float = 2.0) -> Estimate:
 
     Raises:
         MeasureError: ``p`` below 1, no parameters, or NaN or infinity in one.
+
+    Example:
+        >>> import invariance as inv
+        >>> round(float(parameter_norm(inv.models.from_weights([[[3.0, 4.0]]]))), 9)
+        5.0
     """
     if not p >= 1:
         raise MeasureError(f"The order p of a norm must be at least 1. Got {p}.")

@@ -48,6 +48,13 @@ def path_norm(model: nn.Module, *, p: float = 2.0) -> Estimate:
 
     Raises:
         MeasureError: ``p`` below 1, or another kind of network.
+
+    Example:
+        Two paths, of weights ``3 1`` and ``2 2``: ``(3^2 + 4^2)^(1/2)``.
+
+        >>> import invariance as inv
+        >>> round(float(path_norm(inv.models.from_weights([[[3.0], [2.0]], [[1.0, 2.0]]]))), 9)
+        5.0
     """
     if not (p >= 1 and p != float("inf")):
         raise MeasureError(f"The order p of the path norm must be finite and >= 1. Got {p}.")

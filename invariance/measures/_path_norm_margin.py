@@ -48,6 +48,15 @@ def path_norm_margin(
 
     Raises:
         MeasureError: A quantile outside [0, 1], a single class, or a path norm of zero.
+
+    Example:
+        Margin 3, path norm 3:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[3.0], [0.0]]])
+        >>> round(float(path_norm_margin(model, torch.ones(1, 1).double(), torch.tensor([0]))), 9)
+        1.0
     """
     if not 0 <= quantile <= 1:
         raise MeasureError(f"quantile must lie in [0, 1]. Got {quantile}.")

@@ -17,5 +17,15 @@ def region_class_weakness(
     """Log of (K + 1)^k for k free regions and K classes.
 
     See :func:`invariance.weakness.patterns._regions.region_class_weakness`.
+
+    Example:
+        One free region, two classes or silent: ``ln 3``.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0], [-1.0]], [[1.0, 0.0], [0.0, 1.0]]])
+        >>> unseen = torch.tensor([[-1.0], [2.0]]).double()
+        >>> round(float(region_class_weakness(model, torch.tensor([[1.0]]).double(), unseen)), 6)
+        1.098612
     """
     return regions.region_class_weakness(model, x_train, x_unseen, layer)

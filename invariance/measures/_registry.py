@@ -5,12 +5,14 @@ To add a measure, write one small file in this folder:
     @measure(invariant_under=[Group.LAYER_SCALING], law={Group.NEURON_SCALING: my_law})
     def my_measure(model, x, y) -> Estimate: ...
 
-A group that is neither declared invariant nor given a law is declared ``varies``.
+A group that is neither declared invariant nor given a law is declared ``varies``, if it is one of
+:data:`CONSIDERED` or named in ``varies_under``; under any other kind of map nothing is claimed.
 The arguments after ``model`` are filled from a task by their names.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol
 
 from torch import Tensor, nn
 
-from invariance.core._errors import MeasureError, unknown_name
+from invariance.core._errors import DataError, MeasureError, unknown_name
 from invariance.core._estimate import Estimate
 from invariance.core._groups import Group
 
@@ -30,6 +32,25 @@ if TYPE_CHECKING:
 Declaration = Literal["invariant", "law", "varies"]
 Cost = Literal["cheap", "solver", "sampling"]
 P = ParamSpec("P")
+
+#: The kinds of map that a registered measure speaks about without naming them: silence means
+#: that it varies. A kind that is added later is not among them, so that nobody's silence about
+#: it is taken for a claim.
+CONSIDERED: frozenset[Group] = frozenset(
+    {
+        Group.LAYER_SCALING,
+        Group.NEURON_SCALING,
+        Group.PERMUTATION,
+        Group.SIGN_FLIP,
+        Group.LINEAR_MIXING,
+        Group.LOGIT_SHIFT,
+        Group.BATCHNORM_FOLD,
+        Group.BATCHNORM_SCALING,
+        Group.UNIT_SPLIT,
+        Group.DORMANT_UNITS,
+        Group.COORDINATES,
+    }
+)
 
 #: Argument names that a measure may use, and the task's field that fills each.
 TASK_FIELDS: Mapping[str, str] = MappingProxyType(
@@ -82,6 +103,7 @@ class Measure:
             one that draws samples, which a check leaves out unless it is named.
         ensemble: ``ensemble(models, ...)``, the same measure of many networks in one call,
             where that is faster than one after another.
+        considered: Groups that it says something about, if only that its value varies.
     """
 
     name: str
@@ -93,6 +115,11 @@ class Measure:
     discrete: bool = False
     cost: Cost = "cheap"
     ensemble: Callable[..., Sequence[Estimate]] | None = None
+    considered: frozenset[Group] = CONSIDERED
+
+    def claims(self, groups: Iterable[Group]) -> bool:
+        """Return whether anything is claimed about maps made of ``groups``."""
+        return self.considered.issuperset(groups)
 
     def declared(self, groups: Iterable[Group]) -> Declaration:
         """What theory says happens under a map made of ``groups``.
@@ -102,7 +129,7 @@ class Measure:
 
         Returns:
             ``"invariant"`` if it is under each; ``"law"`` if it is invariant or follows a
-            law under each; ``"varies"`` otherwise.
+            law under each; ``"varies"`` otherwise, which is a claim only if :meth:`claims`.
         """
         kinds = tuple(groups)
         if all(kind in self.invariant_under for kind in kinds):
@@ -112,8 +139,17 @@ class Measure:
         return "varies"
 
     def inputs(self, task: Task) -> dict[str, Tensor]:
-        """Collect the tensors that this measure needs from ``task``."""
-        return {name: getattr(task, source) for name, source in self.fields.items()}
+        """Collect the tensors that this measure needs from ``task``.
+
+        Raises:
+            DataError: If one of them has no rows.
+        """
+        found = {name: getattr(task, source) for name, source in self.fields.items()}
+        if empty := [name for name, value in found.items() if value.shape[0] == 0]:
+            raise DataError(
+                f"The task has no rows for {', '.join(empty)}; load it with n_unseen > 0."
+            )
+        return found
 
     def __call__(self, model: nn.Module, **inputs: Any) -> Estimate:
         """Evaluate the measure on ``model`` with the arguments of its function."""
@@ -127,6 +163,9 @@ class Measure:
         return list(self.ensemble(models, **inputs))
 
 
+#: What a user may hand over as a measure: a registered name, a measure, a plain function.
+AnyMeasure = str | Measure | Callable[..., Any]
+
 _REGISTRY: dict[str, Measure] = {}
 
 
@@ -138,6 +177,7 @@ def measure(
     discrete: bool = False,
     cost: Cost = "cheap",
     ensemble: Callable[..., Sequence[Estimate]] | None = None,
+    varies_under: Iterable[Group] = (),
 ) -> Callable[[Callable[P, Estimate]], Callable[P, Estimate]]:
     """Register a function as a measure and declare its behaviour.
 
@@ -149,6 +189,7 @@ def measure(
         discrete: True for counts.
         cost: See :class:`Measure`.
         ensemble: See :class:`Measure`.
+        varies_under: Further groups that move the value; see :data:`CONSIDERED`.
 
     Returns:
         A decorator that returns the function unchanged.
@@ -166,6 +207,7 @@ def measure(
             discrete=discrete,
             cost=cost,
             ensemble=ensemble,
+            varies_under=CONSIDERED.union(varies_under),
         )
         if made.name in _REGISTRY:
             raise MeasureError(f"A measure named {made.name!r} is registered already. Rename one.")
@@ -185,6 +227,7 @@ def as_measure(
     discrete: bool = False,
     cost: Cost = "cheap",
     ensemble: Callable[..., Sequence[Estimate]] | None = None,
+    varies_under: Iterable[Group] = (),
 ) -> Measure:
     """Describe any function as a measure, without registering it.
 
@@ -197,6 +240,8 @@ def as_measure(
         discrete: True for counts.
         cost: See :class:`Measure`.
         ensemble: See :class:`Measure`.
+        varies_under: Groups of which it is claimed that they move the value; nothing is claimed
+            about groups that are not named here or above.
 
     Returns:
         The measure; calling it always gives an :class:`Estimate`.
@@ -230,6 +275,7 @@ def as_measure(
         discrete=discrete,
         cost=cost,
         ensemble=ensemble,
+        considered=fixed.union(laws, varies_under),
     )
 
 
@@ -251,6 +297,35 @@ def get_measure(name: str) -> Measure:
     if name not in _REGISTRY:
         raise unknown_name("measure", name, all_measures())
     return _REGISTRY[name]
+
+
+def registered(entry: AnyMeasure) -> Measure | None:
+    """Return the measure with its declarations, if ``entry`` is or names a registered one.
+
+    Raises:
+        UsageError: If it is a name that is unknown.
+    """
+    # The registry fills as the measures are imported.
+    importlib.import_module("invariance.measures")
+    if isinstance(entry, Measure):
+        return entry
+    if isinstance(entry, str):
+        return get_measure(entry)
+    # A registered function given as itself brings its declarations along.
+    found = _REGISTRY.get(getattr(entry, "__name__", ""))
+    return found if found is not None and found.function is entry else None
+
+
+def resolve(measures: Iterable[AnyMeasure] | None) -> list[Measure]:
+    """Turn names, measures and plain functions into measures; ``None`` gives the defaults.
+
+    Raises:
+        UsageError: If a name is unknown.
+    """
+    if measures is None:
+        importlib.import_module("invariance.measures")
+        measures = default_measures()
+    return [registered(entry) or as_measure(entry) for entry in measures]  # type: ignore[arg-type]
 
 
 def all_measures() -> tuple[str, ...]:

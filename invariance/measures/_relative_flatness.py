@@ -62,6 +62,16 @@ def relative_flatness(
     Raises:
         MeasureError: There is no such layer, or an index is given for a network in which a
             layer is never called.
+
+    Example:
+        ``|x|^2 (sum_c p_c |w_c|^2 - |sum_c p_c w_c|^2)`` with ``p = (1/2, 1/2)``, ``4 (2 - 1)``:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> round(float(relative_flatness(model, x, y)), 9)
+        4.0
     """
     require_deterministic(model)
     batches = collect_batches(x, y)

@@ -40,6 +40,18 @@ def sam_sharpness(
 
     Raises:
         MeasureError: A radius that is not positive.
+
+    Example:
+        Along the gradient the logits part by ``2 sqrt(2) rho``; the loss was ``ln 2``:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> import math
+        >>> rise = math.log((1 + math.exp(2 * math.sqrt(2) * 0.05)) / 2)
+        >>> abs(float(sam_sharpness(model, x, y, rho=0.05)) - rise) < 1e-12
+        True
     """
     return _ascent(model, x, y, rho, loss, adaptive=False)
 
@@ -84,6 +96,17 @@ def adaptive_sharpness(
 
     Raises:
         MeasureError: A radius that is not positive.
+
+    Example:
+        All ``|theta_i|`` are 1, so it is the plain one:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> plain = inv.measures.sam_sharpness(model, x, y, rho=0.05)
+        >>> abs(float(adaptive_sharpness(model, x, y, rho=0.05)) - float(plain)) < 1e-12
+        True
     """
     return _ascent(model, x, y, rho, loss, adaptive=True)
 

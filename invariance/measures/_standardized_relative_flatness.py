@@ -73,6 +73,17 @@ def standardized_relative_flatness(
 
     Raises:
         MeasureError: There is no such layer, or it is no linear layer.
+
+    Example:
+        Features of standard deviation 1 need no rescaling, so it is relative flatness:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0], [-1.0]]])
+        >>> x, y = torch.tensor([[-1.0], [1.0]]).double(), torch.tensor([0, 1])
+        >>> plain = float(inv.measures.relative_flatness(model, x, y))
+        >>> abs(float(standardized_relative_flatness(model, x, y)) - plain) < 1e-12
+        True
     """
     require_deterministic(model)
     batches = collect_batches(x, y)

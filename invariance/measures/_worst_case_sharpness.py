@@ -58,6 +58,18 @@ def worst_case_sharpness(
 
     Raises:
         MeasureError: A radius that is not positive, or a count out of range.
+
+    Example:
+        The worst direction is the gradient's, along which the logits part by ``2 sqrt(2) rho``:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> import math
+        >>> rise = math.log((1 + math.exp(2 * math.sqrt(2) * 0.05)) / 2)
+        >>> abs(float(worst_case_sharpness(model, x, y, rho=0.05)) - rise) < 1e-9
+        True
     """
     return _search(model, x, y, rho, steps, restarts, seed, loss, adaptive=False)
 
@@ -108,6 +120,17 @@ def adaptive_worst_case_sharpness(
 
     Raises:
         MeasureError: A radius that is not positive, or a count out of range.
+
+    Example:
+        All ``|theta_i|`` are 1, so it is the plain one:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> plain = inv.measures.worst_case_sharpness(model, x, y, rho=0.05)
+        >>> abs(float(adaptive_worst_case_sharpness(model, x, y, rho=0.05)) - float(plain)) < 1e-9
+        True
     """
     return _search(model, x, y, rho, steps, restarts, seed, loss, adaptive=True)
 

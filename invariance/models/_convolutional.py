@@ -46,6 +46,11 @@ def cnn(
     Raises:
         ModelError: If a size is not positive, or the image vanishes under pooling.
         UsageError: For an unknown activation.
+
+    Example:
+        >>> import torch
+        >>> cnn().eval()(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
     """
     channels = positives("widths", widths)
     positive(in_channels=in_channels, image_size=image_size, hidden=hidden, n_classes=n_classes)
@@ -104,6 +109,11 @@ def vgg(
     Raises:
         ModelError: If a size is not positive, or does not halve evenly at every stage.
         UsageError: For an unknown activation.
+
+    Example:
+        >>> import torch
+        >>> vgg().eval()(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
     blocks = [positives("stages", stage) for stage in stages]
     positive(

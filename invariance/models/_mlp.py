@@ -44,6 +44,10 @@ def mlp(
     Raises:
         ModelError: If ``sizes`` are not two or more positive integers.
         UsageError: For an unknown activation.
+
+    Example:
+        >>> sum(p.numel() for p in mlp([784, 64, 10]).parameters())  # 784 64 + 64 + 64 10 + 10
+        50890
     """
     widths = check_sizes(sizes)
     layers: OrderedDict[str, nn.Module] = OrderedDict()

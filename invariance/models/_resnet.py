@@ -83,6 +83,11 @@ def resnet(
     Raises:
         ModelError: If a size is not positive, or ``blocks`` and ``widths`` differ in length.
         UsageError: For an unknown activation.
+
+    Example:
+        >>> import torch
+        >>> resnet().eval()(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
     channels, counts = positives("widths", widths), positives("blocks", blocks)
     positive(in_channels=in_channels, image_size=image_size, n_classes=n_classes)
@@ -139,6 +144,11 @@ def resnet18(
 
     Returns:
         A module in train mode.
+
+    Example:
+        >>> model = resnet18(in_channels=3, n_classes=10)
+        >>> sum(p.numel() for p in model.parameters())  # ResNet-18 with a 3 x 3 stem
+        11173962
     """
     return resnet(
         in_channels=in_channels,

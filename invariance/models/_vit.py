@@ -143,6 +143,11 @@ def vit(
     Raises:
         ModelError: If a size is not positive, or patches or heads do not divide evenly.
         UsageError: For an unknown activation.
+
+    Example:
+        >>> import torch
+        >>> vit().eval()(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
     """
     positive(
         in_channels=in_channels,

@@ -59,6 +59,18 @@ def adversarial_accuracy(
         MeasureError: If an option is out of range, or the model does not classify.
         UsageError: For an unknown attack.
         DataError: If inputs are outside [0, 1], or labels do not match.
+
+    Example:
+        A classifier of the first pixel's sign of ``x - 1/2``: points within epsilon of 1/2 fall.
+
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Linear(1, 2).eval()
+        >>> state = {"weight": torch.tensor([[-1.0], [1.0]]), "bias": torch.tensor([0.5, -0.5])}
+        >>> _ = model.load_state_dict(state)
+        >>> x, y = torch.tensor([[0.1], [0.45], [0.55], [0.9]]), torch.tensor([0, 0, 1, 1])
+        >>> float(adversarial_accuracy(model, x, y, epsilon=0.1))
+        0.5
     """
     if attack not in ATTACKS:
         raise unknown_name("attack", attack, ATTACKS)

@@ -33,6 +33,16 @@ def expected_calibration_error(
     Raises:
         MeasureError: If ``bins`` is not positive, or the model does not classify.
         DataError: If labels and rows do not match.
+
+    Example:
+        A model that says 1/2 for both classes and is right half of the time is calibrated:
+
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Linear(1, 2).eval()
+        >>> _ = model.load_state_dict({"weight": torch.zeros(2, 1), "bias": torch.zeros(2)})
+        >>> float(expected_calibration_error(model, torch.rand(4, 1), torch.tensor([0, 0, 1, 1])))
+        0.0
     """
     if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
         raise MeasureError(f"bins must be a positive integer. Got {bins!r}.")

@@ -35,6 +35,12 @@ def corruption_suite(
 
     Raises:
         UsageError: If there is nothing to do, or for an unknown kind or strength.
+
+    Example:
+        >>> import torch
+        >>> suite = corruption_suite(torch.rand(2, 9), kinds=["blur"], strengths=[1, 2])
+        >>> sorted(suite)
+        [('blur', 1), ('blur', 2)]
     """
     levels = tuple(strengths)
     asked = [(kind, strength) for kind in kinds for strength in levels]
@@ -73,6 +79,18 @@ def corruption_accuracy(
         UsageError: If there is nothing to do, or for an unknown kind or strength.
         DataError: If the rows are no square images in [0, 1], or labels do not match.
         MeasureError: If the model does not classify.
+
+    Example:
+        A model that says "first class" whatever it sees is right on the rows of that class:
+
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Linear(9, 2).eval()
+        >>> state = {"weight": torch.zeros(2, 9), "bias": torch.tensor([1.0, 0.0])}
+        >>> _ = model.load_state_dict(state)
+        >>> x, y = torch.rand(4, 9), torch.tensor([0, 0, 0, 1])
+        >>> float(corruption_accuracy(model, x, y, kinds=["blur"], strengths=[1]))
+        0.75
     """
     made = (
         corruption_suite(x, kinds=kinds, strengths=strengths, seed=seed) if suite is None else suite

@@ -61,6 +61,14 @@ def corrupt(x: Tensor, kind: str, strength: int, seed: int = 0) -> Tensor:
     Raises:
         UsageError: For an unknown kind or strength.
         DataError: If the rows are no square images in [0, 1].
+
+    Example:
+        Contrast draws every pixel towards the image's mean; a constant image stays:
+
+        >>> import torch
+        >>> grey = torch.full((1, 9), 0.5)
+        >>> torch.equal(corrupt(grey, "contrast", 3), grey)
+        True
     """
     if kind not in CORRUPTIONS:
         raise unknown_name("corruption", kind, CORRUPTIONS)

@@ -27,6 +27,17 @@ def prediction_disagreement(models: Sequence[nn.Module], x: Tensor) -> Estimate:
 
     Raises:
         MeasureError: If there are fewer than two models, or their classes differ in number.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> first, second = nn.Linear(1, 2).eval(), nn.Linear(1, 2).eval()
+        >>> state = {"weight": torch.zeros(2, 1), "bias": torch.tensor([1.0, 0.0])}
+        >>> _ = first.load_state_dict(state)
+        >>> state = {"weight": torch.zeros(2, 1), "bias": torch.tensor([0.0, 1.0])}
+        >>> _ = second.load_state_dict(state)
+        >>> float(prediction_disagreement([first, second], torch.rand(3, 1)))
+        1.0
     """
     logits = _all_logits(models, x)
     labels = torch.stack([entry.argmax(1) for entry in logits])
@@ -53,6 +64,19 @@ def jensen_shannon_divergence(models: Sequence[nn.Module], x: Tensor) -> Estimat
 
     Raises:
         MeasureError: If there are fewer than two models, or their classes differ in number.
+
+    Example:
+        Two sure and opposite networks are ``ln 2`` apart:
+
+        >>> import torch
+        >>> from torch import nn
+        >>> first, second = nn.Linear(1, 2).eval(), nn.Linear(1, 2).eval()
+        >>> state = {"weight": torch.zeros(2, 1), "bias": torch.tensor([99.0, 0.0])}
+        >>> _ = first.load_state_dict(state)
+        >>> state = {"weight": torch.zeros(2, 1), "bias": torch.tensor([0.0, 99.0])}
+        >>> _ = second.load_state_dict(state)
+        >>> round(float(jensen_shannon_divergence([first, second], torch.rand(3, 1))), 6)
+        0.693147
     """
     p = torch.stack(_all_logits(models, x)).softmax(2)
     own = _entropy(p)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from invariance.cells._rows import Row
 from invariance.checking._alpha_sweep import Sweep
 from invariance.checking._correlate import CorrelationStudy
 from invariance.checking._report import Report
-from invariance.checking._rows import Row
 from invariance.reporting._plots import scatter_figure, sweep_figure, to_svg
 from invariance.reporting._words import (
     LEGEND,
@@ -134,9 +134,10 @@ def _value(line: Sequence[Row | None]) -> str:
 def _cell(row: Row | None) -> str:
     if row is None:
         return _td("-")
+    declared = row.declared if row.claimed else "nothing (not claimed)"
     about = (
         f"{row.measure} under {row.label}: {row.before:.10g} to {row.after:.10g}; declared "
-        f"{row.declared}, predicted {number(row.predicted, 10)}, float error {row.tolerance:.1e}. "
+        f"{declared}, predicted {number(row.predicted, 10)}, allowed {row.tolerance:.1e}. "
         f"{row.note}"
     )
     return _td(cell(row), row.verdict, about)

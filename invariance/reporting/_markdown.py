@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from invariance.checking._report import Report
+from invariance.core._text import printable, without_html
 from invariance.reporting._words import (
     LEGEND,
     cell,
@@ -18,10 +19,13 @@ from invariance.reporting._words import (
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table; pipes in cells are escaped."""
+    """Return a Markdown table; pipes, line ends and HTML in cells are escaped."""
+
+    def escaped(entry: str) -> str:
+        return without_html(" ".join(entry.split("\n")).replace("|", "\\|"))
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(entry.replace("|", "\\|") for entry in cells) + " |"
+        return "| " + " | ".join(map(escaped, cells)) + " |"
 
     return "\n".join([line(headings), line(["---"] * len(headings)), *(line(r) for r in rows)])
 
@@ -38,14 +42,16 @@ def render_markdown(report: Report) -> str:
     task, env = report.task, report.environment
     parts = [
         "# Invariance report",
-        f"{task['name']} ({task['source'] or 'given'}): {task['n_train']} training, "
-        f"{task['n_unseen']} unseen, {task['n_test']} test points; {env['dtype']}, "
-        f"torch {env['torch']}.",
-        "\n".join(f"* {line}" for line in (*headline(report), *report.notes)),
+        without_html(
+            f"{task['name']} ({task['source'] or 'given'}): {task['n_train']} training, "
+            f"{task['n_unseen']} unseen, {task['n_test']} test points; {env['dtype']}, "
+            f"torch {env['torch']}."
+        ),
+        _list((*headline(report), *report.notes)),
     ]
     for model in models_of(report):
         maps, rows = matrix(report, model)
-        parts.append(f"## {model}: is it still the same function?")
+        parts.append(f"## {without_html(model)}: is it still the same function?")
         parts.append(
             markdown_table(
                 ["#", "map", "max difference", "compared", "labels changed", "bitwise"],
@@ -62,7 +68,7 @@ def render_markdown(report: Report) -> str:
                 ),
             )
         )
-        parts.append(f"## {model}: what each measure does under map #")
+        parts.append(f"## {without_html(model)}: what each measure does under map #")
         parts.append(
             markdown_table(
                 ["measure", "value", *(str(i) for i in range(1, len(maps) + 1))],
@@ -82,8 +88,12 @@ def render_markdown(report: Report) -> str:
     parts.extend(_correlations(report))
     if lines := refusals(report):
         parts.append("## Not applicable, and why")
-        parts.append("\n".join(f"* {line}" for line in lines))
-    return "\n\n".join(parts) + "\n"
+        parts.append(_list(lines))
+    return printable("\n\n".join(parts) + "\n")
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"* {without_html(line)}" for line in lines)
 
 
 def _sweep(report: Report) -> list[str]:

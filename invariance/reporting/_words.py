@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from invariance.cells._rows import FunctionRow, Row
 from invariance.checking._report import Report
-from invariance.checking._rows import FunctionRow, Row
 
 #: How a cell of the matrix reads.
 LEGEND = (
     "=  unchanged, as declared    xR law  moved by the factor R exactly as its law says    "
     "xR  moved by the factor R, as declared    (=)  declared to vary, did not move here    "
+    "?  not claimed either way    "
     "!!  CONTRADICTS its declaration    -  not applicable"
 )
 
@@ -36,6 +37,8 @@ def cell(row: Row | None) -> str:
         return f"!! {_moved(row)}"
     if row.verdict == "law":
         return f"{_moved(row)} law"
+    if not row.claimed:
+        return f"{_moved(row) if row.verdict == 'varies' else '='} ?"
     if row.verdict == "varies":
         return _moved(row)
     return "=" if row.declared == "invariant" else "(=)"

@@ -17,7 +17,7 @@ from invariance.stats._interval_estimate import IntervalEstimate
 from invariance.stats._meta import RandomEffects, fixed_effect, random_effects
 from invariance.stats._multiple import benjamini_yekutieli, holm
 from invariance.stats._partial import partial_spearman
-from invariance.stats._rank import RankCorrelation, kendall, spearman
+from invariance.stats._rank_correlation import RankCorrelation, kendall, spearman
 from invariance.stats._stratified import StratifiedCorrelation, stratified_spearman
 from invariance.stats._wilcoxon import PairedTest, paired_wilcoxon
 

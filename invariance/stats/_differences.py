@@ -10,7 +10,7 @@ from scipy import stats
 
 from invariance.core._errors import DataError
 from invariance.stats._interval_estimate import IntervalEstimate
-from invariance.stats._rank import FloatArray, interval, require_pairs
+from invariance.stats._ranks import FloatArray, interval, require_pairs
 from invariance.stats._resampled import bootstrap_counts, resampled_correlations
 
 Sample = Sequence[float] | FloatArray
@@ -43,6 +43,12 @@ def spearman_difference(
 
     Raises:
         DataError: If the samples are not paired, not finite or too short.
+
+    Example:
+        >>> target = [1, 2, 3, 4, 5, 6]
+        >>> found = spearman_difference(target, target[::-1], target, resamples=200)
+        >>> round(found.value, 12)  # 1 - (-1)
+        2.0
     """
     a, b, y = (np.asarray(v, dtype=np.float64) for v in (x, other, target))
     require_pairs(a, y)
@@ -74,6 +80,10 @@ def mean_difference(a: Sample, b: Sample, *, level: float = 0.95) -> IntervalEst
 
     Raises:
         DataError: If a group has fewer than two values or one is not finite.
+
+    Example:
+        >>> mean_difference([1.0, 2.0, 3.0], [0.0, 1.0, 2.0]).value
+        1.0
     """
     first, second = _sample(a), _sample(b)
     value = float(first.mean() - second.mean())
@@ -101,6 +111,11 @@ def paired_mean_difference(a: Sample, b: Sample, *, level: float = 0.95) -> Inte
 
     Raises:
         DataError: If the samples are not paired, not finite or shorter than two.
+
+    Example:
+        >>> found = paired_mean_difference([1.0, 2.0, 4.0], [0.0, 1.0, 2.0])  # 1, 1 and 2
+        >>> round(found.value, 12)
+        1.333333333333
     """
     first, second = _sample(a), _sample(b)
     if first.size != second.size:
@@ -131,6 +146,10 @@ def mean_ratio(
 
     Raises:
         DataError: If a group has fewer than two values or one is not positive.
+
+    Example:
+        >>> mean_ratio([2.0, 4.0, 6.0], [1.0, 2.0, 3.0], resamples=200).value
+        2.0
     """
     first, second = _sample(a), _sample(b)
     if min(first.min(), second.min()) <= 0:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from invariance.core._errors import DataError, unknown_name
-from invariance.stats._rank import FloatArray, interval, require_pairs
+from invariance.stats._ranks import FloatArray, interval, require_pairs
 
 Settings = Mapping[str, Sequence[Hashable]]
 
@@ -126,6 +126,14 @@ def granulated_kendall(
     Raises:
         DataError: If lengths differ or values are not finite.
         UsageError: If ``along`` names no setting.
+
+    Example:
+        The measure follows the width and runs against the rate:
+
+        >>> settings = {"width": [1, 1, 2, 2], "rate": [1, 2, 1, 2]}
+        >>> found = granulated_kendall([1, 2, 3, 4], [2, 1, 4, 3], settings)
+        >>> {axis.setting: axis.tau for axis in found.axes}, found.mean
+        ({'width': 1.0, 'rate': -1.0}, 0.0)
     """
     x, y = _checked(measure, target, settings)
     axes = []
@@ -173,6 +181,12 @@ def sign_error(
     Raises:
         DataError: If lengths differ or values are not finite.
         UsageError: If ``along`` names no setting.
+
+    Example:
+        >>> settings = {"width": [1, 1, 2, 2], "rate": [1, 2, 1, 2]}
+        >>> found = sign_error([1, 2, 3, 4], [2, 1, 4, 3], settings)
+        >>> {place.setting: place.error for place in found.environments}, found.robust
+        ({'width': 0.0, 'rate': 1.0}, 1.0)
     """
     x, y = _checked(measure, target, settings)
     environments = []
@@ -220,6 +234,11 @@ def hoeffding_weight(difference: FloatArray, test_points: int) -> FloatArray:
 
     Returns:
         Weights between 0 and 1; zero where the bound says nothing.
+
+    Example:
+        >>> import numpy as np
+        >>> hoeffding_weight(np.array([0.0, 1.0]), 10_000).tolist()
+        [0.0, 1.0]
     """
     sure = 1 - 2 * np.exp(-2 * test_points * (np.asarray(difference) / 2) ** 2)
     weight: FloatArray = np.maximum(0.0, sure) ** 2

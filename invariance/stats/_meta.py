@@ -58,6 +58,11 @@ def fixed_effect(
 
     Raises:
         DataError: If there is no sample or one is too small.
+
+    Example:
+        >>> pooled = fixed_effect([0.5, 0.5], [20, 20])
+        >>> round(pooled.value, 12)
+        0.5
     """
     _require(rhos, sizes)
     weight = np.array([n - 3.0 for n in sizes])
@@ -109,6 +114,11 @@ def random_effects(
 
     Raises:
         DataError: If there are fewer than two samples or one is too small.
+
+    Example:
+        >>> pooled = random_effects([0.5, 0.5, 0.5], [20, 20, 20])
+        >>> round(pooled.mean.value, 12), pooled.between_sd
+        (0.5, 0.0)
     """
     _require(rhos, sizes)
     k = len(rhos)

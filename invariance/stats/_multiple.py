@@ -13,6 +13,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
     Returns:
         Adjusted p-values in the same order (Holm 1979), ``None`` where the input is.
+
+    Example:
+        >>> [round(p, 6) for p in holm([0.01, 0.04, 0.03])]  # x3, then x2 for the next, and so on
+        [0.03, 0.06, 0.06]
     """
     known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
@@ -32,6 +36,10 @@ def benjamini_yekutieli(p_values: Sequence[float | None]) -> list[float | None]:
     Returns:
         Adjusted p-values in the same order (Benjamini and Yekutieli 2001), ``None`` where
         the input is.
+
+    Example:
+        >>> [round(p, 6) for p in benjamini_yekutieli([0.01, 0.02])]  # 1 + 1/2 times p n / rank
+        [0.03, 0.03]
     """
     known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)

@@ -8,9 +8,9 @@ import numpy as np
 from scipy import stats
 
 from invariance.core._errors import DataError
-from invariance.stats._rank import (
+from invariance.stats._rank_correlation import RankCorrelation
+from invariance.stats._ranks import (
     FloatArray,
-    RankCorrelation,
     centred_ranks,
     interval,
     require_pairs,
@@ -45,6 +45,14 @@ def partial_spearman(
 
     Raises:
         DataError: If the samples are not paired, not finite or too short.
+
+    Example:
+        What is left of a correlation that a third variable explains. With 1.0, 0.8 and 0.8 it is
+        ``(r_xy - r_xz r_yz) / sqrt((1 - r_xz^2)(1 - r_yz^2))``; here ``x`` and ``y`` are one:
+
+        >>> x, z = [1, 2, 3, 4, 5], [1, 3, 2, 5, 4]
+        >>> round(partial_spearman(x, x, [z], resamples=100).rho, 12)
+        1.0
     """
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     others = [np.asarray(entry, dtype=np.float64) for entry in given]

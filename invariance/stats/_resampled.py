@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from invariance.core._errors import DataError
-from invariance.stats._rank import FloatArray, centred_ranks
+from invariance.stats._ranks import FloatArray, centred_ranks
 
 #: Ranks of one variable that are computed together: few, so that a block of resamples of all
 #: variables stays near the processor.

@@ -11,14 +11,13 @@ from scipy import stats
 from invariance.core._errors import DataError
 from invariance.stats._interval_estimate import IntervalEstimate
 from invariance.stats._meta import fisher_z, fisher_z_variance, fixed_effect
-from invariance.stats._rank import (
+from invariance.stats._rank_correlation import RankCorrelation, spearman
+from invariance.stats._ranks import (
     MINIMUM_POINTS,
     FloatArray,
-    RankCorrelation,
     centred_ranks,
     require_pairs,
     row_correlation,
-    spearman,
 )
 
 
@@ -67,6 +66,14 @@ def stratified_spearman(
 
     Raises:
         DataError: If the samples are not paired, not finite or too short.
+
+    Example:
+        Falling within each of two groups, rising between them (Simpson's paradox):
+
+        >>> x, y = [1, 2, 3, 4, 11, 12, 13, 14], [4, 3, 2, 1, 14, 13, 12, 11]
+        >>> found = stratified_spearman(x, y, ["a"] * 4 + ["b"] * 4)
+        >>> found.naive.rho > 0, round(found.strata["a"].rho, 12)
+        (True, -1.0)
     """
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     require_pairs(a, b)

@@ -14,16 +14,12 @@ with ``invariance study my_coin:COIN --quick``::
 
 
     def train(configs, context):  # one batch of one cell; here a "network" is one toss
-        random = [torch.Generator().manual_seed(config.seed) for config in configs]
+        random = [torch.Generator().manual_seed(config.seed % 2**63) for config in configs]
         return [Trained({"side": torch.rand(1, generator=r)}, {"epochs": 0}) for r in random]
 
 
     def measure(configs, trained, context):
         return [{"measures": {"side": float(toss.tensors["side"])}} for toss in trained]
-
-
-    def measurement(options):  # raise the version to have everything measured anew
-        return {"version": 1}
 
 
     def analyse(records, options):  # fix the region before looking at the number
@@ -37,9 +33,7 @@ with ``invariance study my_coin:COIN --quick``::
     COIN = Study(
         name="coin", title="A coin", paper="Nobody (2026)", question="Is it fair?",
         full=Options(networks=500), quick=Options(networks=100, quick=True, scale={"tosses": 1}),
-        grid=grid, train=train, measure=measure, measurement=measurement, analyse=analyse,
-        figures=lambda records, findings, folder: [],
-        batch_size=lambda config: 50, cost=lambda config: 1.0,
+        grid=grid, train=train, measure=measure, analyse=analyse,
     )
 
 The engine does the rest: batches over all cores or a cluster, records that survive being

@@ -32,7 +32,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, value in self.settings.items():
-            _require_plain(name, value)
+            require_plain(name, value)
         object.__setattr__(self, "settings", MappingProxyType(dict(self.settings)))
 
     def __hash__(self) -> int:
@@ -86,7 +86,16 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def _require_plain(name: str, value: object) -> None:
+def require_plain(name: str, value: object) -> None:
+    """Refuse a setting that cannot be written down the same way everywhere.
+
+    Args:
+        name: Its name, for the error.
+        value: Its value.
+
+    Raises:
+        UsageError: If it is none of finite numbers, words, ``None``, and tuples of these.
+    """
     entries: Iterable[object] = value if isinstance(value, tuple) else (value,)
     for entry in entries:
         if not isinstance(entry, (str, int, float, bool, type(None))) or (

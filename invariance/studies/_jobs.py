@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 import torch
 
-from invariance.core._errors import UsageError
+from invariance.core._errors import StudyError, UsageError
+from invariance.core._foreign import account
 from invariance.core._reproducible import reproducible_kernels
 from invariance.studies._config import Config
 from invariance.studies._plain_json import to_json
@@ -105,24 +106,33 @@ def run_job(job: Job, tell: Tell) -> Result:
 
     Raises:
         UsageError: If the study's function does not return what it should.
+        StudyError: If it tries to end the program.
     """
     began = time.perf_counter()
     context = Context(job.options, job.device, tell)
     trained: list[tuple[bytes, str]] = []
     measured: list[str] = []
     with one_thread():
+        try:
+            if job.kind == "train":
+                networks = job.function(job.configs, context)
+            else:
+                kept = [
+                    Trained(weights.decode(content, "A network")[0], json.loads(facts))
+                    for content, facts in job.kept
+                ]
+                found = job.function(job.configs, kept, context)
+        except SystemExit as error:
+            raise StudyError(
+                f"The study {account(error)} while {job.describe()}. To stop a study, raise an "
+                "error."
+            ) from error
         if job.kind == "train":
-            networks = job.function(job.configs, context)
             _require_one_each(job, networks)
             for config, network in zip(job.configs, networks, strict=True):
                 facts = to_json(network.facts, f"facts of {config.id}")
                 trained.append((weights.encode(network.tensors), facts))
         else:
-            kept = [
-                Trained(weights.decode(content, "A network")[0], json.loads(facts))
-                for content, facts in job.kept
-            ]
-            found = job.function(job.configs, kept, context)
             _require_one_each(job, found)
             for config, value in zip(job.configs, found, strict=True):
                 _require_names(value, job)
@@ -149,7 +159,7 @@ def describe_machine(device: str) -> dict[str, str]:
     import numpy
     import scipy
 
-    from invariance import __version__
+    from invariance.core._version import __version__
 
     kind = torch.device(device).type
     return {

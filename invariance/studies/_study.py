@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from invariance.core._arguments import as_integer, as_seed
 from invariance.core._errors import UsageError
-from invariance.studies._config import Config, Setting
+from invariance.studies._config import Config, Setting, require_plain
 from invariance.studies.claims._claims import Claim
 
 
@@ -39,10 +41,15 @@ class Options:
     scale: Mapping[str, Setting] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.networks < 1:
-            raise UsageError(f"networks must be a positive integer. Got {self.networks}.")
-        if not self.n_train or min(self.n_train) < 1:
+        as_integer(self.networks, "networks", low=1)
+        as_integer(self.n_unseen, "n_unseen", low=0)
+        as_seed(self.seed)
+        if not self.n_train:
             raise UsageError(f"n_train must be positive integers. Got {self.n_train}.")
+        for size in self.n_train:
+            as_integer(size, "n_train", low=1)
+        for name, value in self.scale.items():
+            require_plain(name, value)
 
     def but(self, **changes: Any) -> Options:
         """Return the same options with ``changes``; a change to ``None`` is none at all."""
@@ -139,6 +146,28 @@ class Context:
     tell: Tell
 
 
+def _first_version(options: Options) -> Mapping[str, Setting]:
+    return {"version": 1}
+
+
+def _no_figures(
+    records: Sequence[Record], findings: Findings, folder: Path
+) -> Sequence[tuple[Path, str]]:
+    return []
+
+
+def _usual_batch(config: Config) -> int:
+    return 50
+
+
+def _equal_cost(config: Config) -> float:
+    return 1.0
+
+
+#: What a study's name is made of: it names a folder, and stands in commands and file names.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
 @dataclass(frozen=True)
 class Study:
     """A published claim, or several, as a runnable experiment.
@@ -146,7 +175,7 @@ class Study:
     Functions must live at the top level of a module: they travel to other processes.
 
     Attributes:
-        name: Its name on the command line.
+        name: Its name on the command line and of its folder: letters, digits, "-" and "_".
         title: One line.
         paper: Authors, title, identifier.
         question: What is asked, in a few sentences for the report.
@@ -156,10 +185,10 @@ class Study:
         train: Trains one batch, all of one cell: a list as long as the configurations.
             Each result must depend on its own configuration alone.
         measure: Measures one batch of trained networks: plain JSON values, a mapping each.
+        analyse: Records and options to findings.
         measurement: Options to whatever decides the measured numbers beyond the network:
             plain values with a version. Networks measured under another text are measured
             anew, not trained anew.
-        analyse: Records and options to findings.
         figures: Draws figures into a folder, returns ``(file, caption)`` pairs.
         batch_size: How many networks of a cell train together.
         cost: Relative work of one network, for order and progress: expensive ones go first.
@@ -174,8 +203,15 @@ class Study:
     grid: Callable[[Options], Sequence[Config]]
     train: Callable[[Sequence[Config], Context], Sequence[Trained]]
     measure: Callable[[Sequence[Config], Sequence[Trained], Context], Sequence[Mapping[str, Any]]]
-    measurement: Callable[[Options], Mapping[str, Setting]]
     analyse: Callable[[Sequence[Record], Options], Findings]
-    figures: Callable[[Sequence[Record], Findings, Path], Sequence[tuple[Path, str]]]
-    batch_size: Callable[[Config], int]
-    cost: Callable[[Config], float]
+    measurement: Callable[[Options], Mapping[str, Setting]] = _first_version
+    figures: Callable[[Sequence[Record], Findings, Path], Sequence[tuple[Path, str]]] = _no_figures
+    batch_size: Callable[[Config], int] = _usual_batch
+    cost: Callable[[Config], float] = _equal_cost
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise UsageError(
+                f"A study's name must be at most 64 letters, digits, '-' and '_', so that it can "
+                f"name a folder. Got {self.name!r}."
+            )

@@ -43,6 +43,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from invariance.symmetry.analysis._table import render
+
 IntArray = npt.NDArray[np.int64]
 
 
@@ -295,6 +297,4 @@ class Symmetries:
         }
 
     def __str__(self) -> str:
-        from invariance.symmetry.analysis._table import render
-
         return render(self)

@@ -23,32 +23,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import invariance.testing.adapters as adapters  # noqa: PLR0402 - the name is public here
     import invariance.testing.strategies as strategies  # noqa: PLR0402
+    from invariance.cells import BrokenTransformError, FaultyMeasureError
     from invariance.testing._networks import Networks, TrainedNetwork
     from invariance.testing.blame._at_site import AtSite
     from invariance.testing.blame._trends import Trend, fit_trend
-    from invariance.testing.gate._applied_maps import BrokenTransformError
     from invariance.testing.gate._assert_covariant import assert_covariant
     from invariance.testing.gate._assert_equal_in_law import EqualityTest, assert_equal_in_law
     from invariance.testing.gate._assert_invariant import Replay, assert_invariant, replay
     from invariance.testing.gate._assert_law import LawResult, assert_law
-    from invariance.testing.gate._faults import FaultyMeasureError
     from invariance.testing.gate._findings import Certificate, Finding, NotInvariantError
-    from invariance.testing.gate._random_members import MemberOf, draw_member
     from invariance.testing.project._describe import Description, describe
+    from invariance.transforms._members import MemberOf, draw_member
 
 _HOMES = {
-    "blame._at_site": ("AtSite",),
-    "gate._assert_invariant": ("Replay", "assert_invariant", "replay"),
-    "gate._assert_covariant": ("assert_covariant",),
-    "project._describe": ("Description", "describe"),
-    "gate._faults": ("FaultyMeasureError",),
-    "gate._findings": ("Certificate", "Finding", "NotInvariantError"),
-    "gate._assert_law": ("LawResult", "assert_law"),
-    "gate._random_members": ("MemberOf", "draw_member"),
-    "_networks": ("Networks", "TrainedNetwork"),
-    "gate._applied_maps": ("BrokenTransformError",),
-    "gate._assert_equal_in_law": ("EqualityTest", "assert_equal_in_law"),
-    "blame._trends": ("Trend", "fit_trend"),
+    "invariance.cells": ("BrokenTransformError", "FaultyMeasureError"),
+    "invariance.testing.blame._at_site": ("AtSite",),
+    "invariance.testing.gate._assert_invariant": ("Replay", "assert_invariant", "replay"),
+    "invariance.testing.gate._assert_covariant": ("assert_covariant",),
+    "invariance.testing.project._describe": ("Description", "describe"),
+    "invariance.testing.gate._findings": ("Certificate", "Finding", "NotInvariantError"),
+    "invariance.testing.gate._assert_law": ("LawResult", "assert_law"),
+    "invariance.transforms._members": ("MemberOf", "draw_member"),
+    "invariance.testing._networks": ("Networks", "TrainedNetwork"),
+    "invariance.testing.gate._assert_equal_in_law": ("EqualityTest", "assert_equal_in_law"),
+    "invariance.testing.blame._trends": ("Trend", "fit_trend"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = ("adapters", "strategies")
@@ -85,7 +83,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"{__name__}.{name}")
     if name in _HOME_OF:
-        return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+        return getattr(import_module(_HOME_OF[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from invariance import __version__
 from invariance.core._errors import unknown_name
+from invariance.core._version import __version__
 from invariance.data import Task, load_task
 from invariance.models import mlp
 from invariance.models._initialisation import seeded

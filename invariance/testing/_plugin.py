@@ -163,7 +163,7 @@ def transform(request: pytest.FixtureRequest) -> Transform:
             "the test."
         )
     if isinstance(value, tuple):
-        from invariance.testing.gate._random_members import MemberOf
+        from invariance.transforms._members import MemberOf
 
         return MemberOf(*value)
     found: Transform = value

@@ -27,6 +27,20 @@ from invariance.transforms._reparametrize_maps import (
 from invariance.transforms._sign_flip import SignFlip
 from invariance.transforms._split_units import SplitUnits
 
+#: One transform for every kind of map of which members are drawn, in the order of a check.
+KINDS: tuple[type[Transform], ...] = (
+    LayerScaling,
+    NeuronScaling,
+    Permutation,
+    SignFlip,
+    LinearMixing,
+    LogitShift,
+    FoldBatchNorm,
+    BatchNormScaling,
+    SplitUnits,
+    DormantUnits,
+)
+
 __all__ = [
     "Action",
     "Applied",

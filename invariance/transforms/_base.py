@@ -7,7 +7,8 @@ A transform returns a new module together with
   laws follow (``H'_ii = c_i^2 H_jj``), or ``None`` where no such relation exists.
 
 To add a transform: subclass :class:`Transform` in a file of this folder, implement
-``_apply``, and export it from ``__init__``.
+``apply``, and export it from ``__init__``. To add a kind of map: give it a name and an entry in
+:mod:`invariance.core._groups`, and the transform a place in ``KINDS``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core._groups import Group
+from invariance.core._rng import generator
 
 
 @dataclass(frozen=True)
@@ -140,10 +142,17 @@ class Applied:
     detail: Mapping[str, object] = field(default_factory=dict)
 
 
+def uniform(seed: int, group: Group) -> float:
+    """Draw the number in [0, 1) that decides a random member of one kind of map."""
+    source = generator(seed, "member", group.value)
+    return float(torch.rand((), generator=source, dtype=torch.float64))
+
+
 class Transform(ABC):
     """A function-preserving map of modules. Calling it returns a new module.
 
-    Subclasses set ``group`` and implement ``_apply``; they never modify their argument.
+    Subclasses set ``group`` and implement ``apply``; they never modify their argument. One that
+    cannot be made from a seed alone overrides :meth:`random_member` as well.
     """
 
     #: The kind of symmetry, which measures' declarations refer to.
@@ -174,6 +183,16 @@ class Transform(ABC):
             TransformError: If the transform does not apply; says where and why.
         """
         return self.apply(model, example_input).model
+
+    @classmethod
+    def random_member(cls, model: nn.Module, seed: int) -> Transform:
+        """Draw a member of this kind of map for ``model``; it may turn out not to apply."""
+        return cls(seed=seed)  # type: ignore[call-arg]
+
+    @classmethod
+    def default_members(cls, model: nn.Module, seed: int) -> tuple[Transform, ...]:
+        """Return the members of this kind that a check applies."""
+        return (cls.random_member(model, seed),)
 
     @abstractmethod
     def apply(self, model: nn.Module, example_input: Tensor | None = None) -> Applied:

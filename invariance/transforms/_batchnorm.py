@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,11 @@ from invariance.core._errors import TransformError
 from invariance.core._groups import Group
 from invariance.symmetry._structures import Kind, NormSite, Role, Symmetries, SymmetryGroup
 from invariance.transforms._acting import check_factors, none_found, prepare
-from invariance.transforms._base import Action, Applied, ParameterAction, Transform
+from invariance.transforms._base import Action, Applied, ParameterAction, Transform, uniform
+
+#: Largest factor of a random BatchNorm scaling, less a half; small, because a compensated
+#: running variance a^2 (v + eps) - eps must stay positive.
+MAX_FACTOR = 16.0
 
 
 class FoldBatchNorm(Transform):
@@ -35,6 +40,11 @@ class FoldBatchNorm(Transform):
 
     def __repr__(self) -> str:
         return "FoldBatchNorm(strict=True)" if self.strict else "FoldBatchNorm()"
+
+    @classmethod
+    def random_member(cls, model: nn.Module, seed: int) -> FoldBatchNorm:
+        """Return the fold; there is only one."""
+        return cls()
 
     def apply(self, model: nn.Module, example_input: Tensor | None = None) -> Applied:
         """See :meth:`Transform.apply`; ``detail`` lists what was folded where, and kept."""
@@ -92,7 +102,9 @@ def _fold(model: nn.Module, site: NormSite, relations: dict[str, ParameterAction
         )
     name = f"{site.layer}.weight"
     before = relations.get(name, ParameterAction(name, torch.ones_like(wide)))
-    whole = before is not None and bool((factor != 0).all())
+    # A layer that read ``s x + t`` and now reads ``x``: no factor of each entry relates the two.
+    shifted = site.fold_into is None and bool((shift[columns] != 0).any())
+    whole = before is not None and not shifted and bool((factor != 0).all())
     relations[name] = (
         ParameterAction(name, before.gradient / factor) if whole and before is not None else None
     )
@@ -163,6 +175,16 @@ class BatchNormScaling(Transform):
 
     def __repr__(self) -> str:
         return f"BatchNormScaling({self.factors[0] if self.shared else self.factors!r})"
+
+    @classmethod
+    def random_member(cls, model: nn.Module, seed: int) -> BatchNormScaling:
+        """Draw one factor for all, from 1.5 to 16.5."""
+        return cls(math.exp(uniform(seed, cls.group) * math.log(MAX_FACTOR)) + 0.5)
+
+    @classmethod
+    def default_members(cls, model: nn.Module, seed: int) -> tuple[BatchNormScaling, ...]:
+        """Return the scaling by 4."""
+        return (cls(4.0),)
 
     def apply(self, model: nn.Module, example_input: Tensor | None = None) -> Applied:
         """See :meth:`Transform.apply`; ``detail["factors"]`` maps BatchNorms to factors."""

@@ -15,7 +15,7 @@ from invariance.core._groups import Group
 from invariance.core._rng import generator
 from invariance.symmetry._structures import Role
 from invariance.symmetry.elements._width_surgery import Surgery
-from invariance.transforms._base import Applied, Transform
+from invariance.transforms._base import Applied, Transform, uniform
 from invariance.transforms._preconditions import example_or_default, refuse_train_mode
 from invariance.transforms._width import begin_surgery, check_count, chosen_places, operate
 
@@ -55,6 +55,16 @@ class DormantUnits(Transform):
         extra = ", move=True" if self.move else ""
         extra += "" if self.sites is None else f", groups={self.sites!r}"
         return f"DormantUnits({self.count}, seed={self.seed}{extra})"
+
+    @classmethod
+    def random_member(cls, model: nn.Module, seed: int) -> DormantUnits:
+        """Draw a count of one to three."""
+        return cls(1 + int(3 * uniform(seed, cls.group)), seed=seed)
+
+    @classmethod
+    def default_members(cls, model: nn.Module, seed: int) -> tuple[DormantUnits, ...]:
+        """Return the map with a count of two."""
+        return (cls(2, seed=seed),)
 
     def apply(self, model: nn.Module, example_input: Tensor | None = None) -> Applied:
         """Return a copy with new or moved dormant units; see the base class."""

@@ -7,10 +7,13 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from invariance.core._errors import TransformError
 from invariance.core._groups import Group
+from invariance.core._modules import weight_layers
+from invariance.core._rng import generator
 from invariance.symmetry._structures import (
     SCALING_KINDS,
     IntArray,
@@ -53,6 +56,17 @@ class LayerScaling(Transform):
 
     def __repr__(self) -> str:
         return f"LayerScaling({self.factors!r})"
+
+    @classmethod
+    def random_member(cls, model: nn.Module, seed: int) -> LayerScaling:
+        """Draw a factor for every weight layer; powers of two under even seeds."""
+        return cls(_random_factors(len(weight_layers(model)), seed))
+
+    @classmethod
+    def default_members(cls, model: nn.Module, seed: int) -> tuple[LayerScaling, ...]:
+        """Return one scaling by powers of two and one by other factors."""
+        layers = len(weight_layers(model))
+        return cls(_power_of_two_factors(layers)), cls(_general_factors(layers))
 
     def apply(self, model: nn.Module, example_input: Tensor | None = None) -> Applied:
         """See :meth:`Transform.apply`; ``detail["streams"]`` maps groups to their factors."""
@@ -112,6 +126,44 @@ class LayerScaling(Transform):
             f"{np.exp(total):.6g}. inv.symmetries(model, example_input) shows the streams."
             f"{what_stops(found)}"
         )
+
+
+#: log2 of the factor that the first weight layer gets in the default bitwise scaling, and
+#: the largest log2 of a random layer's factor.
+FIRST_EXPONENT, MAX_EXPONENT = 8, 5
+
+
+def _power_of_two_factors(layers: int) -> list[float]:
+    """Factors ``2^8, 2^-k, ...`` with product one that touch every hidden layer.
+
+    Powers of two change no mantissa, so the outputs stay bitwise equal; touching the
+    last hidden layer matters, because a last-layer measure cannot notice otherwise.
+    """
+    if layers == 1:
+        return [1.0]
+    rest = layers - 1
+    exponents = [-(FIRST_EXPONENT // rest)] * rest
+    for i in range(FIRST_EXPONENT % rest):
+        exponents[-1 - i] -= 1
+    return [2.0**FIRST_EXPONENT, *(2.0**e for e in exponents)]
+
+
+def _general_factors(layers: int) -> list[float]:
+    """Factors that are not powers of two, with product one up to rounding."""
+    factors = [3.0 if i % 2 == 0 else 1 / 3.0 for i in range(layers)]
+    if layers % 2:
+        factors[-1] = 1.0
+    return factors
+
+
+def _random_factors(layers: int, seed: int) -> list[float]:
+    """Draw one factor a weight layer with product one: powers of two under even seeds."""
+    source = generator(seed, "layer factors")
+    span = 2 * MAX_EXPONENT * torch.rand(layers - 1, generator=source, dtype=torch.float64)
+    logs = (span - MAX_EXPONENT).tolist()
+    if seed % 2 == 0:
+        logs = [float(round(log)) for log in logs]
+    return [2.0 ** (now - then) for now, then in zip([*logs, 0.0], [0.0, *logs], strict=True)]
 
 
 def _product(factors: FloatArray, powers: list[Fraction]) -> float:

@@ -14,7 +14,7 @@ from invariance.core._groups import Group
 from invariance.core._rng import generator
 from invariance.symmetry._structures import Role
 from invariance.symmetry.elements._width_surgery import Surgery
-from invariance.transforms._base import Applied, Transform
+from invariance.transforms._base import Applied, Transform, uniform
 from invariance.transforms._preconditions import example_or_default, refuse_train_mode
 from invariance.transforms._width import (
     begin_surgery,
@@ -64,6 +64,16 @@ class SplitUnits(Transform):
         extra = "" if self.sites is None else f", groups={self.sites!r}"
         extra += ", power_of_two=True" if self.power_of_two else ""
         return f"SplitUnits({self.count}, seed={self.seed}{extra})"
+
+    @classmethod
+    def random_member(cls, model: nn.Module, seed: int) -> SplitUnits:
+        """Draw a count of one to three."""
+        return cls(1 + int(3 * uniform(seed, cls.group)), seed=seed)
+
+    @classmethod
+    def default_members(cls, model: nn.Module, seed: int) -> tuple[SplitUnits, ...]:
+        """Return the map with a count of two."""
+        return (cls(2, seed=seed),)
 
     def apply(self, model: nn.Module, example_input: Tensor | None = None) -> Applied:
         """Return a wider copy; see the base class."""

@@ -1,5 +1,7 @@
 """Catches: rescalings that do not rescale, invariant measures that lose a digit of rho."""
 
+import sys
+
 import pytest
 
 import invariance as inv
@@ -61,3 +63,22 @@ def test_holm_is_never_smaller_than_the_raw_p(study):
 def test_lengths_must_match(task, members):
     with pytest.raises(DataError, match="one target value a network"):
         correlate([member.model for member in members], [0.1], task)
+
+
+@pytest.mark.parametrize(
+    ("trained", "rescaled", "largest"),
+    [
+        # |change| over |value|; of a value that was zero, the change itself.
+        ((2.0, -4.0, 1.0, 8.0), (3.0, -1.0, 1.0, 8.0), 0.75),
+        ((-2.0, 4.0, 1.0, 8.0), (-8.0, 4.5, 0.5, 4.0), 3.0),
+        ((0.0, 4.0, 1.0, 8.0), (-0.25, 4.0, 1.0, 9.0), 0.25),
+        ((0.0, 4.0, 1.0, 8.0), (0.0, 4.0, 1.0, 8.0), 0.0),
+    ],
+)
+def test_the_largest_change_is_relative(monkeypatch, task, members, trained, rescaled, largest):
+    answers = iter([trained, rescaled, trained])
+    module = sys.modules["invariance.checking._correlate"]  # the function has the same name
+    monkeypatch.setattr(module, "_values", lambda *_: next(answers))
+    models = [member.model for member in members[:4]]
+    (row,) = correlate(models, [1.0, 2.0, 3.0, 4.0], task, measures=["parameter_norm"]).rows
+    assert row.max_relative_change == largest

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from invariance.checking._roundoff import float_error, jitter
-from invariance.checking._verdict import judge
+from invariance.cells._roundoff import _reordered, float_error, jitter
+from invariance.cells._verdict import judge
 from invariance.core._estimate import Estimate
-from invariance.measures._registry import as_measure
+from invariance.measures._registry import Measure, as_measure
 
 CASES = [
     # before, after, declared, predicted, tolerance, verdict
@@ -91,3 +91,21 @@ def test_jitter_moves_by_one_unit_in_the_last_place_and_leaves_the_model():
         assert torch.equal(old, now)
         assert (new - old).abs().max() > 0
         assert ((new - old).abs() <= 2 * torch.finfo(old.dtype).eps * old.abs()).all()
+
+
+def test_rows_are_shuffled_alike_and_what_has_none_is_left():
+    x, y = torch.arange(20.0).reshape(10, 2), torch.arange(10)
+    inputs = {"x": x, "y": y, "few": torch.arange(3), "rate": torch.tensor(0.5), "name": "a"}
+    found = _reordered(inputs, 0)
+    assert list(found) == list(inputs)
+    assert (found["rate"], found["name"]) == (0.5, "a")
+    assert torch.equal(found["x"], x[found["y"]])
+    assert not torch.equal(found["y"], y) and torch.equal(found["y"].sort().values, y)
+    assert sorted(found["few"].tolist()) == [0, 1, 2]
+
+
+def test_a_measure_is_no_count_unless_it_says_so():
+    plain = Measure("m", mean_output, frozenset(), {}, {"x": "x_train"}, "")
+    assert not plain.discrete and not as_measure(mean_output).discrete
+    model, data = linear(), inputs()
+    assert float_error(plain, model, data, plain(model, **data)) > 0.0

@@ -380,3 +380,10 @@ def test_nothing_is_touched(name):
     assert not model.norm1.training
     assert all(p.requires_grad for p in model.parameters())
     assert x.grad is None
+
+
+@pytest.mark.parametrize("measure", [M.gaussian_sharpness, M.adaptive_gaussian_sharpness])
+@pytest.mark.parametrize("sigma", [0.0, -1.0, math.inf, math.nan])
+def test_average_sharpness_needs_a_finite_spread(measure, sigma):
+    with pytest.raises(MeasureError, match="sigma must be positive and finite"):
+        measure(network(), *data(), sigma=sigma, samples=2)

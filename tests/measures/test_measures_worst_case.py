@@ -146,6 +146,11 @@ def test_refusals():
         M.worst_case_sharpness(model, x, y, steps=0)
     with pytest.raises(MeasureError, match="restarts"):
         M.adaptive_worst_case_sharpness(model, x, y, restarts=-1)
+    for count in (True, 1.0, "1", None):
+        for name in ("steps", "restarts"):
+            with pytest.raises(MeasureError, match=f"{name} must be an integer"):
+                M.worst_case_sharpness(model, x, y, **{name: count})
+    assert float(M.worst_case_sharpness(model, x, y, steps=1, restarts=0)) > 0  # the least
 
 
 def dense_flatness(model, name, x, y, kept):
@@ -177,6 +182,9 @@ def test_standardized_flatness_by_definition(layer):
     assert float(found) == pytest.approx(dense_flatness(model, layer, x, y, kept), rel=1e-9)
     assert found.detail["dead_features"] == 0
     assert found.exact
+    default = M.standardized_relative_flatness(model, x, y)
+    assert default.detail["layer"] == "linear3"  # the last, for which it is declared
+    assert (float(default) == float(found)) == (layer == "linear3")
 
 
 @pytest.mark.parametrize("bias", [True, False])

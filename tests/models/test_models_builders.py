@@ -167,3 +167,29 @@ def test_vit_sees_where_a_patch_is():
 def test_bad_sizes_are_refused(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+def test_given_weights_are_the_function():
+    weights = [torch.randn(4, 3), torch.randn(2, 4)]
+    biases = [torch.randn(4), torch.randn(2)]
+    x = torch.randn(5, 3)
+    model = models.from_weights(weights, biases, activation="tanh", dtype=torch.float32)
+    expected = torch.tanh(x @ weights[0].T + biases[0]) @ weights[1].T + biases[1]
+    assert not model.training
+    assert torch.allclose(model(x), expected)
+    weights[0].zero_()
+    assert model.linear1.weight.abs().min() > 0  # a copy
+
+
+@pytest.mark.parametrize(
+    ("weights", "biases", "words"),
+    [
+        ([], None, "each as wide"),
+        ([[1.0, 2.0]], None, r"Got shapes \[\(2,\)\]"),
+        ([[[1.0]], [[1.0, 1.0]]], None, r"\(1, 1\), \(1, 2\)"),
+        ([[[1.0]]], [[1.0, 2.0]], "biases must have the shapes"),
+    ],
+)
+def test_weights_that_make_no_chain_are_refused(weights, biases, words):
+    with pytest.raises(ModelError, match=words):
+        models.from_weights(weights, biases)

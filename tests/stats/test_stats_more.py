@@ -1,11 +1,20 @@
 """Catches: wrong tie handling in tau, partial correlations that leak, adjusted p out of order."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
 from invariance.core._errors import DataError
-from invariance.stats import benjamini_yekutieli, kendall, paired_wilcoxon, partial_spearman
+from invariance.stats import (
+    benjamini_yekutieli,
+    kendall,
+    paired_wilcoxon,
+    partial_spearman,
+    spearman,
+    stratified_spearman,
+)
 
 
 def test_tau_equals_scipy_and_its_interval_a_loop():
@@ -79,3 +88,21 @@ def test_rank_biserial_is_the_simple_difference_of_favourable_and_other_ranks():
     above = scipy_stats.wilcoxon(moved, alternative="greater").statistic
     assert found.rank_biserial == pytest.approx(2 * above / (up + down) - 1)
     assert found.n == len(moved) < 30
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        ([1, 2, 3, 4], [1, 2, 3]),
+        ([1, 2, 3], [1, 2, 3]),
+        ([1, 2, 3, math.nan], [1, 2, 3, 4]),
+        ([1, 2, 3, 4], [1, math.inf, 3, 4]),
+        ([[1, 2], [3, 4]], [[1, 2], [3, 4]]),
+    ],
+)
+def test_kendall_and_strata_refuse_what_spearman_refuses(x, y):
+    for correlate in (spearman, kendall):
+        with pytest.raises(DataError, match="Expected"):
+            correlate(x, y)
+    with pytest.raises(DataError, match="Expected"):
+        stratified_spearman(x, y, ["a"] * np.size(x))

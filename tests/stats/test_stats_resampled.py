@@ -8,7 +8,7 @@ from scipy import stats as scipy_stats
 
 from invariance.core._errors import DataError
 from invariance.stats import kendall, partial_spearman, spearman
-from invariance.stats._rank import interval
+from invariance.stats._ranks import interval
 from invariance.stats._resampled import (
     bootstrap_counts,
     partial_from_correlations,

@@ -8,7 +8,8 @@ everything and done nothing. Reads one JSON line a run from standard input:
     {"out": FOLDER, "after": S}     SIGKILL after S seconds
     {"out": FOLDER}                 not killed
 
-With ``"quick": true`` it is the quick version. An event is a moment before or after a file is
+With ``"quick": true`` it is the quick version, with ``"unseen": N`` it is measured another
+way. An event is a moment before or after a file is
 synced or renamed, or before a statement of SQL. Answers with one line:
 ``{"killed": bool, "code": int, "events": int, "seconds": float}``.
 """
@@ -70,6 +71,7 @@ class Killer:
 def child(order, report):
     killer = Killer(order)
     options = STUDY.quick if order.get("quick") else STUDY.full
+    options = options.but(n_unseen=order.get("unseen"))
     run_study(STUDY, options, out=Path(order["out"]), resume=True, workers=1)
     os.write(report, struct.pack("q", killer.count))
 

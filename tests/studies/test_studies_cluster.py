@@ -176,3 +176,56 @@ def test_a_scheduler_that_does_not_answer_is_one_sentence(tmp_path, monkeypatch,
     monkeypatch.setattr(cluster, "_PATIENCE", 1)
     with pytest.raises(StudyError, match=f"No Dask scheduler answers at '{address}'"):
         run_study(TINY, out=tmp_path, resume=True, scheduler=address)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_scheduler_that_dies_half_way_is_one_sentence(tmp_path, monkeypatch):
+    pytest.importorskip("distributed")
+    from invariance.studies.executors import _cluster as module
+
+    monkeypatch.setattr(module, "_PATIENCE", 10)
+    (tmp_path / "dying_study.py").write_text(DOOMED.format(folder=str(tmp_path)))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import dying_study
+
+    (tmp_path / "dask").mkdir()
+    doomed = Cluster(tmp_path / "dask")
+
+    def kill():
+        while not (tmp_path / "victim").exists():
+            time.sleep(0.05)
+        doomed.processes[0].kill()
+
+    killer = threading.Thread(target=kill, daemon=True)
+    try:
+        doomed.add_worker()
+        killer.start()
+        with pytest.raises(StudyError, match=r"scheduler .* while training .*safe.*--resume"):
+            run_study(dying_study.STUDY, out=tmp_path / "out", scheduler=doomed.address)
+        killer.join(timeout=60)
+    finally:
+        doomed.close()
+        sys.modules.pop("dying_study", None)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_scheduler_that_dies_between_batches_is_one_sentence(tmp_path, monkeypatch):
+    pytest.importorskip("distributed")
+    from invariance.studies._jobs import train_job
+    from invariance.studies.executors import Work
+    from invariance.studies.executors import _cluster as module
+
+    monkeypatch.setattr(module, "_PATIENCE", 5)
+    doomed = Cluster(tmp_path)
+    try:
+        doomed.add_worker()
+        executor = module.Cluster(doomed.address, TINY)
+        assert executor.room()
+        doomed.close()
+        work = Work(lambda: train_job(TINY, TINY.grid(TINY.quick)[:2], TINY.quick, "cpu"), "it")
+        for step in (executor.room, lambda: executor.submit(work) or executor.wait()):
+            with pytest.raises(StudyError, match=r"scheduler is gone.*safe.*--resume"):
+                step()
+        executor.close()
+    finally:
+        doomed.close()

@@ -68,7 +68,7 @@ def test_settings_cannot_be_changed_behind_the_name():
 def test_options_change_only_what_is_said():
     options = Options(networks=3)
     assert options.but(networks=None, seed=5) == Options(networks=3, seed=5)
-    with pytest.raises(UsageError, match=r"networks must be a positive integer\. Got 0"):
+    with pytest.raises(UsageError, match=r"networks must be an integer of at least 1\. Got 0"):
         options.but(networks=0)
     with pytest.raises(UsageError, match="n_train"):
         options.but(n_train=())

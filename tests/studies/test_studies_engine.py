@@ -18,7 +18,7 @@ from toy_study import STUDY as TOY
 from invariance.core._errors import StudyError, UsageError
 from invariance.core._reproducible import VARIABLE
 from invariance.papers.recipes import _perceptrons as perceptrons
-from invariance.studies import Context, Interrupted, Options, run_study
+from invariance.studies import Context, Findings, Interrupted, Options, Study, run_study
 from invariance.studies._jobs import ONE_THREAD, Job
 from invariance.studies._plan import batches_of, grid_of
 from invariance.studies.executors import Work
@@ -289,6 +289,80 @@ def test_a_worker_that_dies_is_told_with_its_batch_and_what_is_kept(tmp_path, mo
             }  # fmt: skip
     assert os.environ.get("NUMBA_NUM_THREADS") is None
     assert VARIABLE not in os.environ
+
+
+def leave(configs, context):
+    os._exit(3)
+
+
+def test_memory_is_suspected_only_where_the_system_killed_a_worker():
+    with contextlib.closing(Pool(1)) as pool:
+        configs = TOY.grid(TOY.full)[:2]
+        pool.submit(Work(lambda: Job("train", leave, configs, TOY.full, "cpu"), "training"))
+        with pytest.raises(StudyError, match=r"died \(exit code 3\) while training") as error:
+            pool.wait()
+    assert "SIGKILL" not in str(error.value)
+    assert "memory" not in str(error.value)
+
+
+def test_too_few_processes_are_told(monkeypatch):
+    def refuse(process):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("multiprocessing.context.SpawnProcess.start", refuse)
+    with pytest.raises(StudyError, match=r"no further process .*0 of 2 .*fewer --workers"):
+        Pool(2)
+
+
+@pytest.mark.parametrize(
+    ("scale", "refused"),
+    [
+        ({"rate": "NaN"}, True), ({"rate": "Infinity"}, True), ({"rate": "-1"}, False),
+        ({"rate": "1e999"}, True), ({"rate": "true"}, True), ({"rate": "no"}, True),
+        ({"steps": "2"}, False), ({"steps": "2.0"}, True), ({"kinds": '["b", "c"]'}, False),
+        ({"kinds": "[1]"}, True), ({"kinds": "[[1]]"}, True), ({"kinds": "b"}, True),
+        ({"bias": "no"}, True), ({"bias": "false"}, False), ({"bias": "0"}, True),
+        ({"free": "NaN"}, True), ({"free": "x"}, False), ({"free": "[" * 5000}, False),
+        ({"free": '{"a": 1}'}, True),
+    ],
+)  # fmt: skip
+def test_sizes_of_a_study_are_of_the_kind_of_its_own(scale, refused):
+    from invariance.cli._study_options import _scale
+
+    base = TOY.full.but(scale={**TOY.full.scale, "bias": True, "free": None})
+    words = [f"{name}={text}" for name, text in scale.items()]
+    if refused:
+        with pytest.raises(UsageError, match=f"--set {next(iter(scale))} takes"):
+            _scale(words, base)
+    else:
+        base.but(scale=_scale(words, base))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"n_unseen": -1}, {"seed": 0.5}, {"n_train": (0,)}, {"n_train": ()}, {"networks": 2.0},
+     {"scale": {"rate": float("nan")}}, {"scale": {"rate": [1]}}],
+)  # fmt: skip
+def test_options_that_make_no_sense_are_refused(changes):
+    with pytest.raises(UsageError, match=f"(?i){next(iter(changes))}|Setting 'rate'"):
+        TOY.full.but(**changes)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../a", "a/b", "a\n", "\x1b[31m", "-a", "a" * 65, "é"])
+def test_a_studys_name_can_name_a_folder(name):
+    with pytest.raises(UsageError, match="name must be at most 64 letters"):
+        replace(TOY, name=name)
+
+
+def test_what_a_study_need_not_say():
+    small = Study(
+        name="small", title="", paper="", question="", full=TOY.full, quick=TOY.quick,
+        grid=TOY.grid, train=TOY.train, measure=TOY.measure, analyse=TOY.analyse,
+    )  # fmt: skip
+    assert small.measurement(TOY.full) == {"version": 1}
+    assert small.figures((), Findings(), Path()) == []
+    config = TOY.grid(TOY.full)[0]
+    assert (small.batch_size(config), small.cost(config)) == (50, 1.0)
 
 
 def test_an_error_in_a_worker_names_the_batch():

@@ -112,3 +112,20 @@ def test_widths_shrink_with_the_root_of_the_number_of_networks():
             [0, 0], [[1, 0.31], [0.31, 1]], 103).T).statistic for s in range(400)
     ]  # fmt: skip
     assert wide == pytest.approx(2 * 1.96 * np.std(errors), rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("rho", "networks", "wide"),
+    [
+        # Bonett and Wright by hand: z +- 1.96 sqrt((1 + rho^2 / 2) / (n - 3)).
+        (0.0, 103, 2 * np.tanh(0.196)),
+        (0.6, 21, np.tanh(np.log(2) + 1.96 * np.sqrt(1.18 / 18))
+         - np.tanh(np.log(2) - 1.96 * np.sqrt(1.18 / 18))),
+        (-0.6, 21, np.tanh(np.log(2) + 1.96 * np.sqrt(1.18 / 18))
+         - np.tanh(np.log(2) - 1.96 * np.sqrt(1.18 / 18))),
+    ],
+)  # fmt: skip
+def test_the_width_of_an_interval_by_hand(rho, networks, wide):
+    assert judging.width_at({"rho": rho}, networks) == pytest.approx(wide, rel=1e-12)
+    assert judging.width_at({"rho": rho}, 4) is not None
+    assert judging.width_at({"rho": rho}, 3) is None

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from store_cases import make_old, rows_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
 
@@ -109,6 +111,55 @@ def test_killed_at_random_times(run, undisturbed, tmp_path):
     orders = [{"after": choose.uniform(0, undisturbed[2] / 2)} for _ in range(6)]
     until_done(run, tmp_path / "out", orders)
     assert everything(tmp_path / "out") == undisturbed[0]
+
+
+@pytest.fixture(scope="module")
+def finished(run, tmp_path_factory):
+    """The quick study, finished, to begin from; and how many events it takes to look at it."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    run(out, quick=True)
+    return out
+
+
+def killed_at(run, begin, folder, points, **order):
+    """Kill a run that begins from ``begin`` at each point, then let it end: what it leaves."""
+    events = run(shutil.copytree(begin, folder / "undisturbed"), quick=True, **order)["events"]
+    expected = everything(folder / "undisturbed")
+    choose = random.Random(4)
+    for point in sorted(choose.sample(range(1, events), min(points, events - 1))):
+        out = shutil.copytree(begin, folder / str(point))
+        assert run(out, event=point, quick=True, **order)["killed"]
+        yield point, out
+        run(out, quick=True, **order)
+        assert everything(out) == expected, point
+
+
+def test_killed_while_an_older_folder_becomes_one_of_this_version(run, finished, tmp_path):
+    """At every moment all of its records are there, in the old form or in the new."""
+    begin = shutil.copytree(finished, tmp_path / "begin")
+    rows = make_old(begin)
+    rows.pop("runs")
+    for point, out in killed_at(run, begin, tmp_path, 12):
+        found = rows_of(out)
+        assert found.pop("runs")[0][3:] == (4, 4, 0), point
+        assert found == rows, point
+
+
+def test_killed_while_weights_without_records_are_taken_over(run, finished, tmp_path):
+    begin = shutil.copytree(finished, tmp_path / "begin")
+    (begin / "study.db").unlink()
+    weights = {path.name: path.read_bytes() for path in (begin / "weights").iterdir()}
+    for point, out in killed_at(run, begin, tmp_path, 6):
+        assert {p.name: p.read_bytes() for p in (out / "weights").iterdir()} == weights, point
+
+
+def test_killed_while_everything_is_measured_another_way(run, finished, tmp_path):
+    """What was measured the first way stays, whatever becomes of the second."""
+    first = rows_of(finished)
+    for point, out in killed_at(run, finished, tmp_path, 6, unseen=7):
+        found = rows_of(out)
+        assert found["networks"] == first["networks"], point
+        assert set(first["measurements"]) <= set(found["measurements"]), point
 
 
 @pytest.mark.slow

@@ -3,12 +3,23 @@
 import json
 import pickle
 import shutil
+import sqlite3
 
 import pytest
 import safetensors.torch
 import torch
 from safetensors import safe_open
-from store_cases import CONFIGS, KEY, MACHINE, SETTINGS, content, damage
+from store_cases import (
+    CONFIGS,
+    KEY,
+    MACHINE,
+    SETTINGS,
+    content,
+    damage,
+    everything,
+    make_old,
+    rows_of,
+)
 
 from invariance.core._errors import StudyError
 from invariance.studies import Config
@@ -32,7 +43,7 @@ def test_weights_are_ordinary_safetensors_with_their_origin(study_folder):
     with safe_open(study_folder / "weights" / f"{CONFIGS[2].id}.safetensors", "pt") as file:
         metadata = file.metadata()
         assert torch.equal(file.get_tensor("w"), torch.full((3,), 2.0))
-    assert metadata["schema"] == "1"
+    assert metadata["schema"] == "2"
     assert metadata["config"] == CONFIGS[2].canonical()
     assert json.loads(metadata["facts"]) == {"epochs": 3}
 
@@ -130,6 +141,50 @@ def test_weights_are_verified_when_read(study_folder):
         assert str(path) in str(bad.value)
 
 
+# Folders of an older version
+
+
+def test_a_folder_of_schema_1_goes_on_and_nothing_is_lost(study_folder):
+    rows = make_old(study_folder)
+    weights_before = {k: v for k, v in everything(study_folder).items() if k.suffix != ".db"}
+    with Store(study_folder, "toy", resume=True) as store:
+        records = store.records(CONFIGS, KEY)
+        assert [record.measured["norm"] for record in records] == [0.0, 1.0, 2.0, 3.0]
+        assert store.load(CONFIGS[1])[1] == '{"epochs":3}'
+        store.start_run()
+        assert [run.trained for run in store.runs()] == [4, 0]
+        assert store._database.execute("PRAGMA user_version").fetchone() == (2,)
+    assert {
+        k: v for k, v in everything(study_folder).items() if k.suffix != ".db"
+    } == weights_before
+    found = rows_of(study_folder)
+    assert found.pop("runs")[:1] == rows.pop("runs")
+    assert found == rows
+    Store(study_folder, "toy", resume=True).close()  # and it is a file of schema 2
+
+
+def test_a_folder_that_holds_only_what_was_published_starts_anew(tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    with Store(tmp_path, "toy", resume=True) as store:
+        assert store.trained() == set()
+    assert (tmp_path / "results.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [("networks", "config"), ("settings", "description"), ("environments", "description")],
+)
+def test_what_can_be_told_of_a_damaged_file_of_schema_1_is_told(study_folder, table, column):
+    make_old(study_folder)
+    with sqlite3.connect(study_folder / "study.db") as database:
+        database.execute(f"UPDATE {table} SET {column} = {column} || ' '")
+    database.close()
+    before = everything(study_folder)
+    with pytest.raises(StudyError, match=f"of its table {table} has changed since"):
+        Store(study_folder, "toy", resume=True)
+    assert everything(study_folder) == before
+
+
 # Weights whose record was lost
 
 
@@ -168,7 +223,8 @@ def test_weights_that_do_not_say_where_they_were_trained(tmp_path):
     [
         ({"config": CONFIGS[1].canonical()}, "it holds the network"),
         ({"config": None}, "it holds the network"),
-        ({"schema": "2"}, "schema is '2', expected '1'"),
+        ({"schema": "3"}, "schema is '3', expected '2'"),
+        ({"schema": "2"}, "it has changed"),
         ({"facts": None}, "how training went"),
         ({"facts": "not json"}, "how training went"),
         ({"sha256": "0" * 64}, "has changed"),

@@ -38,7 +38,7 @@ def test_a_damaged_file_is_told_and_left_alone(finished_study, tmp_path, kind, w
     assert everything(folder) == before
 
 
-@pytest.mark.parametrize(("version", "age"), [(0, "older"), (99, "newer")])
+@pytest.mark.parametrize(("version", "age"), [(0, "older"), (3, "newer"), (99, "newer")])
 def test_another_schema_is_told_and_left_alone(study_folder, version, age):
     with sqlite3.connect(study_folder / "study.db") as database:
         database.execute(f"PRAGMA user_version = {version}")
@@ -152,6 +152,37 @@ def test_a_damaged_lock_says_what_to_do(study_folder):
     (study_folder / "run.lock").write_bytes(b"x" * 5000)
     with pytest.raises(StudyError, match=r"Cannot lock .*run.lock.* delete it"):
         Store(study_folder, "toy", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "offender"),
+    [("weights", "weights"), ("run.lock", "run.lock"), ("study.db", "study.db")],
+)
+def test_the_name_that_is_in_the_way_is_the_one_that_is_told(tmp_path, name, offender):
+    """A file where a folder should be, and the other way round."""
+    if name == "weights":
+        (tmp_path / name).write_text("in the way")
+    else:
+        (tmp_path / name).mkdir()
+    with pytest.raises(StudyError) as failure:
+        Store(tmp_path, "toy", resume=True)
+    assert str(tmp_path / offender) in str(failure.value)
+    assert "delete it" not in str(failure.value)
+
+
+def test_a_folder_that_is_read_only_is_not_the_locks_fault(study_folder, monkeypatch):
+    """The owner of all files may write anywhere, so SQLite is made to say what others see."""
+    real = sqlite3.connect
+
+    def read_only(path, *arguments, **options):
+        path = str(path)
+        uri = path if path.startswith("file:") else f"file:{path}?mode=ro"
+        return real(uri, *arguments, **{**options, "uri": True})
+
+    monkeypatch.setattr(sqlite3, "connect", read_only)
+    with pytest.raises(StudyError, match=r"Cannot write to .*run.lock.*writable") as failure:
+        Store(study_folder, "toy", resume=True)
+    assert "delete" not in str(failure.value)
 
 
 # A full disk

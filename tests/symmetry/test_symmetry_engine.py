@@ -336,3 +336,34 @@ def test_what_is_no_module_is_refused(thing):
         inv.transforms.NeuronScaling()(thing, torch.randn(2, 3))
     with pytest.raises(inv.TransformError, match=r"Expected an nn.Module\. Got"):
         inv.symmetries(thing, torch.randn(2, 3))
+
+
+class _PartlyShared(nn.Module):
+    """Units 0 and 1 are computed twice, once through a slice of the weight."""
+
+    def __init__(self, whole_first):
+        super().__init__()
+        self.a = nn.Linear(3, 4, bias=False)
+        self.o, self.p = nn.Linear(4, 3), nn.Linear(2, 3)
+        self.whole_first = whole_first
+
+    def forward(self, x):
+        def sliced():
+            return F.linear(x, self.a.weight[:2]).relu()
+
+        if self.whole_first:
+            h, g = self.a(x).relu(), sliced()
+        else:
+            g, h = sliced(), self.a(x).relu()
+        return self.o(h) + self.p(g)
+
+
+@pytest.mark.parametrize("whole_first", [True, False])
+def test_a_slice_of_a_weight_and_the_whole_agree_where_both_reach(whole_first):
+    model = randomize(_PartlyShared(whole_first), 0)
+    x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = symmetries(model, x)
+    groups = {(g.kind, g.size, frozenset(g.consumers)) for g in found.groups}
+    assert {(k, n) for k, n, _ in groups} == {(Kind.SCALING, 2), (Kind.PERMUTATION, 2)}
+    both, one = frozenset({"o.weight", "p.weight"}), frozenset({"o.weight"})
+    assert {c for k, _, c in groups if k is Kind.SCALING} == {both, one}

@@ -111,8 +111,8 @@ def test_a_case_depends_on_its_seed_and_number_alone():
 
 def test_transformed_networks_are_made_once():
     case = draw_case(0, 0)
-    first = [case.stage.put(transform).model for transform in case.admitted(frozenset(Group))]
-    again = [case.stage.put(transform).model for transform in case.admitted(frozenset(Group))]
+    first = [case.network.under(transform).model for transform in case.admitted(frozenset(Group))]
+    again = [case.network.under(transform).model for transform in case.admitted(frozenset(Group))]
     assert first
     assert all(a is b for a, b in zip(first, again, strict=True))
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import invariance as inv
 from invariance.core._errors import TransformError
 from invariance.transforms import BatchNormScaling, Compose, FoldBatchNorm, NeuronScaling
 
@@ -121,7 +122,7 @@ def test_fold_a_sequence_norm_over_transposed_features():
 )
 def test_fold_into_the_layer_after(model, shape, bias):
     applied = check(fill(model(bias)), shape)
-    assert (applied.action is None) == (not bias)
+    assert applied.action is None  # the shift goes into the bias: no factor of each entry
 
 
 def test_two_norms_fold_into_one_layer():
@@ -323,3 +324,63 @@ def test_folding_leaves_no_module_in_train_mode():
     folded = FoldBatchNorm()(model, torch.randn(5, 3))
     assert [type(module) for module in folded][1] is nn.Identity
     assert not any(module.training for module in folded.modules())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_folds_say_how_every_gradient_moves(bias, affine):
+    """Against the gradients themselves: after the fold, ``gradient`` times those of before."""
+    model = fill(
+        nn.Sequential(
+            nn.Linear(3, 4, bias=bias), nn.BatchNorm1d(4, affine=affine), nn.Tanh(),
+            nn.Linear(4, 5), nn.ReLU(), nn.BatchNorm1d(5), nn.Linear(5, 2),
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        model[5].bias.zero_()  # nothing but a scale, so that there is a relation
+        model[5].running_mean.zero_()
+    x = torch.randn(9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    folded = FoldBatchNorm().apply(model, x)
+    if not bias and not affine:
+        assert folded.action is None  # the new bias has no counterpart
+        return
+    model(x).square().sum().backward()
+    folded.model(x).square().sum().backward()
+    old = {name: p.grad for name, p in model.named_parameters()}
+    relations = folded.action.parameters
+    assert set(relations) == {name for name, _ in folded.model.named_parameters()}
+    for name, parameter in folded.model.named_parameters():
+        entry = relations[name]
+        source = old[entry.source]
+        source = source if entry.index is None else source.flatten()[entry.index]
+        torch.testing.assert_close(parameter.grad, entry.gradient * source, msg=name)
+
+
+def test_a_fold_that_takes_a_shift_along_claims_no_law():
+    """The next layer's gradient was that of ``s x + t`` and is that of ``x``."""
+    model = fill(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 2)))
+    x = torch.randn(9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    assert FoldBatchNorm().apply(model, x).action is None
+    y = torch.arange(9) % 2
+    task = inv.Task("t", 2, x, y, x, y, x[:1], y[:1])
+    report = inv.check(model, task, transforms=[FoldBatchNorm()], measures=["hessian_trace"])
+    (row,) = report.rows
+    assert row.predicted is None
+    assert row.verdict == "varies"
+
+
+class BothWays(nn.Module):
+    """What the BatchNorm reads goes elsewhere, and what reads it reads more."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(7, 2)
+
+    def forward(self, x):
+        h = self.a(x)
+        return self.b(torch.cat([self.norm(h), x], 1)) + h[:, :2]
+
+
+def test_a_refusal_to_fold_gives_the_reason_of_either_side():
+    with pytest.raises(TransformError, match=r"`a` goes elsewhere.*; `b` reads other channels"):
+        FoldBatchNorm()(fill(BothWays()), torch.randn(2, 3, dtype=torch.float64))

@@ -74,6 +74,10 @@ def test_inverse_and_repr() -> None:
     model, x, _ = build("mlp")
     shift = LogitShift(5, scale=0.5)
     assert repr(eval(repr(shift))) == repr(shift) == "LogitShift(seed=5, scale=0.5)"
+    back = shift.inverse()
+    assert repr(eval(repr(back))) == repr(back) == "LogitShift(seed=5, scale=0.5, inverted=True)"
+    assert repr(back.inverse()) == repr(shift)
+    assert repr(LogitShift(2).inverse()) == "LogitShift(seed=2, inverted=True)"
     back = shift.inverse()(shift(model, x), x)
     for key, value in back.state_dict().items():
         torch.testing.assert_close(value, model.state_dict()[key], rtol=0, atol=1e-14)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from invariance.stats._rank import FloatArray, interval
+from invariance.stats._ranks import FloatArray, interval
 from invariance.stats._resampled import bootstrap_counts, resampled_correlations
 from invariance.studies._study import Record, Table
 from invariance.studies.claims._claims import Claim, Region

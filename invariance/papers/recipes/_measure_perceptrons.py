@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from invariance import measures as M
-from invariance.checking._check import cast_task
 from invariance.checking._correlate import random_neuron_scaling
 from invariance.core._modules import weight_layers
 from invariance.core._perceptron import read_perceptron
 from invariance.curvature import exact_curvature
-from invariance.data import Task, load_task
+from invariance.data import Task, cast_task, load_task
 from invariance.measures._minimum_sharpness import mlp_design
 from invariance.papers.recipes._perceptrons import PUBLISHED_UNSEEN_SEED, network
 from invariance.studies._config import Config

@@ -11,7 +11,8 @@ import numpy as np
 from invariance.papers.recipes._claim_shapes import Row, row_of, width_at
 from invariance.papers.recipes._perceptrons import PUBLISHED_TRAIN_SEED
 from invariance.stats._meta import random_effects
-from invariance.stats._rank import MINIMUM_POINTS, spearman
+from invariance.stats._rank_correlation import spearman
+from invariance.stats._ranks import MINIMUM_POINTS
 from invariance.studies._study import Record, Table
 from invariance.studies.claims._correlations import column
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from invariance.core._errors import DataError, UsageError, unknown_name
 from invariance.stats import benjamini_yekutieli, holm
-from invariance.stats._rank import FloatArray
+from invariance.stats._ranks import FloatArray
 from invariance.studies._study import Record
 from invariance.studies.claims._rank_jobs import GroupCorrelations
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from invariance.core._errors import UsageError
 from invariance.stats import granulated_kendall, sign_error
-from invariance.stats._rank import MINIMUM_POINTS, FloatArray
+from invariance.stats._ranks import MINIMUM_POINTS, FloatArray
 from invariance.studies._study import Record
 from invariance.studies.claims._correlations import Row, column, names_of
 

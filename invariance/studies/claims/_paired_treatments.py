@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from invariance.stats import benjamini_yekutieli, paired_wilcoxon
-from invariance.stats._rank import MINIMUM_POINTS, FloatArray, interval
+from invariance.stats._ranks import MINIMUM_POINTS, FloatArray, interval
 from invariance.studies._study import Record
 
 #: Resamples behind an interval.

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from invariance.stats._rank import MINIMUM_POINTS, FloatArray, interval
+from invariance.stats._ranks import MINIMUM_POINTS, FloatArray, interval
 from invariance.stats._resampled import (
     bootstrap_counts,
     partial_from_correlations,

@@ -11,7 +11,7 @@ from scipy import stats
 
 from invariance.core._errors import DataError, UsageError
 from invariance.stats import random_effects
-from invariance.stats._rank import MINIMUM_POINTS, FloatArray, interval
+from invariance.stats._ranks import MINIMUM_POINTS, FloatArray, interval
 from invariance.stats._resampled import bootstrap_counts, resampled_correlations
 from invariance.studies._study import Record
 from invariance.studies.claims._correlations import Row, column, names_of, split

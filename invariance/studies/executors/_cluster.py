@@ -16,9 +16,11 @@ import queue
 import sys
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from invariance.core._errors import StudyError
+from invariance.core._errors import InvarianceError, StudyError
 from invariance.studies._jobs import Job, Result, run_job
 from invariance.studies.executors._base import Done, Event, Told, Work
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 #: Seconds between two reports of progress from one worker.
 _PACE = 1.0
+
+#: Errors of a batch that speak of the scheduler.
+_GONE = {"CancelledError", "FutureCancelledError", "CommClosedError"}
 
 #: Seconds to wait for the scheduler, and for its first worker.
 _PATIENCE = 60
@@ -62,15 +67,15 @@ class Cluster:
                 "'dask scheduler', and workers with 'dask worker ADDRESS --nthreads 1'."
             ) from error
         try:
-            self._client.wait_for_workers(1, timeout=_PATIENCE)
-        except TimeoutError as error:
-            self._client.close()
-            raise StudyError(
-                f"The scheduler at {address} has no workers. Start some with "
-                f"'dask worker {address} --nthreads 1'."
-            ) from error
-        try:
-            self._require_same_version(address)
+            with _answered("greeting the workers"):
+                try:
+                    self._client.wait_for_workers(1, timeout=_PATIENCE)
+                except TimeoutError as error:
+                    raise StudyError(
+                        f"The scheduler at {address} has no workers. Start some with "
+                        f"'dask worker {address} --nthreads 1'."
+                    ) from error
+                self._require_same_version(address)
         except BaseException:
             self._client.close()
             raise
@@ -82,7 +87,8 @@ class Cluster:
 
     def room(self) -> bool:
         """Whether some worker has nothing to do: one job more than there are threads."""
-        return len(self._works) <= int(sum(self._client.nthreads().values()))
+        with _answered("handing out batches"):
+            return len(self._works) <= int(sum(self._client.nthreads().values()))
 
     def submit(self, work: Work) -> None:
         """Hand a job to the scheduler."""
@@ -90,7 +96,8 @@ class Cluster:
         # Packed here: what cannot be unpacked there is then an error of the task, not of the
         # connection, and functions of the user's own module travel by value.
         job: bytes = _cloudpickle().dumps(work.load())
-        future = self._client.submit(_run, job, key, self._topic, key=key, pure=False)
+        with _answered(work.label):
+            future = self._client.submit(_run, job, key, self._topic, key=key, pure=False)
         self._works[key] = (work, future)
         future.add_done_callback(lambda finished: self._events.put(("done", finished.key)))
 
@@ -110,11 +117,8 @@ class Cluster:
                     "Usually their memory is too small. What is recorded is safe: go on with "
                     "--resume."
                 ) from error
-            if type(error).__name__ in {"CancelledError", "FutureCancelledError"}:
-                raise StudyError(
-                    f"The scheduler is gone, or dropped the batch, while {work.label}. What is "
-                    "recorded is safe: go on with --resume."
-                ) from error
+            if type(error).__name__ in _GONE:
+                raise _gone(work.label) from error
             if isinstance(error, ModuleNotFoundError):
                 raise StudyError(
                     f"A worker cannot import {error.name!r}, which the study needs. Install it "
@@ -133,7 +137,7 @@ class Cluster:
         self._client.close()
 
     def _require_same_version(self, address: str) -> None:
-        from invariance import __version__
+        from invariance.core._version import __version__
 
         found = self._client.run(importlib.metadata.version, "invariance", on_error="return")
         for worker, version in found.items():
@@ -146,6 +150,24 @@ class Cluster:
 
     def _heard(self, event: tuple[float, Any]) -> None:
         self._events.put(("told", event[1]))
+
+
+@contextmanager
+def _answered(what: str) -> Iterator[None]:
+    """Tell one story of the many errors that Dask has for a scheduler that is gone."""
+    try:
+        yield
+    except InvarianceError:
+        raise
+    except (OSError, RuntimeError) as error:
+        raise _gone(what) from error
+
+
+def _gone(what: str) -> StudyError:
+    return StudyError(
+        f"The scheduler is gone, or dropped the batch, while {what}. What is recorded is safe: "
+        "go on with --resume."
+    )
 
 
 def _run(packed: bytes, key: str, topic: str) -> Result:

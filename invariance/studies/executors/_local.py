@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from invariance.core._errors import StudyError, UsageError
+from invariance.core._foreign import account
 from invariance.core._reproducible import VARIABLE, ask_for_reproducible_kernels
 from invariance.studies._jobs import ONE_THREAD, Job, limit_threads, run_job
 from invariance.studies.executors._base import Done, Event, Told, Work
@@ -66,6 +67,13 @@ class Pool:
                     process.start()
                     theirs.close()
                     self._workers.append(_Worker(process, ours))
+        except OSError as error:
+            self.close()
+            raise StudyError(
+                f"This machine allows no further process ({error.strerror or error}): "
+                f"{len(self._workers)} of {workers} were started. Run with fewer --workers, or "
+                "raise the limit (ulimit -u, ulimit -n)."
+            ) from error
         except BaseException:
             self.close()
             raise
@@ -169,10 +177,13 @@ def _lost(worker: _Worker) -> StudyError:
         with contextlib.suppress(ValueError):
             how = signal.Signals(-code).name
     label = worker.work.label if worker.work else "idle"
+    if how == "SIGKILL":
+        why, remedy = "Usually that means that memory ran out. ", ", with fewer --workers"
+    else:
+        why, remedy = "", " when the reason, which is usually printed above, is put right"
     return StudyError(
-        f"A worker process died ({how}) while {label}. SIGKILL usually means that memory ran "
-        "out. What is recorded is safe: go on with --resume, with fewer --workers if memory "
-        "was the reason."
+        f"A worker process died ({how}) while {label}. {why}What is recorded is safe: go on "
+        f"with --resume{remedy}."
     )
 
 
@@ -198,14 +209,18 @@ def _serve(pipe: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     limit_threads()
     while True:
+        message: tuple[str, Any]
         try:
             job = pipe.recv()
         except (EOFError, OSError):
             return
-        try:
-            message: tuple[str, Any] = ("done", run_job(job, _Teller(pipe)))
-        except Exception as error:
-            message = ("failed", _portable(error, job))
+        except BaseException as error:  # the study's module can be imported there, not here
+            message = ("failed", StudyError(f"A worker process met a study that {account(error)}."))
+        else:
+            try:
+                message = ("done", run_job(job, _Teller(pipe)))
+            except Exception as error:
+                message = ("failed", _portable(error, job))
         with contextlib.suppress(OSError):
             pipe.send(message)
 

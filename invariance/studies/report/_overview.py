@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from invariance.core._errors import StudyError
 from invariance.studies.report._output import RESULTS_SCHEMA
+from invariance.studies.report._report import claim_cells
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -27,15 +29,35 @@ def read_results(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         schema = content["schema"]
         if schema == RESULTS_SCHEMA:
-            content["study"], content["claims"], content["options"]["quick"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StudyError(f"{path} is not the results of a study ({error}).") from error
+            _require_shown(content)
+    except Exception as error:  # of any kind: the file can hold anything
+        reason = f"{type(error).__name__}: {error}"
+        raise StudyError(f"{path} is not the results of a study ({reason}).") from error
     if schema != RESULTS_SCHEMA:
         raise StudyError(
             f"{path} has schema {schema!r}, this version reads {RESULTS_SCHEMA}. "
             "Run the study again, or read it with the version that wrote it."
         )
     return dict(content)
+
+
+def _require_shown(content: dict[str, Any]) -> None:
+    """Take what is shown of results, so that one odd file is told and hides no other."""
+    for name, kind in (
+        ("study", str),
+        ("title", str),
+        ("paper", str),
+        ("command", str),
+        ("options", dict),
+        ("networks", list),
+        ("claims", list),
+    ):
+        if not isinstance(content[name], kind):
+            raise TypeError(f"{name!r} must be {kind.__name__}")
+    if not isinstance(content["options"]["quick"], bool):
+        raise TypeError("'options.quick' must be bool")
+    for claim in content["claims"]:
+        claim_cells(claim)
 
 
 def find_results(
@@ -55,7 +77,7 @@ def find_results(
         path
         for folder in folders
         for path in (folder / "results.json", *sorted(folder.glob("*/results.json")))
-        if path.is_file()
+        if os.path.isfile(path)  # Path.is_file raises where a folder may not be entered
     ]
     for path in dict.fromkeys(paths):
         try:

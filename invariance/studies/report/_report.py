@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from invariance.core._text import printable, without_html
 from invariance.reporting._markdown import markdown_table
 from invariance.studies.claims._claims import Region
 
@@ -42,39 +44,51 @@ def render_markdown(results: Mapping[str, Any]) -> str:
     Returns:
         The report.
     """
-    return "\n\n".join(part.strip() for part in _parts(results)) + "\n"
+    command = str(results["command"])
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
+    head = [
+        f"# {_line(results['title'])}",
+        f"*{_line(results['paper'])}*",
+        without_html(str(results["question"])),
+        f"Regenerate with\n\n{fence}bash\n{command}\n{fence}",
+    ]
+    return printable("\n\n".join(part.strip() for part in (*head, *_parts(results))) + "\n")
+
+
+def _line(text: object) -> str:
+    """Return text of the study's as one line of Markdown without HTML."""
+    return without_html(" ".join(str(text).split("\n")))
 
 
 def _parts(results: Mapping[str, Any]) -> Iterator[str]:
-    yield f"# {results['title']}"
-    yield f"*{results['paper']}*"
-    yield str(results["question"])
-    yield f"Regenerate with\n\n```bash\n{results['command']}\n```"
     if results["claims"]:
         yield "## Claims"
         yield markdown_table(
             ["claim", "paper", "ours (95 % interval)", "n", "p", "verdict"],
             [claim_cells(claim) for claim in results["claims"]],
         )
-        yield "\n".join(f"* **{claim['name']}**: {_basis(claim)}" for claim in results["claims"])
+        yield "\n".join(
+            "* " + _line(f"**{claim['name']}**: {_basis(claim)}") for claim in results["claims"]
+        )
     if results["correlations"]:
         yield "## Correlations"
         yield _LEGEND
         yield _correlations(results["correlations"])
     for table in results["tables"]:
-        yield f"## {table['title']}"
+        yield f"## {_line(table['title'])}"
         yield markdown_table(
             table["columns"], [[cell(value) for value in row] for row in table["rows"]]
         )
         if table["note"]:
-            yield str(table["note"])
+            yield without_html(str(table["note"]))
     if results["figures"]:
         yield "## Figures"
     for figure in results["figures"]:
-        yield f"![{figure['caption']}]({figure['file']})\n\n{figure['caption']}"
+        caption = _line(figure["caption"])
+        yield f"![{caption}]({figure['file']})\n\n{caption}"
     if results["notes"]:
         yield "## Notes"
-        yield "\n".join(f"* {note}" for note in results["notes"])
+        yield "\n".join(f"* {_line(note)}" for note in results["notes"])
     yield "## Environment"
     yield _environment(results)
 
@@ -169,7 +183,7 @@ def _environment(results: Mapping[str, Any]) -> str:
         f"{duration(run['seconds_of_all_runs'])} in {len(run['runs'])} run(s); "
         f"the last one on: {run['executor']}."
     )
-    return "\n".join(f"* {line}" for line in lines)
+    return "\n".join(f"* {_line(line)}" for line in lines)
 
 
 def _named(values: Mapping[str, Any]) -> str:

@@ -9,10 +9,13 @@ from pathlib import Path
 
 from invariance.core._errors import StudyError
 from invariance.studies.store._lock import LOCK_FILE, RunLock
-from invariance.studies.store._schema import DATABASE_FILE
+from invariance.studies.store._schema import DATABASE_FILE, damaged
 
 #: What a study puts into its folder; anything else there belongs to somebody else.
 OWN_FILES = (DATABASE_FILE, LOCK_FILE, "weights", "figures", "results.json", "report.md")
+
+#: What SQLite says of a file whose content makes no sense.
+_DAMAGE = {"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR", "SQLITE_SCHEMA"}
 
 #: What a run leaves that was killed before it had anything to keep.
 _BEFORE_ANYTHING = (LOCK_FILE, f".{DATABASE_FILE}.new")  # and what SQLite puts beside them
@@ -71,7 +74,12 @@ def told(path: Path) -> Iterator[None]:
         reason = error.strerror or str(error)
         raise _failed(path, reason) from error
     except sqlite3.Error as error:
+        kind = getattr(error, "sqlite_errorname", "SQLITE_ERROR")
+        if kind in _DAMAGE or kind.startswith("SQLITE_CORRUPT"):
+            raise damaged(path, str(error)) from error
         raise _failed(path, str(error)) from error
+    except UnicodeDecodeError as error:  # SQLite's own message quotes bytes that are no text
+        raise damaged(path, "it names something that is no text") from error
 
 
 def _failed(path: Path, reason: str) -> StudyError:

@@ -15,6 +15,12 @@ from invariance.core._errors import StudyError
 
 LOCK_FILE = "run.lock"
 
+#: What SQLite says where the place is at fault, not the lock: read-only, full, not a file.
+_NO_PLACE = ("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_IOERR", "SQLITE_FULL")
+
+#: Times to write one's name before giving up: others that start now may be faster.
+_TRIES = 100
+
 
 class RunLock:
     """Holds a study's folder for this process until it is closed, or the process ends.
@@ -45,24 +51,36 @@ class RunLock:
         try:
             self._database = sqlite3.connect(self._path, timeout=0, isolation_level=None)
         except sqlite3.Error as error:
-            raise StudyError(f"Cannot write {self._path}: {error}.") from error
+            raise StudyError(
+                f"Cannot write to {self._path} ({error}). Make the folder writable, or choose "
+                "another with --out."
+            ) from error
         try:
             # BEGIN IMMEDIATE keeps other writers out and lets readers in. Committing the
             # holder's name lets go for an instant, so make sure afterwards that it stands.
-            while self._take() != me:
+            for _ in range(_TRIES):
+                if self._take() == me:
+                    return
                 self._database.execute("INSERT OR REPLACE INTO holder VALUES (0, ?)", (me,))
                 self._database.execute("COMMIT")
-        except sqlite3.Error as error:
+            raise sqlite3.DatabaseError("what is written there does not stay")
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             holder = self._holder()
             self._database.close()
-            if getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
+            kind = getattr(error, "sqlite_errorname", "")
+            if kind.startswith("SQLITE_BUSY"):
                 raise StudyError(
                     f"{folder} is in use by {holder}. Wait until it ends, or choose another "
                     "folder with --out."
                 ) from error
+            if kind.startswith(_NO_PLACE):
+                raise StudyError(
+                    f"Cannot write to {self._path} ({error}). Make room, or make the folder "
+                    "writable, then try again; or choose another folder with --out."
+                ) from error
             raise StudyError(
-                f"Cannot lock {self._path}: {error}. It holds no results: if the disk is not "
-                "full and no other run uses the folder, delete it and try again."
+                f"Cannot lock {self._path}: {error}. It holds no results: if no other run uses "
+                "the folder, delete it and try again."
             ) from error
 
     def _take(self) -> str:
@@ -70,7 +88,7 @@ class RunLock:
         self._database.execute(
             "CREATE TABLE IF NOT EXISTS holder (id INTEGER PRIMARY KEY, who TEXT NOT NULL)"
         )
-        row = self._database.execute("SELECT who FROM holder").fetchone()
+        row = self._database.execute("SELECT who FROM holder WHERE id = 0").fetchone()
         return str(row[0]) if row else ""
 
     def _holder(self) -> str:

@@ -27,7 +27,7 @@ from invariance.studies._study import Record
 from invariance.studies.store import _weights as weights
 from invariance.studies.store._folder import require_place, told
 from invariance.studies.store._lock import RunLock
-from invariance.studies.store._schema import DATABASE_FILE, create, open_database
+from invariance.studies.store._schema import DATABASE_FILE, create, open_database, put, read
 
 
 @dataclass(frozen=True)
@@ -71,17 +71,19 @@ class Store:
         require_place(folder, resume=resume)
         self._lock = RunLock(folder)
         try:
-            path = folder / DATABASE_FILE
-            with told(path):
+            self._path = folder / DATABASE_FILE
+            with told(folder / "weights"):
                 (folder / "weights").mkdir(exist_ok=True)
-                if not path.exists():
-                    create(path, {"study": study})
                 for scratch in (folder / "weights").glob(".*.tmp"):
                     scratch.unlink()
-                for name in ("results.json", "report.md"):
-                    for scratch in folder.glob(f".{name}.*"):
+            with told(folder):
+                for pattern in (".results.json.*", ".report.md.*", ".invariance-*"):
+                    for scratch in folder.glob(pattern):
                         scratch.unlink()
-            self._database = open_database(path, study)
+            with told(self._path):
+                if not self._path.exists():
+                    create(self._path, {"study": study})
+                self._database = open_database(self._path, study)
         except BaseException:
             self._lock.close()
             raise
@@ -105,28 +107,20 @@ class Store:
         """Note that a run has begun; its records are counted from here."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         with self._transaction():
-            cursor = self._database.execute(
-                "INSERT INTO runs (started, seconds, trained, measured, adopted) "
-                "VALUES (?, 0, 0, 0, 0)",
-                (now,),
-            )
-            self._run = int(cursor.lastrowid or 0)
+            self._run = 1 + max((row[0] for row in self._rows("runs")), default=0)
+            put(self._database, "runs", self._run, now, 0.0, 0, 0, 0)
 
     def runs(self) -> list[Run]:
         """Return all runs so far."""
-        rows = self._database.execute(
-            "SELECT started, seconds, trained, measured, adopted FROM runs ORDER BY id"
-        )
-        return [Run(*row) for row in rows]
+        return [Run(*row) for _, *row in self._rows("runs")]
 
     def trained(self) -> set[str]:
         """Return the ids of the networks that have a record."""
-        return {row[0] for row in self._database.execute("SELECT id FROM networks")}
+        return {row[0] for row in self._rows("networks")}
 
     def measured(self, key: str) -> set[str]:
         """Return the ids of the networks that were measured in this way."""
-        rows = self._database.execute("SELECT network FROM measurements WHERE key = ?", (key,))
-        return {row[0] for row in rows}
+        return {row[0] for row in self._rows("measurements", key=key)}
 
     def adopt(self, config: Config) -> bool:
         """Give weights that lie in the folder without a record their record.
@@ -160,10 +154,9 @@ class Store:
             facts: What training said, as JSON.
             environment: Where it was trained, as JSON.
         """
-        content = weights.annotate(
+        content = weights.seal(
             content,
             {
-                "schema": weights.WEIGHTS_SCHEMA,
                 "config": config.canonical(),
                 "facts": facts,
                 "environment": environment,
@@ -188,13 +181,9 @@ class Store:
         """
         key = measurement_key(settings)
         with self._transaction():
-            self._database.execute(
-                "INSERT OR IGNORE INTO settings VALUES (?, ?)", (key, canonical_json(settings))
-            )
-            self._database.execute(
-                "INSERT OR REPLACE INTO measurements VALUES (?, ?, ?, ?)",
-                (config.id, key, value, self._environment(environment)),
-            )
+            put(self._database, "settings", key, canonical_json(settings), ignore=True)
+            origin = self._environment(environment)
+            put(self._database, "measurements", config.id, key, value, origin)
             self._count("measured")
 
     def load(self, config: Config) -> tuple[bytes, str]:
@@ -210,9 +199,7 @@ class Store:
             StudyError: If the file is not what was written.
         """
         path = self.weights_path(config.id)
-        expected, facts = self._database.execute(
-            "SELECT weights, facts FROM networks WHERE id = ?", (config.id,)
-        ).fetchone()
+        ((_, _, facts, expected, _),) = self._rows("networks", id=config.id)
         with told(path):
             content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != expected:
@@ -232,15 +219,12 @@ class Store:
         Returns:
             Their records.
         """
-        found = {
-            row[0]: (json.loads(row[1]), json.loads(row[2]))
-            for row in self._database.execute(
-                "SELECT n.id, n.facts, m.value FROM networks n JOIN measurements m "
-                "ON m.network = n.id WHERE m.key = ?",
-                (key,),
-            )
-        }
-        return [Record(config, *found[config.id]) for config in configs]
+        facts = {row[0]: row[2] for row in self._rows("networks")}
+        values = {row[0]: row[2] for row in self._rows("measurements", key=key)}
+        return [
+            Record(config, json.loads(facts[config.id]), json.loads(values[config.id]))
+            for config in configs
+        ]
 
     def origins(self, configs: Sequence[Config], key: str) -> list[dict[str, Any]]:
         """Say where the networks were trained and measured.
@@ -255,16 +239,16 @@ class Store:
         """
         wanted = {config.id for config in configs}
         counts: dict[str | None, dict[str, int]] = {}
-        queries = (
-            ("trained", "SELECT id, environment FROM networks", ()),
-            ("measured", "SELECT network, environment FROM measurements WHERE key = ?", (key,)),
-        )
-        for what, query, values in queries:
-            for network, environment in self._database.execute(query, values):
+        rows = {
+            "trained": self._rows("networks"),
+            "measured": self._rows("measurements", key=key),
+        }
+        for what, entries in rows.items():
+            for network, *_, environment in entries:
                 if network in wanted:
                     entry = counts.setdefault(environment, {"trained": 0, "measured": 0})
                     entry[what] += 1
-        known = dict(self._database.execute("SELECT id, description FROM environments"))
+        known = dict(self._rows("environments"))
         return [
             {**counts[name], "environment": json.loads(known[name]) if name else None}
             for name in sorted(counts, key=lambda name: (name is None, name))
@@ -273,37 +257,34 @@ class Store:
     def _insert_network(
         self, config: Config, facts: str, content: bytes, environment: str | None, what: str
     ) -> None:
-        row = (
-            config.id,
-            config.canonical(),
-            facts,
-            hashlib.sha256(content).hexdigest(),
-        )
+        sha256 = hashlib.sha256(content).hexdigest()
         with self._transaction():
             # A network trained anew is measured anew.
             self._database.execute("DELETE FROM measurements WHERE network = ?", (config.id,))
             origin = None if environment is None else self._environment(environment)
-            self._database.execute(
-                "INSERT OR REPLACE INTO networks VALUES (?, ?, ?, ?, ?)", (*row, origin)
-            )
+            row = (config.id, config.canonical(), facts, sha256, origin)
+            put(self._database, "networks", *row)
             self._count(what)
 
     def _environment(self, description: str) -> str:
         name = digest(description)
-        self._database.execute(
-            "INSERT OR IGNORE INTO environments VALUES (?, ?)", (name, description)
-        )
+        put(self._database, "environments", name, description, ignore=True)
         return name
 
     def _count(self, what: str) -> None:
-        self._database.execute(
-            f"UPDATE runs SET {what} = {what} + 1, seconds = ? WHERE id = ?",
-            (round(time.monotonic() - self._began, 3), self._run),
-        )
+        for number, started, _, *counts in self._rows("runs", id=self._run):
+            counts[("trained", "measured", "adopted").index(what)] += 1
+            seconds = round(time.monotonic() - self._began, 3)
+            put(self._database, "runs", number, started, seconds, *counts)
+
+    def _rows(self, table: str, **where: object) -> list[tuple[Any, ...]]:
+        """Read rows, each compared with its digest."""
+        with told(self._path):
+            return list(read(self._database, self._path, table, **where))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with told(self.folder / DATABASE_FILE):
+        with told(self._path):
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield

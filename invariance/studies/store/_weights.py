@@ -12,7 +12,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -20,8 +19,8 @@ from torch import Tensor
 from invariance.core._errors import StudyError
 from invariance.studies._config import Config
 
-#: Version of what the metadata says.
-WEIGHTS_SCHEMA = "1"
+#: Version of what the metadata says. Files of schema 1 have no digest of their header.
+WEIGHTS_SCHEMA = "2"
 
 #: Bytes of the little-endian number that a safetensors file starts with: its header's length.
 _PREFIX = 8
@@ -79,12 +78,27 @@ def decode(content: bytes, origin: str) -> tuple[dict[str, Tensor], dict[str, st
     try:
         tensors = safetensors.torch.load(content)
         metadata = _split(content)[0].get("__metadata__", {})
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+    except Exception as error:  # of any kind: a changed header can say anything
         raise StudyError(
             f"{origin} is not a whole safetensors file ({error}). "
             "Delete it to have the network trained anew, or restore it from a copy."
         ) from error
     return tensors, dict(metadata)
+
+
+def seal(content: bytes, metadata: Mapping[str, str]) -> bytes:
+    """Return safetensors bytes with ``metadata`` and a digest of the whole file, header too.
+
+    Args:
+        content: Safetensors bytes.
+        metadata: Name to text; ``schema`` and ``digest`` are added.
+
+    Returns:
+        The file's bytes.
+    """
+    metadata = {**metadata, "schema": WEIGHTS_SCHEMA}
+    whole = annotate(content, metadata)
+    return annotate(whole, metadata | {"digest": hashlib.sha256(whole).hexdigest()})
 
 
 def data_digest(content: bytes) -> str:
@@ -122,8 +136,13 @@ def require_network(content: bytes, config: Config, path: Path) -> dict[str, str
             f"{path} cannot be taken over: {reason}. Delete it, and the network is trained anew."
         )
 
-    if metadata.get("schema") != WEIGHTS_SCHEMA:
-        raise refuse(f"its schema is {metadata.get('schema')!r}, expected {WEIGHTS_SCHEMA!r}")
+    schema = metadata.get("schema")
+    if schema not in ("1", WEIGHTS_SCHEMA):
+        raise refuse(f"its schema is {schema!r}, expected {WEIGHTS_SCHEMA!r}")
+    if schema == WEIGHTS_SCHEMA and content != seal(
+        content, {name: text for name, text in metadata.items() if name != "digest"}
+    ):
+        raise refuse("it has changed since it was written")
     if metadata.get("config") != config.canonical():
         raise refuse(
             f"it holds the network {metadata.get('config')}, expected {config.canonical()}"

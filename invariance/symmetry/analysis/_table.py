@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import io
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from invariance.symmetry._structures import Kind, Stop, Symmetries, SymmetryGroup
+if TYPE_CHECKING:
+    from invariance.symmetry._structures import Stop, Symmetries, SymmetryGroup
 
 WIDTH = 100
-_TITLES = {
-    Kind.SCALING: "scaling",
-    Kind.PERMUTATION: "permutation",
-    Kind.SIGN_FLIP: "sign flip",
-    Kind.LINEAR_MIXING: "linear mixing",
-    Kind.BATCHNORM_AFFINE: "BatchNorm affine",
-    Kind.BATCHNORM_WEIGHT_SCALE: "BatchNorm weight scale",
-    Kind.LOGIT_SHIFT: "logit shift",
-}
 
 
 def render(found: Symmetries, width: int = WIDTH) -> str:
@@ -34,7 +27,7 @@ def render(found: Symmetries, width: int = WIDTH) -> str:
     for group in found.groups:
         others = [f"({name})" for name in group.others]
         table.add_row(
-            Text(_TITLES[group.kind]),
+            Text(group.kind.replace("_", " ").replace("batchnorm", "BatchNorm")),
             Text(_degrees(group)),
             Text(_names(group.producers)),
             Text(_names((*group.consumers, *others))),
@@ -55,9 +48,9 @@ def render(found: Symmetries, width: int = WIDTH) -> str:
 
 
 def _degrees(group: SymmetryGroup) -> str:
-    if group.kind is Kind.PERMUTATION:
+    if group.kind == "permutation":
         return f"{group.size}!"
-    if group.kind is Kind.SIGN_FLIP:
+    if group.kind == "sign_flip":
         return f"2^{group.size}"
     return str(group.dof)
 

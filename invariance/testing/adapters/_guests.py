@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from invariance.cells._faults import ambient_seed
 from invariance.core._errors import MeasureError
-from invariance.testing.gate._faults import ambient_seed
 
 
 @contextmanager

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from invariance.cells._faults import ambient_seed
 from invariance.testing.adapters._signatures import PlainMeasure, accepts, named, title
 from invariance.testing.gate._assert_equal_in_law import NoisyMeasure
-from invariance.testing.gate._faults import ambient_seed
 
 
 def noisy(

@@ -13,19 +13,16 @@ import numpy as np
 from torch import Tensor, nn
 
 from invariance.core._errors import TransformError, UsageError
-from invariance.core._groups import Group
+from invariance.core._groups import ABOUT, Group
 from invariance.transforms._base import Applied, Transform
 
 if TYPE_CHECKING:
     from invariance.symmetry._structures import Symmetries, SymmetryGroup
 
-#: Kind of symmetry group, as ``inv.symmetries`` prints it, to the group of a declaration.
+#: Kind of symmetry group, as ``inv.symmetries`` prints it, to the group of a declaration. A
+#: unit's scaling is a neuron scaling: the last of the groups that act on a site.
 GROUP_OF: Mapping[str, Group] = {
-    "scaling": Group.NEURON_SCALING,
-    "batchnorm_affine": Group.NEURON_SCALING,
-    "batchnorm_weight_scale": Group.BATCHNORM_SCALING,
-    "sign_flip": Group.SIGN_FLIP,
-    "permutation": Group.PERMUTATION,
+    site: group for group, about in ABOUT.items() for site in about.sites
 }
 
 SCALINGS = ("scaling", "batchnorm_affine", "batchnorm_weight_scale")

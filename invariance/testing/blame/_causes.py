@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from invariance import transforms as T
+import invariance.transforms as T
+from invariance.cells import BrokenTransformError, Cell, CellEngine, MappedNetwork
 from invariance.core._errors import InvarianceError
 from invariance.core._modules import BATCH_NORMS, WEIGHT_LAYERS, clone
-from invariance.testing.gate._applied_maps import BrokenTransformError, Stage
-from invariance.testing.gate._evaluation import Cell, Evaluator
 from invariance.transforms._base import Transform
 
 #: A remover returns a copy of the network without some parameters, or None if it has none.
@@ -54,11 +54,11 @@ REMOVERS: tuple[tuple[str, str, Remover], ...] = (
 )
 
 
-def blame(evaluator: Evaluator, candidates: list[Transform]) -> tuple[str, str] | None:
+def blame(engine: CellEngine, candidates: list[Transform]) -> tuple[str, str] | None:
     """Find a kind of parameter without which the claim holds.
 
     Args:
-        evaluator: The measure around the network on which it failed.
+        engine: The measure around the network on which it failed.
         candidates: Maps that broke the claim, the smallest first; the first of them that
             applies to the reduced network is used.
 
@@ -67,16 +67,14 @@ def blame(evaluator: Evaluator, candidates: list[Transform]) -> tuple[str, str] 
     """
     for kind, verdict, remove in REMOVERS:
         try:
-            reduced = remove(evaluator.model, evaluator.example)
+            reduced = remove(engine.model, engine.example)
             if reduced is None:
                 continue
-            other = Evaluator(
-                evaluator.measure,
-                Stage(reduced, evaluator.example),
-                evaluator.inputs,
-                rtol=evaluator.rtol,
-                seed=evaluator.seed,
-                allow_constant=True,
+            other = CellEngine(
+                engine.measure,
+                MappedNetwork(reduced, engine.example),
+                engine.inputs,
+                replace(engine.policy, zero=0.0, allow_constant=True),
             )
             cells = list(_applicable(other, candidates))
         except (InvarianceError, RuntimeError, ValueError, AttributeError, TypeError, KeyError):
@@ -86,10 +84,10 @@ def blame(evaluator: Evaluator, candidates: list[Transform]) -> tuple[str, str] 
     return None
 
 
-def _applicable(evaluator: Evaluator, candidates: list[Transform]) -> Iterator[Cell]:
+def _applicable(engine: CellEngine, candidates: list[Transform]) -> Iterator[Cell]:
     for transform in candidates:
         try:
-            yield evaluator.cell(transform)
+            yield engine.cell(transform)
         except BrokenTransformError:
             raise
         except InvarianceError:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from invariance.cells import Cell, CellEngine
 from invariance.core._errors import InvarianceError
 from invariance.testing.blame._causes import blame
 from invariance.testing.blame._narrowing import Ladder, family_of, ladders
 from invariance.testing.blame._trends import FACTORS, Trend, fit_trend
-from invariance.testing.gate._evaluation import Cell, Evaluator
 from invariance.testing.gate._findings import Finding, SiteFinding, replay_line
 from invariance.transforms._base import Transform
 
@@ -17,7 +17,7 @@ from invariance.transforms._base import Transform
 MAX_TRENDS = 4
 
 
-def explained(finding: Finding, made: Evaluator, transform: Transform) -> Finding:
+def explained(finding: Finding, made: CellEngine, transform: Transform) -> Finding:
     """Narrow a broken claim down to its sites and look for its cause.
 
     Args:
@@ -88,7 +88,7 @@ def responsible(
     return tuple(left)
 
 
-def _climb(made: Evaluator, ladder: Ladder, *, fit: bool) -> tuple[SiteFinding, Transform] | None:
+def _climb(made: CellEngine, ladder: Ladder, *, fit: bool) -> tuple[SiteFinding, Transform] | None:
     """Return the first step of a ladder that breaks the claim, made as small as it goes."""
     step = _first_moved(made, ladder.steps)
     if step is None:
@@ -110,7 +110,7 @@ def _climb(made: Evaluator, ladder: Ladder, *, fit: bool) -> tuple[SiteFinding, 
     return found, cell.transform
 
 
-def _first_moved(made: Evaluator, steps: Iterable[Transform]) -> Cell | None:
+def _first_moved(made: CellEngine, steps: Iterable[Transform]) -> Cell | None:
     for step in steps:
         try:
             cell = made.cell(step)
@@ -121,7 +121,7 @@ def _first_moved(made: Evaluator, steps: Iterable[Transform]) -> Cell | None:
     return None
 
 
-def _whole(made: Evaluator, transform: Transform) -> SiteFinding | None:
+def _whole(made: CellEngine, transform: Transform) -> SiteFinding | None:
     """A transform whose sites are unknown, or only jointly to blame, at its smallest factor."""
     family = family_of(transform)
     if family is None:
@@ -131,7 +131,7 @@ def _whole(made: Evaluator, transform: Transform) -> SiteFinding | None:
     return found[0] if found else None
 
 
-def trend_along(made: Evaluator, site: str, family: Callable[[float], Transform]) -> Trend | None:
+def trend_along(made: CellEngine, site: str, family: Callable[[float], Transform]) -> Trend | None:
     """Sample the value along one scaling; ``None`` if it is not finite everywhere."""
     values = []
     try:

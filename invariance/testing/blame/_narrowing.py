@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from invariance import transforms as T
+import invariance.transforms as T
 from invariance.core._errors import InvarianceError
-from invariance.core._groups import Group
+from invariance.core._groups import ABOUT, Group
 from invariance.core._modules import weight_layers
 from invariance.symmetry._structures import SymmetryGroup
 from invariance.testing.blame._at_site import SCALINGS, AtSite, analyse
@@ -104,19 +104,9 @@ def _pair(place: int, layers: int) -> Callable[[float], Transform]:
     return family
 
 
-#: Group of a declaration to the kinds of site that it is made of.
-KINDS_OF: dict[Group, tuple[str, ...]] = {
-    Group.LAYER_SCALING: ("scaling",),
-    Group.NEURON_SCALING: ("scaling", "batchnorm_affine"),
-    Group.BATCHNORM_SCALING: ("batchnorm_weight_scale",),
-    Group.SIGN_FLIP: ("sign_flip",),
-    Group.PERMUTATION: ("permutation",),
-}
-
-
 def site_ladders(group: Group, model: nn.Module, example: Tensor) -> Iterator[Ladder]:
     """One ladder a site of the model's graph, by the symmetry engine."""
-    kinds = KINDS_OF.get(group, ())
+    kinds = ABOUT[group].sites
     if not kinds:
         return
     for found in analyse(model, example).of(*kinds)[:MAX_SITES]:

@@ -8,17 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invariance.checking._roundoff import SAFETY, jitter
+from invariance.cells import FaultyMeasureError
+from invariance.cells._faults import isolated, watched
+from invariance.cells._mapped_network import EXAMPLE_ROWS
+from invariance.cells._roundoff import SAFETY, jitter
 from invariance.core._errors import InvarianceError, MeasureError, TransformError, UsageError
 from invariance.core._modules import clone
 from invariance.testing.gate._binding import cast, check_data, precisions, require_evaluation_mode
-from invariance.testing.gate._bound_measure import RTOL, members, wanted_groups
+from invariance.testing.gate._bound_measure import RTOL, wanted_groups
 from invariance.testing.gate._bound_measure import subject as bind_subject
-from invariance.testing.gate._evaluation import EXAMPLE_ROWS
-from invariance.testing.gate._faults import FaultyMeasureError, isolated, watched
 from invariance.testing.gate._findings import replayable
 from invariance.testing.gate._recorder import recorded
 from invariance.transforms._base import Action, Applied, Transform
+from invariance.transforms._members import members
 
 #: ``field(model, x, y) -> {parameter name: tensor of its shape}``.
 ParameterField = Callable[[nn.Module, Tensor, Tensor], Mapping[str, Tensor]]
@@ -84,7 +86,7 @@ def assert_covariant(
     named = transforms is not None
     if transforms is None:
         bound = bind_subject(_placeholder, base, data["x"], data["y"], seed=seed)
-        transforms = list(members(base, example, wanted_groups(bound, groups), seed))
+        transforms = list(members(base, wanted_groups(bound, groups), seed))
     maps = [transforms] if isinstance(transforms, Transform) else list(transforms)
     tried: list[str] = []
     with recorded(f"covariant of degree {degree}", title) as facts:

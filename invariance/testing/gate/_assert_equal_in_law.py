@@ -19,6 +19,8 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from invariance.cells._faults import FaultyMeasureError, as_number, isolated
+from invariance.cells._mapped_network import EXAMPLE_ROWS
 from invariance.core._errors import InvarianceError, UsageError
 from invariance.core._modules import clone
 from invariance.testing.gate._binding import (
@@ -27,13 +29,12 @@ from invariance.testing.gate._binding import (
     precisions,
     require_evaluation_mode,
 )
-from invariance.testing.gate._bound_measure import members, wanted_groups
 from invariance.testing.gate._bound_measure import subject as bind_subject
-from invariance.testing.gate._evaluation import EXAMPLE_ROWS
-from invariance.testing.gate._faults import FaultyMeasureError, as_number, isolated
+from invariance.testing.gate._bound_measure import wanted_groups
 from invariance.testing.gate._findings import replayable
 from invariance.testing.gate._recorder import record
 from invariance.transforms._base import Transform
+from invariance.transforms._members import members
 
 #: ``noisy(model, x, y, seed) -> number``: the same seed, the same value.
 NoisyMeasure = Callable[[nn.Module, Tensor, Tensor, int], Any]
@@ -220,7 +221,7 @@ def assert_equal_in_law(
         )
     if transforms is None:
         bound = bind_subject(_placeholder, base, data["x"], data["y"], seed=seed)
-        transforms = list(members(base, example, wanted_groups(bound, groups), seed))
+        transforms = list(members(base, wanted_groups(bound, groups), seed))
     moved: list[tuple[str, nn.Module]] = []
     refusals: list[str] = []
     for transform in transforms:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from invariance.checking._rows import Row
+from invariance.cells import Row
 from invariance.core._groups import Group
-from invariance.testing.gate._binding import AnyMeasure, precisions
+from invariance.measures._registry import AnyMeasure
+from invariance.testing.gate._binding import precisions
 from invariance.testing.gate._bound_measure import RTOL, choose, subject
 from invariance.testing.gate._examine import examine
 from invariance.testing.gate._findings import Certificate, NotInvariantError
@@ -148,5 +149,5 @@ def replay(
     """
     bound = subject(measure, model, x, y, rtol=rtol, seed=seed, data=data, allow_constant=True)
     precision = precisions(model, dtype)[0]
-    cell = bound.evaluator(precision).cell(transform)
+    cell = bound.engine(precision).cell(transform)
     return Replay(cell.row, str(precision).removeprefix("torch."))

@@ -11,14 +11,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from invariance import transforms as T
-from invariance.checking._rows import Row
+import invariance.transforms as T
+from invariance.cells import CellEngine, Row
 from invariance.core._errors import UsageError
+from invariance.measures._registry import AnyMeasure
 from invariance.testing.blame._narrowing import family_of, layer_ladders
 from invariance.testing.blame._trends import FACTORS, Trend, fit_trend
-from invariance.testing.gate._binding import AnyMeasure, precisions
+from invariance.testing.gate._binding import precisions
 from invariance.testing.gate._bound_measure import RTOL, subject
-from invariance.testing.gate._evaluation import Evaluator
 from invariance.testing.gate._examine import examine
 from invariance.testing.gate._findings import NotInvariantError, replay_line
 from invariance.testing.gate._recorder import recorded
@@ -123,12 +123,12 @@ def assert_law(
     bound = subject(measure, model, x, y, rtol=rtol, seed=seed, data=data, allow_constant=True)
     if exponent is None:
         return _declared(bound, transform, dtype)
-    evaluator = bound.evaluator(precisions(model, dtype)[0])
+    engine = bound.engine(precisions(model, dtype)[0])
     name = bound.measure.name
     with recorded(f"alpha^{exponent:g}", name) as facts:
         trends = []
-        for site, family in _families(transform, evaluator):
-            trend, worst = _measured(evaluator, site, family, exponent)
+        for site, family in _families(transform, engine):
+            trend, worst = _measured(engine, site, family, exponent)
             if worst is not None:
                 label = repr(family(worst))
                 raise LawBrokenError(
@@ -162,11 +162,11 @@ def _declared(
 
 
 def _families(
-    transform: Transform | type[Transform] | Family, evaluator: Evaluator
+    transform: Transform | type[Transform] | Family, engine: CellEngine
 ) -> list[tuple[str, Family]]:
     if inspect.isclass(transform) and issubclass(transform, Transform):
         if transform is T.LayerScaling:
-            ladders = layer_ladders(evaluator.model, evaluator.example)
+            ladders = layer_ladders(engine.model, engine.example)
             found = [(ladder.site, ladder.family) for ladder in ladders if ladder.family]
             if found:
                 return found
@@ -188,22 +188,22 @@ def _families(
 
 
 def _measured(
-    evaluator: Evaluator, site: str, family: Family, exponent: float
+    engine: CellEngine, site: str, family: Family, exponent: float
 ) -> tuple[Trend, float | None]:
     """Sample the values; return their trend and the factor that is furthest off the claim."""
     values, worst, furthest = [], None, 0.0
-    base = float(evaluator.before)
+    base = float(engine.before)
     for factor in FACTORS:
         if factor == 1.0:
             values.append(base)
             continue
-        cell = evaluator.cell(family(factor))
+        cell = engine.cell(family(factor))
         values.append(cell.row.after)
         claimed = base * factor**exponent
-        allowed = evaluator.rtol * abs(claimed)
+        allowed = engine.policy.rtol * abs(claimed)
         off = abs(cell.row.after - claimed)
         if off > allowed:
-            allowed += evaluator.slack(cell)
+            allowed += engine.slack(cell)
         relative = off / abs(claimed) if claimed else off
         if off > allowed and relative > furthest:
             worst, furthest = factor, relative

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from invariance.core._errors import DataError, MeasureError, UsageError, unknown_name
 from invariance.core._modules import clone, in_train_mode, model_device, model_dtype
-from invariance.measures._registry import Measure, all_measures, as_measure, get_measure
-
-AnyMeasure = str | Measure | Callable[..., Any]
+from invariance.measures._registry import AnyMeasure, Measure, as_measure, registered
 
 #: A measure that needs training and unseen points gets this share of the rows as training.
 TRAIN_SHARE = 0.75
@@ -25,20 +23,6 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-
-
-def registered(entry: AnyMeasure) -> Measure | None:
-    """Return the measure with its declarations, if ``entry`` is or names a registered one."""
-    import invariance.measures  # noqa: F401 - importing fills the registry
-
-    if isinstance(entry, Measure):
-        return entry
-    if isinstance(entry, str):
-        return get_measure(entry)
-    name = getattr(entry, "__name__", "")
-    if name in all_measures() and get_measure(name).function is entry:
-        return get_measure(name)
-    return None
 
 
 def bind_measure(entry: AnyMeasure, name: str | None = None) -> Measure:

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from invariance.checking._default_maps import default_transforms
+from invariance.cells import CellEngine, MappedNetwork, Policy
+from invariance.cells._mapped_network import EXAMPLE_ROWS
 from invariance.core._errors import UsageError, unknown_name
 from invariance.core._groups import Group
 from invariance.core._modules import model_device
-from invariance.measures._registry import Measure
-from invariance.testing.gate._applied_maps import Stage
+from invariance.measures._registry import AnyMeasure, Measure, registered
 from invariance.testing.gate._binding import (
-    AnyMeasure,
     bind_inputs,
     bind_measure,
     cast,
     cast_inputs,
-    registered,
     require_evaluation_mode,
 )
-from invariance.testing.gate._evaluation import EXAMPLE_ROWS, Evaluator
-from invariance.testing.gate._random_members import draw_member, resolve_all
 from invariance.transforms._base import Transform
+from invariance.transforms._members import members, resolve_all
 
 #: Value and change are compared to this relative tolerance unless told otherwise.
 RTOL = 1e-6
@@ -45,7 +42,7 @@ class Subject:
         rtol: Relative tolerance.
         seed: Seed of random members and of round-off probes.
         allow_constant: Accept a measure that no change of weights moves.
-        stage: Copies made once for several measures; each makes its own by default.
+        network: The mapped network, where several measures share it.
     """
 
     measure: Measure
@@ -56,28 +53,28 @@ class Subject:
     rtol: float
     seed: int
     allow_constant: bool
-    stage: Stage | None = None
+    network: MappedNetwork | None = None
 
-    def evaluator(self, dtype: torch.dtype, zero: float = 0.0) -> Evaluator:
-        """Return an evaluator on copies in the given precision."""
-        stage = self.stage
-        if stage is None or stage.example.dtype != dtype:
-            stage = make_stage(self.model, self.x, dtype)
-        return Evaluator(
-            self.measure,
-            stage,
-            cast_inputs(self.inputs, model_device(stage.model), dtype),
+    def engine(self, dtype: torch.dtype, zero: float = 0.0) -> CellEngine:
+        """Return an engine on copies in the given precision."""
+        network = self.network
+        if network is None or network.example.dtype != dtype:
+            network = mapped(self.model, self.x, dtype)
+        policy = Policy(
             rtol=self.rtol,
-            seed=self.seed,
-            allow_constant=self.allow_constant,
             zero=zero,
+            seed=self.seed,
+            vetted=True,
+            allow_constant=self.allow_constant,
         )
+        inputs = cast_inputs(self.inputs, model_device(network.model), dtype)
+        return CellEngine(self.measure, network, inputs, policy)
 
 
-def make_stage(model: nn.Module, x: Tensor, dtype: torch.dtype, *, keep: bool = False) -> Stage:
-    """Copy a model and the rows that transforms are proven on, in the given precision."""
+def mapped(model: nn.Module, x: Tensor, dtype: torch.dtype, *, keep: bool = False) -> MappedNetwork:
+    """Copy a model and the rows that maps are verified on, in the given precision."""
     copied, moved = cast(model, {"x": x[:EXAMPLE_ROWS]}, dtype)
-    return Stage(copied, moved["x"], keep=keep)
+    return MappedNetwork(copied, moved["x"], keep=keep)
 
 
 def subject(
@@ -91,7 +88,7 @@ def subject(
     data: Mapping[str, Tensor] | None = None,
     allow_constant: bool = False,
     name: str | None = None,
-    stage: Stage | None = None,
+    network: MappedNetwork | None = None,
 ) -> Subject:
     """Bind a measure to a model and data; see :func:`assert_invariant` for the arguments."""
     require_evaluation_mode(model)
@@ -100,7 +97,7 @@ def subject(
     bound = bind_measure(measure, name)
     inputs = bind_inputs(bound, x, y, data)
     plain = registered(measure) is None
-    return Subject(bound, plain, model, inputs, x, rtol, seed, allow_constant, stage)
+    return Subject(bound, plain, model, inputs, x, rtol, seed, allow_constant, network)
 
 
 def choose(
@@ -143,7 +140,7 @@ def choose(
             f"Measure {bound.measure.name!r} declares no group to be checked under. Name some "
             "with groups=[...] or transforms=[...]."
         )
-    return list(members(bound.model, bound.x, wanted, bound.seed, examples)), False
+    return list(members(bound.model, wanted, bound.seed, examples)), False
 
 
 def wanted_groups(
@@ -170,18 +167,3 @@ def as_group(entry: Group | str) -> Group:
         return Group(entry)
     except ValueError:
         raise unknown_name("group", entry, [group.value for group in Group]) from None
-
-
-def members(
-    model: nn.Module, x: Tensor, groups: Iterable[Group], seed: int, examples: int = 1
-) -> Iterator[Transform]:
-    """Draw members of the given kinds of map; compositions only if every part is wanted."""
-    wanted = frozenset(groups)
-    for transform in default_transforms(model, seed=seed):
-        if all(group in wanted for group in transform.groups):
-            yield transform
-    for number in range(1, examples):
-        for group in Group:
-            # One fold is all the folds there are; other kinds have as many members as seeds.
-            if group in wanted - {Group.BATCHNORM_FOLD, Group.COORDINATES}:
-                yield draw_member(group, model, seed + number)

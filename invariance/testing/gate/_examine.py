@@ -7,14 +7,18 @@ from dataclasses import replace
 
 import torch
 
-from invariance.checking._rows import Refusal, Row
+from invariance.cells import (
+    BrokenTransformError,
+    Cell,
+    CellEngine,
+    FaultyMeasureError,
+    Refusal,
+    Row,
+)
 from invariance.core._errors import InvarianceError, UsageError
 from invariance.testing.blame._explain import explained as explain
-from invariance.testing.gate._applied_maps import BrokenTransformError
 from invariance.testing.gate._binding import precisions
 from invariance.testing.gate._bound_measure import Subject
-from invariance.testing.gate._evaluation import Cell, Evaluator
-from invariance.testing.gate._faults import FaultyMeasureError
 from invariance.testing.gate._findings import Certificate, Finding, replay_line
 from invariance.transforms._base import Transform
 
@@ -52,7 +56,7 @@ def examine(
     zero, last = 0.0, None
     wanted = precisions(bound.model, dtype)
     for precision in wanted:
-        made = _evaluator(bound, precision, zero, bool(used), dtype is None, notes)
+        made = _engine(bound, precision, zero, bool(used), dtype is None, notes)
         if made is None:
             continue
         last = made
@@ -96,18 +100,18 @@ def examine(
     return certificate, tuple(findings)
 
 
-def _evaluator(
+def _engine(
     bound: Subject,
     precision: torch.dtype,
     zero: float,
     again: bool,
     may_skip: bool,
     notes: list[str],
-) -> Evaluator | None:
-    """Return an evaluator, or ``None`` for a measure that cannot run in float64."""
+) -> CellEngine | None:
+    """Return an engine, or ``None`` for a measure that cannot run in float64."""
     own = precisions(bound.model, None)[-1]
     try:
-        return bound.evaluator(precision, zero)
+        return bound.engine(precision, zero)
     except FaultyMeasureError as error:
         if again and error.kind in ("nan", "infinite"):
             raise FaultyMeasureError(
@@ -121,7 +125,7 @@ def _evaluator(
         if precision != torch.float64 or own == precision or not may_skip:
             raise
         try:
-            bound.evaluator(own, zero)
+            bound.engine(own, zero)
         except (RuntimeError, TypeError):
             raise error from None  # it fails in either precision: the user's own error
         first = str(error).split("\n", 1)[0]
@@ -130,7 +134,7 @@ def _evaluator(
 
 
 def _finding(
-    bound: Subject, made: Evaluator, cell: Cell, *, roundoff: bool, explained: bool
+    bound: Subject, made: CellEngine, cell: Cell, *, roundoff: bool, explained: bool
 ) -> Finding:
     dtype = str(made.dtype).removeprefix("torch.")
     label = repr(cell.transform)

@@ -3,35 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from invariance import transforms as T
-from invariance.checking._rows import Refusal, Row
-from invariance.core._groups import Group
+import invariance.transforms as T
+from invariance.cells import Refusal, Row
+from invariance.core._groups import ABOUT, Group
 from invariance.testing.blame._trends import Trend
-
-#: What a failure under each group usually means; for scalings the fitted trend says more.
-MEANINGS: Mapping[Group, str] = {
-    Group.PERMUTATION: "it depends on the order of hidden units; reduce over them symmetrically",
-    Group.SIGN_FLIP: "it reads signs of parameters; use squares or absolute values",
-    Group.LINEAR_MIXING: (
-        "it reads two adjacent linear maps apart; only their product is part of the function"
-    ),
-    Group.LOGIT_SHIFT: (
-        "it reads the last layer or the logits themselves; softmax keeps only their differences"
-    ),
-    Group.BATCHNORM_FOLD: (
-        "it reads weights before their BatchNorm; the layer's weight is diag(s) W, "
-        "s = gamma / sqrt(var + eps)"
-    ),
-    Group.BATCHNORM_SCALING: (
-        "it reads weights whose scale the BatchNorm behind them removes; normalise them, or fold"
-    ),
-    Group.UNIT_SPLIT: "it counts units or parameters, or sums over units without their shares",
-    Group.DORMANT_UNITS: "it counts units that the output never reads",
-}
 
 
 @dataclass(frozen=True)
@@ -158,7 +136,7 @@ class Finding:
     def _meaning(self) -> str:
         if self.trend is not None and self.trend.hint:
             return ""
-        return next((MEANINGS[group] for group in self.groups if group in MEANINGS), "")
+        return next((ABOUT[group].meaning for group in self.groups if ABOUT[group].meaning), "")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the finding as plain data, for JSON."""

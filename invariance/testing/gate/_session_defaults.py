@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from invariance.measures._registry import AnyMeasure
 from invariance.testing.gate._assert_invariant import assert_invariant
-from invariance.testing.gate._binding import AnyMeasure
 from invariance.testing.gate._findings import Certificate
 
 

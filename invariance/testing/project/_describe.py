@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from invariance.cells import BrokenTransformError, Cell, CellEngine, FaultyMeasureError
 from invariance.core._errors import InvarianceError
 from invariance.core._groups import Group
-from invariance.measures._registry import Declaration
+from invariance.measures._registry import AnyMeasure, Declaration
 from invariance.testing.blame._explain import explained
-from invariance.testing.gate._applied_maps import BrokenTransformError
-from invariance.testing.gate._binding import AnyMeasure, precisions
-from invariance.testing.gate._bound_measure import RTOL, Subject, as_group, members, subject
-from invariance.testing.gate._evaluation import Cell, Evaluator
-from invariance.testing.gate._faults import FaultyMeasureError
+from invariance.testing.gate._binding import precisions
+from invariance.testing.gate._bound_measure import RTOL, Subject, as_group, subject
 from invariance.testing.gate._findings import Finding
-from invariance.testing.gate._random_members import draw_member
 from invariance.testing.gate._recorder import record
-from invariance.transforms._base import Transform
+from invariance.transforms._members import members
 
 Behaviour = Literal["invariant", "moves", "does not apply"]
 
@@ -39,7 +36,7 @@ class Behaves:
         maps: How many members were tried.
         largest_change: Largest relative change of the value over them.
         finding: The first member that moved the value, narrowed down; ``None`` if none did.
-        declared: What the measure declares; ``None`` for a plain function.
+        declared: What the measure declares; ``None`` where it claims nothing.
         reason: Why the kind does not apply.
     """
 
@@ -191,17 +188,17 @@ def describe(
         name=name,
     )
     precision = precisions(model, dtype)[0]
-    evaluator = bound.evaluator(precision)
+    engine = bound.engine(precision)
     wanted = (
         [group for group in Group if group is not Group.COORDINATES]
         if groups is None
         else [as_group(entry) for entry in groups]
     )
-    cells = {group: _cell(bound, evaluator, group) for group in wanted}
+    cells = {group: _cell(bound, engine, group) for group in wanted}
     found = Description(
         measure=bound.measure.name,
         model=type(model).__name__,
-        value=float(evaluator.before),
+        value=float(engine.before),
         dtype=str(precision).removeprefix("torch."),
         cells=cells,
     )
@@ -212,19 +209,15 @@ def describe(
     return found
 
 
-def _cell(bound: Subject, evaluator: Evaluator, group: Group) -> Behaves:
-    declared = None if bound.plain else bound.measure.declared([group])
-    maps: Sequence[Transform] = list(
-        members(evaluator.model, evaluator.example, [group], bound.seed)
-    )
-    if group is not Group.BATCHNORM_FOLD:
-        extra = range(1, 1 + EXTRA_MEMBERS)
-        maps = [*maps, *(draw_member(group, evaluator.model, bound.seed + k) for k in extra)]
+def _cell(bound: Subject, engine: CellEngine, group: Group) -> Behaves:
+    claimed = not bound.plain and bound.measure.claims([group])
+    declared = bound.measure.declared([group]) if claimed else None
+    maps = members(engine.model, [group], bound.seed, 1 + EXTRA_MEMBERS)
     tried, change, reason = 0, 0.0, ""
     first: Cell | None = None
     for transform in maps:
         try:
-            cell = evaluator.cell(transform)
+            cell = engine.cell(transform)
         except (FaultyMeasureError, BrokenTransformError):
             raise
         except InvarianceError as error:
@@ -244,9 +237,9 @@ def _cell(bound: Subject, evaluator: Evaluator, group: Group) -> Behaves:
     bare = Finding(
         row=first.row,
         groups=first.transform.groups,
-        dtype=str(evaluator.dtype).removeprefix("torch."),
+        dtype=str(engine.dtype).removeprefix("torch."),
         plain=bound.plain,
     )
     return Behaves(
-        group, "moves", tried, change, explained(bare, evaluator, first.transform), declared
+        group, "moves", tried, change, explained(bare, engine, first.transform), declared
     )

@@ -9,14 +9,13 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from invariance.cells import FaultyMeasureError
 from invariance.core._errors import InvarianceError, UsageError
 from invariance.core._groups import Group
-from invariance.measures._registry import all_measures
+from invariance.measures._registry import AnyMeasure, all_measures, registered
 from invariance.testing._networks import BUILDERS, Networks
-from invariance.testing.gate._binding import AnyMeasure, registered
 from invariance.testing.gate._bound_measure import choose, subject
 from invariance.testing.gate._examine import examine
-from invariance.testing.gate._faults import FaultyMeasureError
 from invariance.testing.gate._findings import Certificate, Finding
 from invariance.testing.project._project_table import (
     DEFAULT_GROUPS,

@@ -7,22 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from invariance import transforms as T
+import invariance.transforms as T
+from invariance.cells import BrokenTransformError, MappedNetwork
 from invariance.core._errors import TransformError
-from invariance.core._groups import Group
+from invariance.core._groups import ABOUT, Group
 from invariance.core._rng import generator
 from invariance.models import mlp
-from invariance.testing.gate._applied_maps import BrokenTransformError, Stage
-from invariance.testing.gate._bound_measure import make_stage
-from invariance.testing.gate._random_members import draw_member
+from invariance.testing.gate._bound_measure import mapped
 from invariance.testing.strategies._drawing import random_data, randomize, train_briefly
 from invariance.transforms._base import Transform
-
-#: Kinds of map that a drawn perceptron may admit.
-KINDS = tuple(group for group in Group if group not in (Group.COORDINATES, Group.LINEAR_MIXING))
-
-#: Kinds that need a BatchNorm in the network, and one that needs an odd activation or none.
-NEED_NORM = (Group.BATCHNORM_FOLD, Group.BATCHNORM_SCALING, Group.SIGN_FLIP)
+from invariance.transforms._members import draw_member
 
 #: Maps drawn for each network, each of another kind, as far as there are kinds.
 MAPS = 5
@@ -42,7 +36,7 @@ class SoakCase:
         x: ``(n, d)`` inputs.
         y: ``(n,)`` labels.
         maps: Maps of different kinds; some are followed by a permutation.
-        stage: Where they are put to the network, once for all measures.
+        network: Where they are put to the network, once for all measures.
         member_seed: Decides the maps' members and the round-off probes.
     """
 
@@ -52,7 +46,7 @@ class SoakCase:
     x: Tensor
     y: Tensor
     maps: tuple[Transform, ...]
-    stage: Stage
+    network: MappedNetwork
     member_seed: int
 
     def __str__(self) -> str:
@@ -75,7 +69,7 @@ class SoakCase:
             if not declared.issuperset(transform.groups):
                 continue
             try:
-                self.stage.put(transform)
+                self.network.under(transform)
             except BrokenTransformError:
                 raise
             except TransformError:
@@ -115,12 +109,13 @@ def draw_case(seed: int, number: int) -> SoakCase:
     if integer(0, 1):
         train_briefly(model, features, classes, member_seed, STEPS)
     x, y = random_data(rows, features, classes, member_seed)
-    kinds = [kind for kind in KINDS if norm or kind not in NEED_NORM]
+    admitted = ("all", "with BatchNorm") if norm else ("all",)
+    kinds = [group for group in Group if ABOUT[group].relu_mlp in admitted]
     order = torch.randperm(len(kinds), generator=stream).tolist()
     maps: list[Transform] = []
     for place in order[:MAPS]:
         drawn = draw_member(kinds[place], model, member_seed)
         composed = integer(0, 3) == 0 and kinds[place] is not Group.PERMUTATION
         maps.append(T.Compose([drawn, T.Permutation(member_seed)]) if composed else drawn)
-    stage = make_stage(model, x, torch.float64, keep=True)
-    return SoakCase(seed, number, model, x, y, tuple(maps), stage, member_seed)
+    network = mapped(model, x, torch.float64, keep=True)
+    return SoakCase(seed, number, model, x, y, tuple(maps), network, member_seed)

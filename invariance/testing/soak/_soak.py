@@ -23,13 +23,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import invariance.measures  # noqa: F401 - importing fills the registry
+from invariance.cells import BrokenTransformError, FaultyMeasureError
+from invariance.cells._faults import first_change, model_state
 from invariance.core._errors import InvarianceError
 from invariance.core._groups import Group
 from invariance.measures._registry import Measure, all_measures, get_measure
-from invariance.testing.gate._applied_maps import BrokenTransformError
 from invariance.testing.gate._bound_measure import subject
 from invariance.testing.gate._examine import examine
-from invariance.testing.gate._faults import FaultyMeasureError, first_change, model_state
 from invariance.testing.gate._findings import Certificate, Finding
 from invariance.testing.soak._cases import SoakCase, draw_case
 from invariance.transforms._base import Transform
@@ -186,12 +186,12 @@ def one_case(case: SoakCase, measures: Sequence[Measure], left: Mapping[str, int
         }
     except BrokenTransformError as error:
         return [_tally(entry, case, alarms=(f"{case}: {error}",)) for entry in measures]
-    before = [model_state(model) for model in case.stage.models()]
+    before = [model_state(model) for model in case.network.models()]
     for entry in measures:
         started = time.perf_counter()
         tally = _compare(case, entry, maps[entry.name])
         tallies.append(replace(tally, seconds=time.perf_counter() - started))
-    for state, model in zip(before, case.stage.models(), strict=True):
+    for state, model in zip(before, case.network.models(), strict=True):
         if what := first_change(state, model_state(model)):
             alarm = f"{case}: one of the measures changed a transformed network ({what})."
             return [replace(tally, alarms=(*tally.alarms, alarm)) for tally in tallies]
@@ -246,7 +246,7 @@ def judged(
         case.y,
         seed=case.member_seed,
         allow_constant=True,
-        stage=case.stage,
+        network=case.network,
     )
     return examine(bound, maps, judged=True, explained=explained)
 

@@ -9,27 +9,17 @@ from hypothesis import reject
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from invariance import transforms as T
+import invariance.transforms as T
 from invariance.core._errors import TransformError, unknown_name
-from invariance.core._groups import Group
+from invariance.core._groups import ABOUT, Group
 from invariance.core._modules import weight_layers
 from invariance.testing.blame._at_site import AtSite, analyse
-from invariance.testing.blame._narrowing import KINDS_OF
 from invariance.testing.strategies._networks import SEEDS
 from invariance.transforms._base import Transform
+from invariance.transforms._members import draw_member
 
 #: Kinds of map that a drawn perceptron may admit.
-DRAWABLE = (
-    Group.LAYER_SCALING,
-    Group.NEURON_SCALING,
-    Group.PERMUTATION,
-    Group.SIGN_FLIP,
-    Group.LOGIT_SHIFT,
-    Group.BATCHNORM_FOLD,
-    Group.BATCHNORM_SCALING,
-    Group.UNIT_SPLIT,
-    Group.DORMANT_UNITS,
-)
+DRAWABLE = tuple(group for group in Group if ABOUT[group].relu_mlp != "none")
 
 
 #: Largest power of two in a factor.
@@ -60,13 +50,16 @@ def transforms(
     """
     wanted = checked_groups(groups)
     found = analyse(model, example)
-    possible = [g for g in wanted if g not in KINDS_OF or found.of(*KINDS_OF[g])]
-    if Group.BATCHNORM_FOLD in possible and not found.norms:
-        possible.remove(Group.BATCHNORM_FOLD)
+    possible = [g for g in wanted if not ABOUT[g].sites or found.of(*ABOUT[g].sites)]
+    if not found.norms:
+        possible = [g for g in possible if ABOUT[g].sites or ABOUT[g].relu_mlp == "all"]
     if not possible:
         reject()
     group = draw(st.sampled_from(possible))
-    drawn: Transform = _DRAWERS[group](draw, model, example)
+    drawer = _DRAWERS.get(group)
+    drawn: Transform = (
+        drawer(draw, model, example) if drawer else draw_member(group, model, draw(SEEDS))
+    )
     try:
         drawn.apply(model, example)
     except TransformError:
@@ -137,14 +130,6 @@ def _norm_scaling(draw: st.DrawFn, model: nn.Module, example: Tensor) -> Transfo
     return _at_site(draw, model, example, "batchnorm_weight_scale")
 
 
-def _logit_shift(draw: st.DrawFn, model: nn.Module, example: Tensor) -> Transform:
-    return T.LogitShift(seed=draw(SEEDS))
-
-
-def _fold(draw: st.DrawFn, model: nn.Module, example: Tensor) -> Transform:
-    return T.FoldBatchNorm()
-
-
 def _split(draw: st.DrawFn, model: nn.Module, example: Tensor) -> Transform:
     return T.SplitUnits(draw(st.integers(1, 3)), seed=draw(SEEDS))
 
@@ -153,13 +138,12 @@ def _dormant(draw: st.DrawFn, model: nn.Module, example: Tensor) -> Transform:
     return T.DormantUnits(draw(st.integers(1, 3)), seed=draw(SEEDS))
 
 
+#: How members of a kind are drawn so that they shrink; others are drawn from a seed.
 _DRAWERS: Mapping[Group, Any] = {
     Group.LAYER_SCALING: _layer_scaling,
     Group.NEURON_SCALING: _neuron_scaling,
     Group.PERMUTATION: _permutation,
     Group.SIGN_FLIP: _sign_flip,
-    Group.LOGIT_SHIFT: _logit_shift,
-    Group.BATCHNORM_FOLD: _fold,
     Group.BATCHNORM_SCALING: _norm_scaling,
     Group.UNIT_SPLIT: _split,
     Group.DORMANT_UNITS: _dormant,

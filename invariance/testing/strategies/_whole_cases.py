@@ -9,9 +9,9 @@ from typing import Any
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from invariance.core._groups import Group
+from invariance.core._groups import ABOUT, Group
+from invariance.measures._registry import AnyMeasure
 from invariance.testing.gate._assert_invariant import assert_invariant
-from invariance.testing.gate._binding import AnyMeasure
 from invariance.testing.gate._findings import Certificate
 from invariance.testing.strategies._maps import checked_groups, transforms
 from invariance.testing.strategies._networks import DrawnNetwork, data, mlps
@@ -68,9 +68,6 @@ class Case:
         )
 
 
-_NEEDS_NORM = (Group.BATCHNORM_FOLD, Group.BATCHNORM_SCALING, Group.SIGN_FLIP)
-
-
 @st.composite
 def cases(
     draw: st.DrawFn,
@@ -93,7 +90,7 @@ def cases(
     """
     wanted = checked_groups(groups)
     if networks is None:
-        needs = all(group in _NEEDS_NORM for group in wanted)
+        needs = all(ABOUT[group].relu_mlp == "with BatchNorm" for group in wanted)
         networks = mlps(batch_norm=True) if needs else mlps()
     network = draw(networks)
     x, y, seed = draw(data(network.shape, network.classes, max_rows=max_rows))

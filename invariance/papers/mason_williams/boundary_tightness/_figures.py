@@ -17,7 +17,7 @@ from invariance.papers.mason_williams.boundary_tightness._findings import (
     noise_records,
 )
 from invariance.papers.recipes._figures import INK, MOVES, STAYS, THIRD, plain, save
-from invariance.stats._rank import FloatArray
+from invariance.stats._ranks import FloatArray
 from invariance.studies._study import Findings, Record
 from invariance.studies.claims._correlations import column, split
 

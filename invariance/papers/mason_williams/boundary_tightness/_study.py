@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from invariance import measures as M
-from invariance.checking._check import cast_task
 from invariance.checking._correlate import random_neuron_scaling
-from invariance.data import Task
+from invariance.data import Task, cast_task
 from invariance.outcomes import expected_calibration_error
 from invariance.papers.mason_williams.boundary_tightness._circles import (
     circles_config,

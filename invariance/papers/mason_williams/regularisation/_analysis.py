@@ -31,7 +31,7 @@ from invariance.papers.mason_williams.regularisation._tables import (
     simpson_table,
 )
 from invariance.stats import stratified_spearman
-from invariance.stats._rank import MINIMUM_POINTS
+from invariance.stats._ranks import MINIMUM_POINTS
 from invariance.studies._study import Findings, Options, Record, Table
 from invariance.studies.claims._correlations import POOLED, column, correlation_rows
 from invariance.studies.claims._paired_treatments import (

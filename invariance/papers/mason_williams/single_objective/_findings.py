@@ -11,7 +11,7 @@ from scipy import stats
 
 from invariance.papers.mason_williams.single_objective._objectives import OBJECTIVES
 from invariance.papers.recipes._claim_shapes import bounded, mean_interval, sampled_claim
-from invariance.stats._rank import FloatArray
+from invariance.stats._ranks import FloatArray
 from invariance.studies._study import Findings, Options, Record, Table
 from invariance.studies.claims._claims import Claim, Region
 from invariance.studies.claims._correlations import column, correlation_rows, split

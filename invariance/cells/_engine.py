@@ -1,4 +1,8 @@
-"""One measure at one model in one precision: its value, and its cell under a transform."""
+"""One measure on one network in one precision: its value, and its cell under each map.
+
+Whoever asks whether a value stays under a map asks this engine: ``check``, the assertions of
+:mod:`invariance.testing`, and the soak. They differ in their :class:`Policy` and in nothing else.
+"""
 
 from __future__ import annotations
 
@@ -7,35 +11,62 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from invariance.checking._roundoff import float_error
-from invariance.checking._rows import Row
-from invariance.checking._verdict import judge
-from invariance.core._errors import InvarianceError, MeasureError
-from invariance.core._estimate import Estimate
-from invariance.core._modules import clone
-from invariance.core._rng import generator
-from invariance.measures._registry import Measure, Setting
-from invariance.testing.gate._applied_maps import Stage
-from invariance.testing.gate._faults import (
+from invariance.cells._faults import (
     FaultyMeasureError,
     ambient_seed,
     as_number,
     isolated,
     watched,
 )
+from invariance.cells._mapped_network import MappedNetwork
+from invariance.cells._roundoff import float_error
+from invariance.cells._rows import Row
+from invariance.cells._verdict import judge
+from invariance.core._errors import InvarianceError, MeasureError
+from invariance.core._estimate import Estimate
+from invariance.core._modules import clone
+from invariance.core._rng import generator
+from invariance.measures._registry import Measure, Setting
 from invariance.transforms._base import Applied, Transform
 
 #: In less than float64, round-off may excuse no more than this share of the value: a
 #: measure that loses three digits there is invariant in float64 only, and gets told so.
 LOW_PRECISION_CAP = 1e-3
 
+#: A move of an estimate counts as one beyond this many standard errors of each side: a
+#: false alarm in fewer than one cell in 100,000 if the errors are normal.
+DECISIVE = 4.5 * 2**0.5
+
+#: What a cell says of a measure that is silent about its kind of map.
+NOT_CLAIMED = "Not claimed: the measure says nothing about this kind of map."
+
 #: Networks of other functions that a measure has to tell apart.
 OTHER_NETWORKS = 8
 
-#: Rows on which a transform's proof is computed.
-EXAMPLE_ROWS = 64
+
+@dataclass(frozen=True)
+class Policy:
+    """What counts as the same value, and how far a measure is trusted.
+
+    A value may miss its goal (the value before, or what a law predicts) by ``rtol`` of the
+    goal, or by its measured float error where that is larger.
+
+    Attributes:
+        rtol: Relative change that is not worth mentioning.
+        zero: Absolute value under which the exact value counts as zero.
+        seed: Seed of the round-off probes.
+        vetted: Look for defects of the measure itself first (chance, side effects, a value
+            that is no finite number), and take no estimates.
+        allow_constant: Accept a vetted measure whose value no change of the weights moves.
+    """
+
+    rtol: float = 0.0
+    zero: float = 0.0
+    seed: int = 0
+    vetted: bool = False
+    allow_constant: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,49 +91,42 @@ class Cell:
         return not abs(self.row.after - self.row.before) <= self.row.tolerance
 
 
-class Evaluator:
-    """Evaluates one measure around one model; remembers what several cells share.
+class CellEngine:
+    """Evaluates one measure around one network; remembers what several cells share.
 
     Args:
         measure: The measure.
-        stage: A copy of the model, already in the precision to work in.
+        network: The network with its maps, already in the precision to work in.
         inputs: The measure's arguments, in the same precision.
-        rtol: Relative change of the value that is not worth mentioning.
-        seed: Seed of the round-off probes.
-        allow_constant: Accept a measure whose value no change of the weights moves.
-        zero: Absolute value under which the exact value counts as zero.
+        policy: What counts as the same value.
+
+    Raises:
+        FaultyMeasureError: If a vetted measure has no value to compare.
+        MeasureError: If the measure refuses the network.
     """
 
     def __init__(
         self,
         measure: Measure,
-        stage: Stage,
+        network: MappedNetwork,
         inputs: Mapping[str, Any],
-        *,
-        rtol: float,
-        seed: int = 0,
-        allow_constant: bool = False,
-        zero: float = 0.0,
+        policy: Policy = Policy(),
     ) -> None:
-        self.measure, self.stage, self.inputs = _checked(measure), stage, dict(inputs)
-        self.model, self.example = stage.model, stage.example
-        self.rtol, self.seed = rtol, seed
-        self.dtype = stage.example.dtype
-        self.zero = zero
+        self.measure = _checked(measure) if policy.vetted else measure
+        self.network, self.inputs, self.policy = network, dict(inputs), policy
+        self.model, self.example = network.model, network.example
+        self.dtype = network.example.dtype
         self.evaluations = 0
-        self.shared: dict[str, Any] = {}
         self._error: float | None = None
-        self.before = self._first_value(allow_constant)
+        self.before = self._vetted_value() if policy.vetted else self.value(self.model)
 
     def value(self, model: nn.Module) -> Estimate:
-        """Evaluate the measure; every global random state is left as it was.
-
-        Raises:
-            FaultyMeasureError: If the result is no finite number.
-        """
+        """Evaluate the measure; every global random state is left as it was."""
         self.evaluations += 1
         with isolated():
-            return self.measure(model, **self.inputs)
+            found = self.measure(model, **self.inputs)
+            float(found)  # a vector has no place in a cell, and says so
+            return found
 
     @property
     def error(self) -> float:
@@ -125,22 +149,22 @@ class Evaluator:
         Raises:
             TransformError: If the transform does not apply.
             BrokenTransformError: If it changes the function.
-            FaultyMeasureError: If the value after it is no finite number.
+            FaultyMeasureError: If a vetted value after it is no finite number.
+            MeasureError: If the measure refuses, or if estimates cannot decide.
         """
-        applied = self.stage.put(transform, self.measure.name)
+        applied = self.network.under(transform, self.measure.name)
         after = self.value(applied.model)
         declared = self.measure.declared(transform.groups) if judged else "invariant"
         predicted = self._predict(transform, applied) if declared == "law" else None
-        goal = float(self.before) if predicted is None else predicted
-        tolerance = self._tolerance(applied.model, after, goal)
-        verdict, note = judge(
-            float(self.before),
-            float(after),
-            declared=declared,
-            predicted=predicted,
-            tolerance=tolerance,
-        )
         before = float(self.before)
+        goal = before if predicted is None else predicted
+        tolerance = self._tolerance(applied.model, after, goal)
+        if reason := _undecidable(self.before, after, tolerance):
+            raise MeasureError(reason)
+        claimed = not judged or self.measure.claims(transform.groups)
+        verdict, note = judge(
+            before, float(after), declared=declared, predicted=predicted, tolerance=tolerance
+        )
         row = Row(
             measure=self.measure.name,
             transform=transform.name,
@@ -150,50 +174,53 @@ class Evaluator:
             declared=declared,
             predicted=predicted,
             verdict=verdict,
+            model=self.network.title,
             label=repr(transform),
             tolerance=tolerance,
             method=after.method,
-            note=note,
+            note=note if claimed else NOT_CLAIMED,
+            claimed=claimed,
         )
         return Cell(row, transform, applied, self.dtype)
-
-    def _predict(self, transform: Transform, applied: Applied) -> float | None:
-        laws = self.measure.laws
-        law = next((laws[group] for group in transform.groups if group in laws), None)
-        if law is None:
-            return None
-        return law(Setting(self.model, applied, self.inputs, self.before, self.shared))
-
-    def _tolerance(self, model: nn.Module, after: Estimate, goal: float) -> float:
-        """The relative tolerance asked for, or the measured float error where that is larger."""
-        base = self.rtol * abs(goal)
-        if abs(float(after) - goal) <= base:
-            return base  # measuring the float error could only widen it
-        slack = self.error + self._float_error(model, after)
-        # Round-off may not excuse everything where there is little precision.
-        low = self.dtype != torch.float64
-        if low and abs(goal) > self.zero:
-            slack = min(slack, LOW_PRECISION_CAP * abs(goal))
-        return max(base, slack)
 
     def slack(self, cell: Cell) -> float:
         """Absolute float error of one comparison, before the map and after it."""
         after = Estimate(cell.row.after)
         return self.error + self._float_error(cell.applied.model, after)
 
+    def _predict(self, transform: Transform, applied: Applied) -> float | None:
+        laws = self.measure.laws
+        law = next((laws[group] for group in transform.groups if group in laws), None)
+        if law is None:
+            return None
+        shared = self.network.scratch(self.measure.fields)
+        return law(Setting(self.model, applied, self.inputs, self.before, shared))
+
+    def _tolerance(self, model: nn.Module, after: Estimate, goal: float) -> float:
+        """The relative tolerance asked for, or the measured float error where that is larger."""
+        base = self.policy.rtol * abs(goal)
+        if base and abs(float(after) - goal) <= base:
+            return base  # measuring the float error could only widen it
+        slack = self.error + self._float_error(model, after)
+        # Round-off may not excuse everything where there is little precision.
+        low = self.dtype != torch.float64
+        if low and abs(goal) > self.policy.zero:
+            slack = min(slack, LOW_PRECISION_CAP * abs(goal))
+        return max(base, slack)
+
     def _float_error(self, model: nn.Module, value: Estimate) -> float:
         self.evaluations += 2
         with isolated():
-            return float_error(self.measure, model, self.inputs, value, seed=self.seed)
+            return float_error(self.measure, model, self.inputs, value, seed=self.policy.seed)
 
-    def _first_value(self, allow_constant: bool) -> Estimate:
+    def _vetted_value(self) -> Estimate:
         """Evaluate twice on throwaway copies, watching for every defect of the measure itself."""
         name = self.measure.name
         seen = []
         for ambient in (None, 12_345):
             model = clone(self.model)
             inputs = {
-                key: value.clone() if isinstance(value, torch.Tensor) else value
+                key: value.clone() if isinstance(value, Tensor) else value
                 for key, value in self.inputs.items()
             }
             self.evaluations += 1
@@ -219,7 +246,7 @@ class Evaluator:
                 "and two estimates cannot decide whether a value moved. Use "
                 "invariance.testing.assert_equal_in_law with repeated seeds instead."
             )
-        if not allow_constant:
+        if not self.policy.allow_constant:
             self._require_dependence(first)
         return first
 
@@ -230,7 +257,7 @@ class Evaluator:
         invariance. Networks of other functions tell it from a real one.
         """
         for number in range(OTHER_NETWORKS):
-            other = _another_network(self.model, number, self.seed)
+            other = _another_network(self.model, number, self.policy.seed)
             try:
                 if float(self.value(other)) != float(value):
                     return
@@ -242,6 +269,24 @@ class Evaluator:
             f"It gave {float(value)!r} for this network, for ones with random weights and for one "
             "whose weights are all zero.",
         )
+
+
+def _undecidable(before: Estimate, after: Estimate, tolerance: float) -> str | None:
+    """Say why two estimates with standard errors cannot decide whether the value moved.
+
+    With common random numbers an invariant estimate does not move at all, and a large
+    move is a move; between the two, noise and effect cannot be told apart.
+    """
+    noise = max(before.stderr or 0.0, after.stderr or 0.0)
+    if before.exact or before.residual is not None or noise == 0.0:
+        return None
+    moved = abs(float(after) - float(before))
+    if moved <= tolerance or moved > DECISIVE * noise:
+        return None
+    return (
+        f"Undecided: it moved by {moved:.3g}, and the standard error is {noise:.3g} "
+        f"({after.method}). Ask for more samples or for an exact measure."
+    )
 
 
 def _checked(measure: Measure) -> Measure:

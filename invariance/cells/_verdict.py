@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from invariance.checking._rows import Verdict
+from invariance.cells._rows import Verdict
 from invariance.measures._registry import Declaration
 
 
@@ -28,7 +28,7 @@ def judge(
     Returns:
         The verdict and a note. A measure declared invariant must not move; one with a
         law must meet it; one declared to vary may do either, and the verdict is then
-        what happened. A NaN or infinite value contradicts every declaration but none.
+        what happened. A value that is not finite contradicts every declaration.
     """
     if not (math.isfinite(before) and math.isfinite(after)):
         return "contradicts", "The measure is not finite here."

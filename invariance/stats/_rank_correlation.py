@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy import stats
 
-from invariance.core._errors import DataError
-
-FloatArray = npt.NDArray[np.float64]
-
-#: With fewer points than this an interval by resampling means nothing.
-MINIMUM_POINTS = 4
+from invariance.stats._ranks import (
+    FloatArray,
+    centred_ranks,
+    interval,
+    require_pairs,
+    row_correlation,
+)
+from invariance.stats._resampled import resampled_taus
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ def spearman(
     Raises:
         DataError: If lengths differ, values are not finite, or there are fewer than
             four pairs.
+
+    Example:
+        >>> found = spearman([1, 2, 3, 4, 5], [1, 4, 9, 16, 25])  # any increasing function
+        >>> round(found.rho, 12), found.n
+        (1.0, 5)
     """
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     require_pairs(a, b)
@@ -101,6 +107,11 @@ def kendall(
 
     Raises:
         DataError: As for :func:`spearman`.
+
+    Example:
+        >>> found = kendall([1, 2, 3, 4], [1, 2, 4, 3])  # one of six pairs is the wrong way round
+        >>> round(found.rho, 12)  # (5 - 1) / 6
+        0.666666666667
     """
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     require_pairs(a, b)
@@ -108,50 +119,10 @@ def kendall(
     found = stats.kendalltau(a, b)
     if not np.isfinite(found.statistic):
         return RankCorrelation(n, None, None, None, None, level)
-    from invariance.stats._resampled import resampled_taus  # which builds on this module
-
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
     drawn = resampled_taus(a[None], b[None], counts.astype(np.float64))[:, 0, 0]
     low, high = interval(drawn, level)
     return RankCorrelation(n, float(found.statistic), low, high, float(found.pvalue), level)
-
-
-def interval(draws: FloatArray, level: float) -> tuple[float, float]:
-    """Return the percentile interval of bootstrap draws; undefined draws are left out."""
-    kept = draws[np.isfinite(draws)]  # a resample of one repeated pair has no rho
-    tail = (1 - level) / 2
-    low, high = (float(end) for end in np.quantile(kept, [tail, 1 - tail]))
-    return low, high
-
-
-def require_pairs(a: FloatArray, b: FloatArray) -> None:
-    """Refuse samples that are not paired, finite and long enough."""
-    if a.ndim != 1 or a.shape != b.shape:
-        raise DataError(
-            f"Expected two one-dimensional samples of equal length. Got {a.shape} and {b.shape}."
-        )
-    if a.size < MINIMUM_POINTS:
-        raise DataError(
-            f"Expected at least {MINIMUM_POINTS} pairs for an interval. Got {a.size}. "
-            "Train more networks."
-        )
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise DataError("Expected finite values. Got NaN or infinity; drop or repair those pairs.")
-
-
-def centred_ranks(rows: FloatArray) -> FloatArray:
-    """Rank each row with average ties, and centre it."""
-    ranks: FloatArray = stats.rankdata(rows, axis=1)
-    centred: FloatArray = ranks - ranks.mean(axis=1, keepdims=True)
-    return centred
-
-
-def row_correlation(a: FloatArray, b: FloatArray) -> FloatArray:
-    """Correlate centred rows pairwise; NaN where a row is constant."""
-    scale = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        rho: FloatArray = (a * b).sum(axis=1) / scale
-    return rho
 
 
 def _permutation_p(a: FloatArray, b: FloatArray, draws: int, rng: np.random.Generator) -> float:

@@ -28,6 +28,8 @@ class Row:
         tolerance: Largest difference that float error explains, as measured.
         method: How the value was computed.
         note: Anything a reader should know about this cell.
+        claimed: False where the measure says nothing about this kind of map: ``declared`` is
+            then ``varies`` for want of a claim.
     """
 
     measure: str
@@ -43,6 +45,7 @@ class Row:
     tolerance: float = 0.0
     method: str = ""
     note: str = ""
+    claimed: bool = True
 
     def __getitem__(self, key: str) -> Any:
         return asdict(self)[key]

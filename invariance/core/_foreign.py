@@ -1,0 +1,52 @@
+"""Code of the user's that the program runs: whatever it does, the program goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from invariance.core._errors import InvarianceError, UsageError
+
+
+@contextmanager
+def foreign(what: str) -> Iterator[None]:
+    """Run somebody else's code; what it raises, ``sys.exit`` included, becomes a sentence.
+
+    Args:
+        what: What it was run for, as the sentence's subject.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UsageError: If the block raised anything but Ctrl-C or an error of this package.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, InvarianceError):
+        raise
+    except BaseException as error:
+        raise UsageError(f"{what} {account(error)}.") from error
+
+
+def account(error: BaseException) -> str:
+    """Say what an error of the user's code was, and where it came from, in half a sentence."""
+    if isinstance(error, SystemExit):
+        return f"tried to end the program (sys.exit({error.code!r})){_where(error)}"
+    if isinstance(error, SyntaxError):
+        place = f" ({error.filename}, line {error.lineno})" if error.filename else ""
+        return f"is no valid Python: {error.msg}{place}"
+    text = str(error).rstrip(".")
+    return f"raised {type(error).__name__}{f': {text}' if text else ''}{_where(error)}"
+
+
+def _where(error: BaseException) -> str:
+    """The innermost line of a file that is neither this package's nor Python's machinery."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        module = str(trace.tb_frame.f_globals.get("__name__", ""))
+        if module.partition(".")[0] not in ("invariance", "contextlib", "torch", "importlib"):
+            place = "" if name.startswith("<") else f" ({name}, line {trace.tb_lineno})"
+        trace = trace.tb_next
+    return place
