@@ -84,6 +84,16 @@ def alpha_sweep(
     Raises:
         MeasureError: If there is a single weight layer.
         TransformError: If the scaling does not apply to this network.
+
+    Example:
+        The trace follows ``A / a^2 + C + B a^2``:
+
+        >>> import invariance as inv
+        >>> from invariance.checking import alpha_sweep
+        >>> task = inv.load_task("digits", n_train=100)
+        >>> found = alpha_sweep(inv.models.mlp([64, 8, 10]), task, alphas=[0.5, 2.0])
+        >>> max(abs(a / b - 1) for a, b in zip(found.measured, found.predicted)) < 1e-9
+        True
     """
     base = clone(model).to(dtype)
     data = cast_task(task, dtype, model_device(base))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,17 +25,18 @@ from invariance.core._forward import reading
 from invariance.core._modules import clone, in_train_mode, model_device
 from invariance.core._progress import Progress, silent
 from invariance.data import Task, cast_task
+from invariance.data._given import TaskLike, as_task
 from invariance.measures._registry import AnyMeasure, Measure, resolve
-from invariance.transforms._base import Transform
+from invariance.transforms._base import Transform, as_transforms
 from invariance.transforms._members import default_transforms
 
 
 def check(
     model: nn.Module | Mapping[str, nn.Module],
-    task: Task,
+    task: TaskLike,
     *,
-    transforms: Sequence[Transform] | None = None,
-    measures: Sequence[AnyMeasure] | None = None,
+    transforms: Sequence[Transform] | Transform | None = None,
+    measures: Sequence[AnyMeasure] | AnyMeasure | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
     rtol: float = 0.0,
@@ -48,7 +50,8 @@ def check(
 
     Args:
         model: The model, or several by name. Copies are used; nothing is changed.
-        task: The data; ``x_train``/``y_train`` for curvature, ``x_unseen`` for weakness.
+        task: The data; ``x_train``/``y_train`` for curvature, ``x_unseen`` for weakness. Also a
+            task's name, ``(x, y)``, or a DataLoader of such batches.
         transforms: What to apply; by default a member of every kind of map there is.
             One that does not apply to the model, or changes its function, is listed under
             ``refused`` with its reason.
@@ -65,12 +68,22 @@ def check(
         The report: how far each function is unchanged, and one row a cell.
 
     Raises:
-        UsageError: If a measure's name is unknown.
+        UsageError: If a measure's name is unknown, or there is no model, measure or map to check.
         MeasureError: If a model is in train mode where that changes its function.
+
+    Example:
+        >>> import invariance as inv
+        >>> task = inv.load_task("digits", n_train=100)
+        >>> model = inv.fit(inv.models.mlp([64, 16, 10]), task).model
+        >>> report = inv.check(model, task, measures=["path_norm"])
+        >>> report.contradictions
+        ()
     """
     models = dict(model) if isinstance(model, Mapping) else {"model": model}
+    _require_models(models)
+    task = as_task(task, "check", *models.values())
     chosen = resolve(measures)
-    _require_types(models, task, transforms)
+    given = None if transforms is None else as_transforms(transforms)
     policy = Policy(rtol=rtol, seed=seed)
     found: list[FunctionRow | Row | Refusal] = []
     for title, original in models.items():
@@ -78,9 +91,10 @@ def check(
         base = clone(original).to(dtype)
         data = cast_task(task, dtype, model_device(base))
         _require_fit(base, data)
-        maps = default_transforms(base, seed=seed) if transforms is None else list(transforms)
+        maps = default_transforms(base, seed=seed) if given is None else given
+        points = data.x_test if len(data.x_test) else data.x_train
         network = MappedNetwork(
-            base, data.x_train[:EXAMPLE_ROWS], compared=data.x_test[:COMPARED_ROWS], title=title
+            base, data.x_train[:EXAMPLE_ROWS], compared=points[:COMPARED_ROWS], title=title
         )
         found += _cells(network, data, chosen, maps, policy, progress or silent)
     return Report(
@@ -126,21 +140,15 @@ def _cells(
                 yield Refusal(f"{engine.measure.name} under {transform!r}", str(error), title)
 
 
-def _require_types(
-    models: Mapping[str, nn.Module], task: Task, transforms: Sequence[Transform] | None
-) -> None:
+def _require_models(models: Mapping[str, Any]) -> None:
+    if not models:
+        raise UsageError("There is no model to check: the mapping of models is empty.")
     for title, entry in models.items():
         if not isinstance(entry, nn.Module):
-            raise UsageError(f"check needs an nn.Module as {title}. Got {type(entry).__name__}.")
-    if not isinstance(task, Task):
-        raise UsageError(
-            f"check needs a Task, such as load_task('digits'). Got {type(task).__name__}."
-        )
-    for number, item in enumerate(transforms or ()):
-        if not isinstance(item, Transform):
+            own = isinstance(getattr(entry, "model", None), nn.Module)
+            hint = " Pass its .model." if own else ""
             raise UsageError(
-                f"transforms[{number}] is {item!r}, not a transform. Give instances, such as "
-                "invariance.transforms.NeuronScaling()."
+                f"check needs an nn.Module as {title}. Got {type(entry).__name__}.{hint}"
             )
 
 

@@ -147,6 +147,17 @@ def correlate(
 
     Raises:
         DataError: If there is not one target value a network, or fewer than four networks.
+
+    Example:
+        >>> import invariance as inv
+        >>> from invariance.checking import correlate
+        >>> task = inv.load_task("digits", n_train=100)
+        >>> fits = inv.fit_ensemble([64, 8, 10], task, seeds=range(5))
+        >>> networks = [found.model for found in fits]
+        >>> study = correlate(networks, [1.0, 2.0, 3.0, 4.0, 5.0], task, measures=["path_norm"])
+        >>> (row,) = study.rows
+        >>> row.measure, row.n
+        ('path_norm', 5)
     """
     if len(networks) != len(target):
         raise DataError(

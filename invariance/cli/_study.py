@@ -59,7 +59,20 @@ def add_parser(subparsers: Any) -> None:
         "--workers", type=int, metavar="N", help="processes on this machine (one for each core)"
     )
     parser.add_argument(
-        "--scheduler", metavar="ADDRESS", help="Dask scheduler to hand the batches to"
+        "--scheduler",
+        metavar="ADDRESS",
+        help=(
+            "Dask scheduler to hand the batches to; in a trusted network only: whoever reaches "
+            "it runs code on its machines, and its answers can run code here"
+        ),
+    )
+    parser.add_argument(
+        "--tls",
+        nargs=3,
+        type=Path,
+        default=(),
+        metavar=("CA", "CERT", "KEY"),
+        help="PEM files for a scheduler at tls://HOST:PORT, as 'dask scheduler' takes them",
     )
     parser.set_defaults(run=run)
 
@@ -97,6 +110,7 @@ def run(options: argparse.Namespace) -> int:
                 resume=options.resume,
                 workers=options.workers,
                 scheduler=options.scheduler,
+                tls=options.tls,
                 progress=bar,
                 reference=options.name,
             )

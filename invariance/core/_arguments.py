@@ -6,6 +6,9 @@ import operator
 
 from invariance.core._errors import UsageError
 
+#: Python prints integers of up to 4,300 digits, and reports have to show a seed.
+MAX_SEED_BITS = 10_000
+
 
 def as_integer(value: object, name: str, *, low: int | None = None, hint: str = "") -> int:
     """Return an argument as an ``int``, if it is a whole number by its type.
@@ -36,9 +39,14 @@ def as_integer(value: object, name: str, *, low: int | None = None, hint: str = 
 
 
 def as_seed(value: object, name: str = "seed") -> int:
-    """Return a seed as an ``int``; any integer is one.
+    """Return a seed as an ``int``; any integer that Python prints is one.
 
     Raises:
         UsageError: If it is anything else.
     """
-    return as_integer(value, name, hint="Results repeat only under a seed that is given.")
+    number = as_integer(value, name, hint="Results repeat only under a seed that is given.")
+    if number.bit_length() > MAX_SEED_BITS:
+        raise UsageError(
+            f"{name} has {number.bit_length()} bits, expected {MAX_SEED_BITS} at most."
+        )
+    return number

@@ -182,6 +182,17 @@ def exact_curvature(
         MeasureError: The network is not piecewise linear in a parameter tensor.
         ModelError: It is in train mode where that matters, or has NaN parameters.
         DataError: Malformed data.
+
+    Example:
+        One row with ``p = (1/2, 1/2)``: ``H = S (x) x x^T`` with ``Tr S = 1/2`` and ``|x|^2 = 4``.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> found = inv.curvature.exact_curvature(model, x, y, relative_flatness=True)
+        >>> round(float(found.trace), 9)
+        2.0
     """
     prepared = prepare(model, x, y, loss, parameters)
     check_budget(memory_budget)
@@ -255,11 +266,15 @@ def hessian_trace(
         DataError: Malformed data.
 
     Example:
-        A linear model with squared error has the Hessian ``2 X^T X / n``.
+        One row with ``p = (1/2, 1/2)``: ``H = S (x) x x^T`` with ``Tr S = 1/2`` and ``|x|^2 = 4``.
 
-        >>> model, x = nn.Linear(2, 1, bias=False), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-        >>> hessian_trace(model, x, torch.zeros(2, 1), loss="mse").value
-        30.0
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> found = inv.curvature.hessian_trace(model, x, y)
+        >>> round(found.value, 9), found.exact
+        (2.0, True)
     """
     if not isinstance(seed, int):
         seed = as_seed(seed)
@@ -318,6 +333,17 @@ def hessian_diagonal(
     Raises:
         ModelError: A model in train mode where that matters, NaN parameters.
         DataError: Malformed data.
+
+    Example:
+        One row with ``p = (1/2, 1/2)``: ``H = S (x) x x^T`` with ``Tr S = 1/2`` and ``|x|^2 = 4``.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> found = inv.curvature.hessian_diagonal(model, x, y)
+        >>> found["linear1.weight"].round(decimals=9).tolist()  # p (1 - p) x_j^2
+        [[1.0, 0.0], [1.0, 0.0]]
     """
     if not isinstance(seed, int):
         seed = as_seed(seed)

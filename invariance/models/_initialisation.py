@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from invariance.core._arguments import as_seed
+from invariance.core._rng import torch_seed
 
 
 @contextmanager
@@ -19,13 +19,13 @@ def seeded(seed: int) -> Iterator[None]:
     a seed means the same network on every machine.
 
     Args:
-        seed: Any integer that torch accepts.
+        seed: Any integer.
 
     Yields:
         Nothing.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(as_seed(seed))
+        torch.default_generator.manual_seed(torch_seed(seed))
         yield
 
 

@@ -111,8 +111,13 @@ def headline(report: Report) -> list[str]:
             f"{number(top.predicted, 6)}. {_fixed(report, top)}"
         )
     bad = report.contradictions
+    unclaimed = dict.fromkeys(row.measure for row in report.rows if not row.claimed)
+    if unclaimed:
+        lines.append(f"Not declared in every cell: {', '.join(unclaimed)}.")
     lines.append(
-        "No cell contradicts its declaration."
+        "Nothing was compared: every measure or every map was refused."
+        if not report.rows
+        else "No cell contradicts its declaration."
         if not bad
         else f"{len(bad)} cells CONTRADICT their declaration: "
         + "; ".join(f"{row.measure} under {row.label}: {row.note}" for row in bad[:5])

@@ -44,6 +44,7 @@ def run_study(
     resume: bool = False,
     workers: int | None = None,
     scheduler: str | None = None,
+    tls: Sequence[Path | str] = (),
     progress: Progress | None = None,
     reference: str | None = None,
 ) -> Outcome:
@@ -55,7 +56,10 @@ def run_study(
         out: The study's folder: records, weights, figures, ``results.json``, ``report.md``.
         resume: Whether to go on with what is in the folder.
         workers: Processes; one for each core by default. One means this process.
-        scheduler: Address of a Dask scheduler to hand the batches to.
+        scheduler: Address of a Dask scheduler to hand the batches to. Its machines run what
+            is sent to them, and what they answer is unpickled here: in a trusted network only.
+        tls: With a scheduler behind TLS, three PEM files: the authority's certificate, one's
+            own, and its key.
         progress: Called as ``progress(done, total, what)``, in units of the study's cost.
         reference: What the study is called on the command line, if not by its name.
 
@@ -72,6 +76,7 @@ def run_study(
     options = study.full if options is None else options
     if workers is not None and workers < 1:
         raise UsageError(f"workers must be a positive integer. Got {workers}.")
+    _check_tls(tls, scheduler)
     # A cluster's machines need not have this one's devices.
     wanted = "cpu" if scheduler and options.device == "auto" else options.device
     device = wanted if scheduler else str(resolve_device(wanted))
@@ -81,7 +86,7 @@ def run_study(
         session = _Session(study, options, device, store, configs, progress or _silent)
         try:
             session.plan()
-            session.run(lambda told: _executor(session, workers, scheduler, told))
+            session.run(lambda told: _executor(session, workers, scheduler, tls, told))
             session.say("analysing")
             return write_outcome(
                 study,
@@ -101,17 +106,34 @@ def run_study(
             raise Interrupted(session.kept(), len(configs)) from error
 
 
+def _check_tls(tls: Sequence[Path | str], scheduler: str | None) -> None:
+    """Refuse files that are no three, are not there, or have no use."""
+    if not tls:
+        return
+    if isinstance(tls, (str, Path)) or len(tls) != 3:
+        raise UsageError(f"tls takes three files: authority, certificate and key. Got {tls!r}.")
+    if not (scheduler or "").startswith("tls://"):
+        raise UsageError(f"tls needs a scheduler at tls://HOST:PORT. Got {scheduler!r}.")
+    for path in tls:
+        if not Path(path).is_file():
+            raise UsageError(f"tls: there is no file {str(path)!r}.")
+
+
 def _silent(done: float, total: float, what: str) -> None:
     """Say nothing."""
 
 
 def _executor(
-    session: _Session, workers: int | None, scheduler: str | None, told: Callable[[Told], object]
+    session: _Session,
+    workers: int | None,
+    scheduler: str | None,
+    tls: Sequence[Path | str],
+    told: Callable[[Told], object],
 ) -> Executor:
     if scheduler:
         from invariance.studies.executors._cluster import Cluster
 
-        return Cluster(scheduler, session.study)
+        return Cluster(scheduler, session.study, tls)
     from invariance.studies.executors._inline import Inline
     from invariance.studies.executors._local import Pool, usable_cores
 

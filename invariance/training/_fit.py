@@ -8,8 +8,10 @@ from typing import Literal
 import torch
 from torch import nn
 
+from invariance.core._arguments import as_seed
 from invariance.core._errors import ModelError, UsageError
 from invariance.core._modules import clone
+from invariance.data._given import TaskLike, as_task
 from invariance.data._task import Task
 from invariance.models._mlp import check_sizes, mlp
 from invariance.training._options import Options, ProgressCallback, resolve_device
@@ -24,7 +26,7 @@ OnDivergence = Literal["raise", "keep"]
 
 def fit(
     model: nn.Module,
-    task: Task,
+    task: TaskLike,
     *,
     seed: int = 0,
     lr: float = 0.1,
@@ -54,7 +56,8 @@ def fit(
     Args:
         model: The network with its starting weights; it is left as it is. The copy is
             trained in train mode and returned in eval mode.
-        task: The data.
+        task: The data: a task, its name, ``(x, y)``, or a DataLoader of such batches. Rows of
+            your own that are no vectors are flattened.
         seed: Decides the order of the data, and nothing else.
         lr: Learning rate.
         batch_size: Points a step; ``None`` for all. A last short batch is kept.
@@ -98,6 +101,13 @@ def fit(
     Raises:
         ModelError: If the network does not fit the task, or training diverges.
         UsageError: For an option that is unknown or out of range.
+
+    Example:
+        >>> import invariance as inv
+        >>> task = inv.load_task("digits", n_train=100)
+        >>> found = inv.fit(inv.models.mlp([64, 32, 10]), task)
+        >>> found.train_accuracy
+        1.0
     """
     if not isinstance(model, nn.Module):
         raise ModelError(
@@ -107,7 +117,7 @@ def fit(
     return fit_ensemble(
         model,
         task,
-        seeds=[seed],
+        seeds=[as_seed(seed)],
         lr=lr,
         batch_size=batch_size,
         max_epochs=max_epochs,
@@ -134,7 +144,7 @@ def fit(
 
 def fit_ensemble(
     model_or_sizes: ModelSource,
-    task: Task,
+    task: TaskLike,
     *,
     seeds: Iterable[int],
     lr: float = 0.1,
@@ -175,7 +185,7 @@ def fit_ensemble(
             network of seed s starts as ``mlp(sizes, seed=s)``. A module: every network
             starts from its weights, and only the order of the data differs. A function
             ``seed -> module``: the network of seed s starts as ``function(s)``.
-        task: The data.
+        task: The data; see :func:`fit`.
         seeds: One network for each.
         lr: See :func:`fit`, here and below.
         batch_size: Points a step.
@@ -212,6 +222,12 @@ def fit_ensemble(
         ModelError: If the network does not fit the task, or training diverges; names
             the seeds.
         UsageError: For an option that is unknown or out of range.
+
+    Example:
+        >>> import invariance as inv
+        >>> task = inv.load_task("digits", n_train=100)
+        >>> [found.train_accuracy for found in inv.fit_ensemble([64, 32, 10], task, seeds=[0, 1])]
+        [1.0, 1.0]
     """
     options = Options(
         lr=lr,
@@ -235,6 +251,7 @@ def fit_ensemble(
     )
     where = resolve_device(device)
     numbers = _check_seeds(seeds)
+    task = as_task(task, "fit", model_or_sizes)
     if on_divergence not in ("raise", "keep"):
         raise UsageError(f"on_divergence must be 'raise' or 'keep'. Got {on_divergence!r}.")
     return run_all(
@@ -257,9 +274,9 @@ def _check_seeds(seeds: Iterable[int]) -> list[int]:
     if not numbers:
         raise UsageError("seeds is empty. Give one seed for each network, such as range(10).")
     for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, int):
+        if isinstance(number, bool) or not hasattr(number, "__index__"):
             raise UsageError(f"seeds must be integers. Got {number!r}.")
-    return numbers
+    return [as_seed(number, "seeds") for number in numbers]
 
 
 def _starts(source: ModelSource, seeds: list[int], task: Task) -> list[nn.Module]:

@@ -14,14 +14,15 @@ To add a transform: subclass :class:`Transform` in a file of this folder, implem
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from invariance.core._errors import UsageError
 from invariance.core._groups import Group
 from invariance.core._rng import generator
 
@@ -207,3 +208,30 @@ class Transform(ABC):
         from invariance.core._errors import TransformError
 
         raise TransformError(f"{self!r} has no inverse: it does not keep the architecture.")
+
+
+def as_transforms(given: Transform | Iterable[Transform]) -> list[Transform]:
+    """Return one transform or several as a list.
+
+    Args:
+        given: What a user passed as ``transforms``.
+
+    Returns:
+        At least one transform.
+
+    Raises:
+        UsageError: If it is empty, or holds something else; names the entry.
+    """
+    if isinstance(given, Transform):
+        return [given]
+    one = isinstance(given, (str, type)) or not isinstance(given, Iterable)
+    listed: list[Any] = [given] if one else list(given)
+    for number, entry in enumerate(listed):
+        if not isinstance(entry, Transform):
+            raise UsageError(
+                f"transforms[{number}] is {entry!r}, not a transform. Give Transform objects, such "
+                "as invariance.transforms.NeuronScaling()."
+            )
+    if not listed:
+        raise UsageError("transforms is empty, so nothing would be checked. Leave it out.")
+    return listed

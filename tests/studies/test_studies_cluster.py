@@ -3,6 +3,7 @@
 import builtins
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from tiny_study import STUDY as TINY
 
 from invariance.cli._main import main
-from invariance.core._errors import StudyError
+from invariance.core._errors import StudyError, UsageError
 from invariance.studies import run_study
 
 HERE = Path(__file__).parent
@@ -55,11 +56,11 @@ def weights_of(folder):
 class Cluster:
     """A scheduler and workers as a user would start them, on this machine alone."""
 
-    def __init__(self, folder):
-        self.folder, self.processes = folder, []
+    def __init__(self, folder, *words):
+        self.folder, self.processes, self.words = folder, [], words
         about = folder / "scheduler.json"
         self._start("dask_scheduler", "--host", "127.0.0.1", "--port", "0",
-                    "--no-dashboard", "--scheduler-file", str(about))  # fmt: skip
+                    "--no-dashboard", "--scheduler-file", str(about), *words)  # fmt: skip
         while not about.exists():
             assert self.processes[0].poll() is None
             time.sleep(0.05)
@@ -68,7 +69,8 @@ class Cluster:
     def add_worker(self):
         # No nanny: a worker that dies stays dead.
         self._start("dask_worker", self.address, "--nthreads", "1", "--no-nanny",
-                    "--no-dashboard", "--local-directory", str(self.folder))  # fmt: skip
+                    "--no-dashboard", "--local-directory", str(self.folder),
+                    *self.words)  # fmt: skip
 
     def close(self):
         for process in self.processes:
@@ -229,3 +231,55 @@ def test_a_scheduler_that_dies_between_batches_is_one_sentence(tmp_path, monkeyp
         executor.close()
     finally:
         doomed.close()
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """A certificate that vouches for itself, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    files = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
+         "/CN=localhost", "-out", str(files[0]), "-keyout", str(files[1])],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return files
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_scheduler_behind_tls(tmp_path, certificate, capsys):
+    pytest.importorskip("distributed")
+    cert, key = map(str, certificate)
+    (tmp_path / "dask").mkdir()
+    files = ["--tls-ca-file", cert, "--tls-cert", cert, "--tls-key", key]
+    secure = Cluster(tmp_path / "dask", "--protocol", "tls", *files)
+    try:
+        secure.add_worker()
+        assert secure.address.startswith("tls://")
+        far = run_study(TINY, out=tmp_path / "far", scheduler=secure.address, tls=(cert, cert, key))
+        assert far.results["run"]["executor"] == f"Dask at {secure.address}"
+        local = run_study(TINY, out=tmp_path / "local", workers=1)
+        assert weights_of(far.folder) == weights_of(local.folder)
+    finally:
+        secure.close()
+
+
+def test_tls_files_that_are_of_no_use_are_told(tmp_path, capsys):
+    words = ["study", "vanishing-advantage", "--quick", "--out", str(tmp_path / "out")]
+    here = str(Path(__file__))
+    for scheduler, files, message in (
+        (["--scheduler", "tls://127.0.0.1:1"], [here, here, "gone.pem"], "no file 'gone.pem'"),
+        (["--scheduler", "tcp://127.0.0.1:1"], [here] * 3, "needs a scheduler at tls://"),
+        ([], [here] * 3, "needs a scheduler at tls://"),
+    ):
+        assert main([*words, *scheduler, "--tls", *files]) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(UsageError, match="three files"):
+        run_study(TINY, out=tmp_path / "out", scheduler="tls://127.0.0.1:1", tls=(here,))
+
+
+def test_the_help_says_whom_a_scheduler_trusts(capsys):
+    with pytest.raises(SystemExit):
+        main(["study", "--help"])
+    assert "in a trusted network only" in " ".join(capsys.readouterr().out.split())

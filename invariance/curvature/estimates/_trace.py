@@ -74,6 +74,17 @@ def hessian_trace_estimate(
     Raises:
         MeasureError: A budget that is too small for the estimator.
         UsageError: An unknown estimator, or a budget or seed that is no integer.
+
+    Example:
+        One row with ``p = (1/2, 1/2)``: ``H = S (x) x x^T`` with ``Tr S = 1/2`` and ``|x|^2 = 4``.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> found = inv.curvature.hessian_trace_estimate(model, x, y, budget=96)  # d = 4: all of it
+        >>> round(found.value, 9), found.exact
+        (2.0, True)
     """
     if estimator not in _TOO_FEW:
         raise unknown_name("estimator", estimator, _TOO_FEW)

@@ -85,6 +85,17 @@ def hessian_trace_ensemble(
         MeasureError: No networks, or one that the exact sweep does not cover.
         ModelError: A network in train mode where that matters.
         DataError: Malformed data.
+
+    Example:
+        One row with ``p = (1/2, 1/2)``: ``H = S (x) x x^T`` with ``Tr S = 1/2`` and ``|x|^2 = 4``.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> found = inv.curvature.hessian_trace_ensemble([model, model], x, y)
+        >>> [round(float(trace), 9) for trace in found.trace]
+        [2.0, 2.0]
     """
     if not models:
         raise MeasureError("The ensemble is empty. Give at least one network.")

@@ -105,6 +105,11 @@ class CrossEntropy(Loss):
                 )
             if not all_finite(y) or bool((y < 0).any()):
                 raise DataError("Class probabilities must be finite and not negative.")
+            if bool((empty := (y == 0).all(-1)).any()):
+                raise DataError(
+                    f"Row {int(empty.nonzero()[0, 0])} of the class probabilities is all zero, "
+                    "which names no class: its loss would be an exact 0. Leave such rows out."
+                )
             return
         if y.dtype == torch.bool:
             raise DataError(
@@ -220,6 +225,13 @@ def resolve_loss(
     Raises:
         UsageError: An unknown name.
         MeasureError: A reduction other than the mean, or not a loss at all.
+
+    Example:
+        >>> import torch
+        >>> logits, labels = torch.zeros(2, 4).double(), torch.tensor([0, 3])
+        >>> loss = resolve_loss("cross_entropy")
+        >>> round(float(loss.mean(logits, labels)), 6)  # ln 4
+        1.386294
     """
     if isinstance(loss, Loss):
         return loss

@@ -111,6 +111,18 @@ def spectral_density(
 
     Raises:
         MeasureError: Fewer than two probes, no steps, or a width that is not positive.
+
+    Example:
+        The density integrates to one:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> found = inv.curvature.spectral_density(model, x, y)
+        >>> mass = torch.trapezoid(torch.as_tensor(found.density), torch.as_tensor(found.grid))
+        >>> abs(float(mass) - 1) < 0.01
+        True
     """
     probes, steps = as_integer(probes, "probes"), as_integer(steps, "steps")
     grid, seed = as_integer(grid, "grid"), as_seed(seed)

@@ -150,6 +150,17 @@ def hessian_eigenvalues(
         The eigenvalues in descending order (the k largest, then the k smallest), one
         ``float`` for a single one. ``residual`` is the largest recomputed residual norm,
         ``stderr`` the largest bound on an eigenvalue's error (no sampling is involved).
+
+    Example:
+        One row with ``p = (1/2, 1/2)``: ``H = S (x) x x^T`` with ``Tr S = 1/2`` and ``|x|^2 = 4``.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> found = inv.curvature.hessian_eigenvalues(model, x, y)  # 1/2 times |x|^2
+        >>> round(float(found), 9)
+        2.0
     """
     operator = build_operator(matrix, model, x, y, loss=loss, **options)
     pairs = eigenpairs(

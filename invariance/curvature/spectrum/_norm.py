@@ -58,6 +58,16 @@ def hessian_norm(
     Raises:
         MeasureError: A budget below 6.
         UsageError: A budget or seed that is no integer.
+
+    Example:
+        ``H`` has rank one here, so its norm is its only eigenvalue:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> round(float(inv.curvature.hessian_norm(model, x, y)), 9)
+        2.0
     """
     budget, seed = as_integer(budget, "budget"), as_seed(seed)
     operator = build_operator(matrix, model, x, y, loss=loss, **options)

@@ -3,8 +3,10 @@
 Each batch is one task with one torch thread, so the results are those of this machine, bit
 for bit, on processors of the same kind and with ``MKL_CBWR=AUTO`` in the workers' environment,
 which is theirs to set (see :mod:`invariance.core._reproducible`; the records say whether it
-was). A worker that is lost costs the batches that it held: the scheduler hands them to others
-(as often as its ``allowed-failures`` says).
+was). Whoever reaches a scheduler's port can run code on its machines, and what its workers
+answer is unpickled here: it belongs in a network that one trusts, or behind TLS with
+certificates of one's own. A worker that is lost costs the batches that it held: the scheduler
+hands them to others (as often as its ``allowed-failures`` says).
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ import queue
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invariance.core._errors import InvarianceError, StudyError
@@ -33,6 +36,9 @@ _PACE = 1.0
 #: Errors of a batch that speak of the scheduler.
 _GONE = {"CancelledError", "FutureCancelledError", "CommClosedError"}
 
+#: Dask's names of the three files.
+_TLS = ("tls_ca_file", "tls_client_cert", "tls_client_key")
+
 #: Seconds to wait for the scheduler, and for its first worker.
 _PATIENCE = 60
 
@@ -40,28 +46,36 @@ _PATIENCE = 60
 class Cluster:
     """Hands jobs to the workers of a Dask scheduler."""
 
-    def __init__(self, address: str, study: Study) -> None:
+    def __init__(self, address: str, study: Study, tls: Sequence[Path | str] = ()) -> None:
         """Connect.
 
         Args:
             address: Of the scheduler, such as ``tcp://10.0.0.1:8786``.
             study: Its functions are sent by value where they are the user's own.
+            tls: Certificate of the authority, one's own, and its key: then nothing goes
+                unencrypted, and the address starts with ``tls://``. Otherwise what Dask's own
+                configuration says.
 
         Raises:
             StudyError: If Dask is not installed, or nobody answers.
         """
         try:
-            from distributed import Client
+            from distributed import Client, Security
         except ImportError as error:
             raise StudyError(
                 '--scheduler needs Dask. Install it with pip install "invariance[cluster]", '
                 "here and on the workers."
             ) from error
         connect: Any = Client  # Dask has no types
+        files = dict(zip(_TLS, (str(path) for path in tls), strict=bool(tls)))
+        known: Any = Security
+        security = known(require_encryption=True, **files) if files else None
         self.name = f"Dask at {address}"
         try:
-            self._client: Any = connect(address, timeout=_PATIENCE, set_as_default=False)
-        except (OSError, ValueError, TimeoutError) as error:
+            self._client: Any = connect(
+                address, timeout=_PATIENCE, set_as_default=False, security=security
+            )
+        except (OSError, ValueError, RuntimeError, TypeError) as error:
             raise StudyError(
                 f"No Dask scheduler answers at {address!r} ({error}). Start one with "
                 "'dask scheduler', and workers with 'dask worker ADDRESS --nthreads 1'."

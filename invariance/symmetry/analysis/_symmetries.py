@@ -90,6 +90,15 @@ def symmetries(model: nn.Module, example_input: Any = None) -> Symmetries:
     Raises:
         TransformError: If the module is in train mode, or there is no input to run it on.
         TracingError: If the forward pass fails or decides on the data; names the line.
+
+    Example:
+        A ReLU network with three hidden units: three factors, and 3! orders of the units.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> found = inv.symmetries(inv.models.mlp([2, 3, 2]), torch.rand(1, 2))
+        >>> found.dof("scaling"), found.count("permutation")
+        (3, 1)
     """
     refuse_train_mode(model)
     return _find(model, as_inputs(model, example_input))

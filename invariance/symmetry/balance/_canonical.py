@@ -80,6 +80,16 @@ def canonicalize(model: nn.Module, example_input: Any = None) -> nn.Module:
 
     Raises:
         TransformError: If the representative cannot be found; says why.
+
+    Example:
+        A unit with 4 coming in and 1 going out is balanced at 2 and 2:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[4.0]], [[1.0]]])
+        >>> balanced = inv.canonicalize(model, torch.ones(1, 1).double())
+        >>> [round(float(p.detach()), 9) for p in balanced.parameters()]
+        [2.0, 2.0]
     """
     return canonical_form(model, example_input).model
 

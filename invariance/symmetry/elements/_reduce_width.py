@@ -63,6 +63,16 @@ def reduce_width(model: nn.Module, example_input: Any = None) -> Applied:
 
     Raises:
         TransformError: If the network cannot be analysed or run.
+
+    Example:
+        Two hidden units with the same incoming weights are one:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0], [1.0]], [[2.0, 3.0]]])
+        >>> narrow = inv.symmetry.reduce_width(model, torch.ones(1, 1).double())
+        >>> [p.tolist() for p in narrow.model.parameters()]
+        [[[1.0]], [[5.0]]]
     """
     from invariance.symmetry.analysis._symmetries import symmetries as analyse
     from invariance.transforms._base import Applied

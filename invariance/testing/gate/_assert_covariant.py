@@ -19,7 +19,7 @@ from invariance.testing.gate._bound_measure import RTOL, wanted_groups
 from invariance.testing.gate._bound_measure import subject as bind_subject
 from invariance.testing.gate._findings import replayable
 from invariance.testing.gate._recorder import recorded
-from invariance.transforms._base import Action, Applied, Transform
+from invariance.transforms._base import Action, Applied, Transform, as_transforms
 from invariance.transforms._members import members
 
 #: ``field(model, x, y) -> {parameter name: tensor of its shape}``.
@@ -73,6 +73,19 @@ def assert_covariant(
             entry that is furthest off.
         FaultyMeasureError: If the field has side effects, or is not finite.
         UsageError: If no map applies.
+
+    Example:
+        The gradient is multiplied by ``1 / a`` where the parameter is multiplied by ``a``:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.mlp([3, 4, 2], dtype=torch.float64).eval()
+        >>> x, y = torch.rand(5, 3).double(), torch.tensor([0, 1, 0, 1, 1])
+        >>> def gradient(model, x, y):
+        ...     loss = torch.nn.functional.cross_entropy(model(x), y)
+        ...     names, values = zip(*model.named_parameters())
+        ...     return dict(zip(names, torch.autograd.grad(loss, values)))
+        >>> _ = assert_covariant(gradient, model, x, y, degree=1)
     """
     __tracebackhide__ = True  # pytest shows the caller's line, and our message
     require_evaluation_mode(model)
@@ -87,7 +100,7 @@ def assert_covariant(
     if transforms is None:
         bound = bind_subject(_placeholder, base, data["x"], data["y"], seed=seed)
         transforms = list(members(base, wanted_groups(bound, groups), seed))
-    maps = [transforms] if isinstance(transforms, Transform) else list(transforms)
+    maps = as_transforms(transforms)
     tried: list[str] = []
     with recorded(f"covariant of degree {degree}", title) as facts:
         for transform in maps:

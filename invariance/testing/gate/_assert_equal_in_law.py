@@ -33,7 +33,7 @@ from invariance.testing.gate._bound_measure import subject as bind_subject
 from invariance.testing.gate._bound_measure import wanted_groups
 from invariance.testing.gate._findings import replayable
 from invariance.testing.gate._recorder import record
-from invariance.transforms._base import Transform
+from invariance.transforms._base import Transform, as_transforms
 from invariance.transforms._members import members
 
 #: ``noisy(model, x, y, seed) -> number``: the same seed, the same value.
@@ -172,7 +172,7 @@ def assert_equal_in_law(
     x: Tensor,
     y: Tensor,
     *,
-    transforms: Sequence[Transform] | None = None,
+    transforms: Sequence[Transform] | Transform | None = None,
     groups: Sequence[str] | None = None,
     draws: int = 64,
     error_rate: float = 1e-3,
@@ -203,6 +203,18 @@ def assert_equal_in_law(
         NotEqualInLawError: (an ``AssertionError``) If a test rejects equality.
         FaultyMeasureError: If one seed gives two values, or a value is no number.
         UsageError: If no map applies.
+
+    Example:
+        Noise around a function of the outputs is equal in law under every map:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.mlp([3, 4, 2], dtype=torch.float64).eval()
+        >>> x, y = torch.rand(5, 3).double(), torch.tensor([0, 1, 0, 1, 1])
+        >>> def noisy(model, x, y, seed):
+        ...     draws = torch.Generator().manual_seed(seed)
+        ...     return float(model(x).detach().softmax(1).max() + torch.rand(1, generator=draws))
+        >>> _ = assert_equal_in_law(noisy, model, x, y)
     """
     __tracebackhide__ = True  # pytest shows the caller's line, and our message
     require_evaluation_mode(model)
@@ -224,7 +236,7 @@ def assert_equal_in_law(
         transforms = list(members(base, wanted_groups(bound, groups), seed))
     moved: list[tuple[str, nn.Module]] = []
     refusals: list[str] = []
-    for transform in transforms:
+    for transform in as_transforms(transforms):
         try:
             with isolated():
                 moved.append((repr(transform), transform(base, example)))

@@ -114,6 +114,18 @@ def assert_law(
         LawBrokenError: (an ``AssertionError``) If the power is another one.
         NotInvariantError: (an ``AssertionError``) If a declared law is not met.
         UsageError: If there is no law to check, or no factor to vary.
+
+    Example:
+        The weight of the first layer alone has norm ``a`` times as large:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.mlp([3, 4, 2], dtype=torch.float64).eval()
+        >>> x, y = torch.rand(5, 3).double(), torch.tensor([0, 1, 0, 1, 1])
+        >>> def first(model, x, y):
+        ...     return float(model.linear1.weight.detach().norm())
+        >>> family = lambda a: inv.transforms.LayerScaling([a, 1 / a])
+        >>> _ = assert_law(first, family, model, x, y, exponent=1)
     """
     __tracebackhide__ = True  # pytest shows the caller's line, and our message
     if model is None or x is None or y is None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from invariance.cells import CellEngine, MappedNetwork, Policy
 from invariance.cells._mapped_network import EXAMPLE_ROWS
 from invariance.core._errors import UsageError, unknown_name
-from invariance.core._groups import Group
+from invariance.core._groups import RESCALINGS, Group
 from invariance.core._modules import model_device
 from invariance.measures._registry import AnyMeasure, Measure, registered
 from invariance.testing.gate._binding import (
@@ -22,7 +22,7 @@ from invariance.testing.gate._binding import (
     cast_inputs,
     require_evaluation_mode,
 )
-from invariance.transforms._base import Transform
+from invariance.transforms._base import Transform, as_transforms
 from invariance.transforms._members import members, resolve_all
 
 #: Value and change are compared to this relative tolerance unless told otherwise.
@@ -107,6 +107,7 @@ def choose(
     examples: int = 1,
     *,
     laws: bool = False,
+    claims_only: bool = True,
 ) -> tuple[list[Transform], bool]:
     """Decide what to apply.
 
@@ -116,6 +117,7 @@ def choose(
         groups: Kinds that the user named, if any.
         examples: Random members of each default kind.
         laws: Include groups for which the measure declares a law.
+        claims_only: See :func:`assert_invariant`.
 
     Returns:
         The maps, and whether the user named them one by one.
@@ -124,17 +126,10 @@ def choose(
         UsageError: If ``transforms`` holds something else, or a group is unknown.
     """
     if transforms is not None:
-        maps = [transforms] if isinstance(transforms, Transform) else list(transforms)
-        for entry in maps:
-            if not isinstance(entry, Transform):
-                raise UsageError(
-                    f"transforms must hold Transform objects, such as Permutation(seed=1). "
-                    f"Got {entry!r}."
-                )
-        if not maps:
-            raise UsageError("transforms is empty, so nothing would be checked. Leave it out.")
-        return resolve_all(maps, bound.model), True
+        return resolve_all(as_transforms(transforms), bound.model), True
     wanted = wanted_groups(bound, groups, laws=laws)
+    if groups is None and not claims_only and not wanted & RESCALINGS:
+        wanted |= RESCALINGS
     if not wanted:
         raise UsageError(
             f"Measure {bound.measure.name!r} declares no group to be checked under. Name some "
@@ -155,6 +150,22 @@ def wanted_groups(
     if laws:
         declared |= set(bound.measure.laws)
     return frozenset(declared - {Group.COORDINATES})
+
+
+def claim_note(bound: Subject, groups: Iterable[Group | str] | None, *, laws: bool = False) -> str:
+    """Say what was claimed, and what the measure declares of the rest; "" if all was claimed."""
+    claimed = wanted_groups(bound, groups, laws=laws)
+    rest = [group for group in Group if group not in claimed | {Group.COORDINATES}]
+    if not rest:
+        return ""
+    said = [
+        f"{group.value} ({bound.measure.declared([group])})"
+        if bound.measure.claims([group])
+        else group.value
+        for group in rest
+    ]
+    named = [group.value for group in Group if group in claimed]
+    return f"claimed: {', '.join(named) or 'nothing'}; not claimed: {', '.join(said)}"
 
 
 def as_group(entry: Group | str) -> Group:

@@ -15,7 +15,7 @@ from invariance.cells import (
     Refusal,
     Row,
 )
-from invariance.core._errors import InvarianceError, UsageError
+from invariance.core._errors import EndedProgramError, InvarianceError, UsageError
 from invariance.testing.blame._explain import explained as explain
 from invariance.testing.gate._binding import precisions
 from invariance.testing.gate._bound_measure import Subject
@@ -64,7 +64,7 @@ def examine(
         for transform in maps:
             try:
                 cell = made.cell(transform, judged=judged)
-            except (FaultyMeasureError, BrokenTransformError):
+            except (FaultyMeasureError, BrokenTransformError, EndedProgramError):
                 raise
             except InvarianceError as error:
                 if strict:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from invariance.cells import BrokenTransformError, Cell, CellEngine, FaultyMeasureError
-from invariance.core._errors import InvarianceError
+from invariance.core._errors import EndedProgramError, InvarianceError
 from invariance.core._groups import Group
 from invariance.measures._registry import AnyMeasure, Declaration
 from invariance.testing.blame._explain import explained
@@ -175,6 +175,17 @@ def describe(
 
     Raises:
         FaultyMeasureError: If the measure has no value to compare.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.mlp([3, 4, 2], dtype=torch.float64).eval()
+        >>> x, y = torch.rand(5, 3).double(), torch.tensor([0, 1, 0, 1, 1])
+        >>> def confidence(model, x, y):
+        ...     return float(model(x).detach().softmax(1).max())
+        >>> found = inv.testing.describe(confidence, model, x, y)
+        >>> "confidence" in str(found)
+        True
     """
     bound = subject(
         measure,
@@ -218,7 +229,7 @@ def _cell(bound: Subject, engine: CellEngine, group: Group) -> Behaves:
     for transform in maps:
         try:
             cell = engine.cell(transform)
-        except (FaultyMeasureError, BrokenTransformError):
+        except (FaultyMeasureError, BrokenTransformError, EndedProgramError):
             raise
         except InvarianceError as error:
             reason = reason or str(error)
