@@ -31,6 +31,15 @@ class FoldBatchNorm(Transform):
     Args:
         strict: Refuse the model if any of its BatchNorms cannot be folded, instead of only
             if none can. ``detail["kept"]`` says why one was kept.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.mlp([2, 3, 2], batch_norm=True, dtype=torch.float64).eval()
+        >>> x = torch.rand(5, 2).double()
+        >>> folded = FoldBatchNorm()(model, x)
+        >>> torch.allclose(folded(x), model(x)), len(list(folded.parameters()))  # no gamma, beta
+        (True, 4)
     """
 
     group = Group.BATCHNORM_FOLD
@@ -164,6 +173,17 @@ class BatchNormScaling(Transform):
     Args:
         factor: One positive factor for all, or a list with one for every BatchNorm in the
             order of execution.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.mlp([2, 3, 2], batch_norm=True, dtype=torch.float64).eval()
+        >>> x = torch.rand(5, 2).double()
+        >>> scaled = BatchNormScaling(2.0)(model, x)
+        >>> torch.allclose(scaled(x), model(x))
+        True
+        >>> torch.equal(scaled.linear1.weight, 2 * model.linear1.weight)
+        True
     """
 
     group = Group.BATCHNORM_SCALING

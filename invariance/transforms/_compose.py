@@ -18,6 +18,14 @@ class Compose(Transform):
 
     Args:
         transforms: At least one transform.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> model, x = inv.models.from_weights([[[4.0]], [[1.0]]]), torch.ones(1, 1).double()
+        >>> twice = Compose([inv.transforms.LayerScaling([0.5, 2.0])] * 2)(model, x)
+        >>> [p.tolist() for p in twice.parameters()]
+        [[[1.0]], [[4.0]]]
     """
 
     group = Group.NEURON_SCALING  # the kinds are those of the parts: see ``groups``

@@ -35,6 +35,15 @@ class DormantUnits(Transform):
         move: Keep the architecture, and draw new incoming weights for units whose outgoing
             weights are all zero already.
         groups: Names of the groups (``SymmetryGroup.site``); ``None`` for all that can.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0], [2.0]], [[3.0, 4.0]]])
+        >>> x = torch.ones(1, 1).double()
+        >>> wide = DormantUnits(2, seed=0)(model, x)
+        >>> wide.linear1.out_features, round(wide(x).item(), 9)
+        (4, 11.0)
     """
 
     group: ClassVar[Group] = Group.DORMANT_UNITS

@@ -41,6 +41,13 @@ class LayerScaling(Transform):
 
     Args:
         factors: One positive factor for every weight layer.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> model, x = inv.models.from_weights([[[4.0]], [[1.0]]]), torch.ones(1, 1).double()
+        >>> [p.tolist() for p in LayerScaling([0.5, 2.0])(model, x).parameters()]
+        [[[2.0]], [[2.0]]]
     """
 
     group = Group.LAYER_SCALING

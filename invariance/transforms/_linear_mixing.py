@@ -37,6 +37,16 @@ class LinearMixing(Transform):
         seed: Seed of the matrices.
         spread: Largest singular value, at least 1; 1 gives rotations.
         inverted: Apply the inverse matrices instead.
+
+    Example:
+        Where nothing nonlinear lies between two weights:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0], [2.0]], [[3.0, 4.0]]], activation="identity")
+        >>> x = torch.ones(1, 1).double()
+        >>> round(LinearMixing(seed=0)(model, x)(x).item(), 9)
+        11.0
     """
 
     group: ClassVar[Group] = Group.LINEAR_MIXING

@@ -35,6 +35,14 @@ class LogitShift(Transform):
         seed: Seed of the row and the number.
         scale: Their standard deviation.
         inverted: Subtract instead of add.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> model, x = inv.models.from_weights([[[1.0], [2.0]]]), torch.ones(1, 1).double()
+        >>> shifted = LogitShift(seed=0)(model, x)(x)
+        >>> round((shifted[0, 1] - shifted[0, 0]).item(), 9)  # the logits differ as they did
+        1.0
     """
 
     group: ClassVar[Group] = Group.LOGIT_SHIFT

@@ -33,6 +33,15 @@ class NeuronScaling(Transform):
         factors: Explicit factors instead: for every group, in the order of execution, one
             per unit or one number for all.
         inverted: Divide by the factors instead.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0], [2.0]], [[3.0, 4.0]]])
+        >>> x = torch.ones(1, 1).double()
+        >>> scaled = NeuronScaling(spread=10.0, seed=0)(model, x)
+        >>> round(scaled(x).item(), 9)  # 3 relu(1) + 4 relu(2)
+        11.0
     """
 
     group = Group.NEURON_SCALING

@@ -20,6 +20,14 @@ class Permutation(Transform):
     Args:
         seed: Seed of the draw.
         inverted: Undo the permutation of this seed instead.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0], [2.0]], [[3.0, 4.0]]])
+        >>> x = torch.ones(1, 1).double()
+        >>> [p.tolist() for p in Permutation(seed=0)(model, x).parameters()]
+        [[[2.0], [1.0]], [[4.0, 3.0]]]
     """
 
     group = Group.PERMUTATION

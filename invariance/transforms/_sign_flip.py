@@ -22,6 +22,17 @@ class SignFlip(Transform):
 
     Args:
         seed: Seed of the draw; at least one unit of every group is flipped.
+
+    Example:
+        Where the activation is odd:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0], [2.0]], [[3.0, 4.0]]], activation="tanh")
+        >>> x = torch.ones(1, 1).double()
+        >>> flipped = SignFlip(seed=0)(model, x)
+        >>> torch.equal(flipped(x), model(x))
+        True
     """
 
     group = Group.SIGN_FLIP

@@ -21,8 +21,6 @@ from invariance.symmetry.analysis._threads import OUTSIDE, ZERO, RawLeg
 from invariance.symmetry.analysis._tracing import Call
 from invariance.symmetry.rules._registry import rule
 
-NO_ADDRESS = np.zeros((), dtype=np.int64)
-
 
 def features(context: Context, call: Call, value: Value, dim: int) -> tuple[IntArray, IntArray]:
     """Read the features along ``dim``, one weight entry (or more) each.
