@@ -24,7 +24,7 @@ from torch.func import functional_call, jacrev
 from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
 from invariance.core._modules import clone
-from invariance.curvature._trace_diagonal import hessian_trace
+from invariance.curvature import hessian_trace
 from invariance.transforms._reparametrize import parametrized, remove_chart
 
 #: The dense law needs several square matrices of this size in float64.
