@@ -276,7 +276,7 @@ def hessian_trace(
         >>> round(found.value, 9), found.exact
         (2.0, True)
     """
-    if not isinstance(seed, int):
+    if type(seed) is not int:
         seed = as_seed(seed)
     prepared = prepare(model, x, y, loss, parameters)
     swept, rest, why = prepared.split(method)
@@ -345,7 +345,7 @@ def hessian_diagonal(
         >>> found["linear1.weight"].round(decimals=9).tolist()  # p (1 - p) x_j^2
         [[1.0, 0.0], [1.0, 0.0]]
     """
-    if not isinstance(seed, int):
+    if type(seed) is not int:
         seed = as_seed(seed)
     prepared = prepare(model, x, y, loss, parameters)
     swept, rest, why = prepared.split(method)
