@@ -98,7 +98,7 @@ class Objective:
         assert self.batches.held is not None
         held = tuple((x[::stride], y[::stride]) for x, y in self.batches.held)
         rows = sum(x.shape[0] for x, _ in held)
-        return dataclasses.replace(self, batches=Batches(held, None, rows, len(held)))
+        return dataclasses.replace(self, batches=Batches(held, None, rows))
 
     def notes(self) -> dict[str, object]:
         """Facts for ``Estimate.detail``: what was left out or has no influence."""

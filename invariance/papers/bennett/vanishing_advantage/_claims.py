@@ -11,6 +11,7 @@ from invariance.papers.bennett._networks import LARGE, SMALL, regime_of
 from invariance.papers.recipes._claim_shapes import (
     NEGATIVE,
     POSITIVE,
+    find_row,
     mean_difference,
     mean_ratio,
     rescaled_claim,
@@ -131,7 +132,7 @@ def claims_at(
                 **common,
             )
         )
-    if row_of(rows, "ensemble_agreement", "test_accuracy", name):
+    if find_row(rows, "ensemble_agreement", "test_accuracy", name):
         claims.append(
             rho_claim(
                 rows,
@@ -147,7 +148,7 @@ def claims_at(
 
 
 def _within_claim(name: str, within: Sequence[Mapping[str, Any]]) -> Claim:
-    row = row_of(within, "hessian_trace", "test_accuracy", f"{name}, pooled") or {}
+    row = row_of(within, "hessian_trace", "test_accuracy", f"{name}, pooled")
     return sampled_claim(
         f"trace within regimes {name}",
         f"At {name} flatter networks generalise better among networks trained alike.",

@@ -108,7 +108,7 @@ def _within_table(within: Sequence[Mapping[str, Any]], sizes: Sequence[str]) -> 
     for size in sizes:
         for measure_name in sorted({row["measure"] for row in within}):
             found = [
-                row_of(within, measure_name, "test_accuracy", f"{size}, {part}") or {}
+                row_of(within, measure_name, "test_accuracy", f"{size}, {part}")
                 for part in ("pooled", SMALL, LARGE)
             ]
             rows.append(
