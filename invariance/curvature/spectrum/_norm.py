@@ -79,16 +79,17 @@ def hessian_norm(
         return _exact(operator)
     before = operator.products
     third = budget // 3
-    basis, images = sketch(operator, third, seed, "norm")
-    fixed = block_sums(operator, images.square()).sum(0)
-    found = []
+    basis, moved = sketch(operator, third, seed, "norm")
+    fixed = block_sums(operator, moved.square()).sum(0)
+    found, images = [], []
     for probes in blocks_of_probes(operator, budget - 2 * third, seed, random_signs, "norm rest"):
         rest = probes - (probes @ basis.mT) @ basis
-        found.append(block_sums(operator, operator.rows(rest).square()))
+        images.append(operator.rows(rest))
+        found.append(block_sums(operator, images[-1].square()))
     samples = torch.cat(found)
     squares = fixed + samples.mean(0)
     value = math.sqrt(float(squares.sum()))
-    spread = float(standard_error(samples.sum(1)))
+    spread = float(standard_error(samples.sum(1), _missing_variance(torch.cat(images), samples)))
     products = operator.products - before
     return Estimate(
         value,
@@ -104,6 +105,19 @@ def hessian_norm(
             **operator.objective.notes(),
         },
     )
+
+
+def _missing_variance(images: Tensor, samples: Tensor) -> Tensor:
+    """Return by how much the samples' variance of the mean falls short of what products say.
+
+    ``|A P g|^2 = g^T B g`` with ``B = P A^2 P`` has variance at most ``2 |B|_F^2``, and the inner
+    products of two images, ``g_i^T B g_j``, have mean square ``|B|_F^2``: many more of them than
+    samples.
+    """
+    n = len(samples)
+    gram = (images @ images.mT).cpu().double()
+    pairs = (gram.square().sum() - gram.diagonal().square().sum()) / (n * (n - 1))
+    return (2 * pairs - samples.sum(1).var()).clamp_min(0) / n
 
 
 def _exact(operator: CurvatureOperator) -> Estimate:
