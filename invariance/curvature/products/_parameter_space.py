@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core._errors import MeasureError, unknown_name
+from invariance.core._modules import require_module
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +79,7 @@ def select_parameters(model: nn.Module, parameters: Iterable[str] | None = None)
         UsageError: An unknown name; lists the known ones.
         MeasureError: No parameter is left.
     """
+    require_module(model)
     unique = dict(model.named_parameters())
     frozen = tuple(name for name, parameter in unique.items() if not parameter.requires_grad)
     if parameters is None:
