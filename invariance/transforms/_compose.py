@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from invariance.core._applied import Applied
 from invariance.core._errors import TransformError
 from invariance.core._groups import Group
 from invariance.symmetry._examples import as_inputs
-from invariance.transforms._base import Applied, Transform
-from invariance.transforms._verify import verify
+from invariance.symmetry._verify import verify
+from invariance.transforms._base import Transform
 
 
 class Compose(Transform):
@@ -19,6 +20,14 @@ class Compose(Transform):
 
     Args:
         transforms: At least one transform.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> model, x = inv.models.from_weights([[[4.0]], [[1.0]]]), torch.ones(1, 1).double()
+        >>> twice = Compose([inv.transforms.LayerScaling([0.5, 2.0])] * 2)(model, x)
+        >>> [p.tolist() for p in twice.parameters()]
+        [[[1.0]], [[4.0]]]
     """
 
     group = Group.NEURON_SCALING  # the kinds are those of the parts: see ``groups``
