@@ -24,12 +24,13 @@ from invariance.cells._mapped_network import MappedNetwork
 from invariance.cells._roundoff import float_error
 from invariance.cells._rows import Row
 from invariance.cells._verdict import judge
+from invariance.core._applied import Applied
 from invariance.core._errors import InvarianceError, MeasureError
 from invariance.core._estimate import Estimate
 from invariance.core._modules import clone
 from invariance.core._rng import generator
 from invariance.measures._registry import Measure, Setting
-from invariance.transforms._base import Applied, Transform
+from invariance.transforms._base import Transform
 
 #: In less than float64, round-off may excuse no more than this share of the value: a
 #: measure that loses three digits there is invariant in float64 only, and gets told so.

@@ -19,7 +19,6 @@ from invariance.cells import (
 )
 from invariance.cells._mapped_network import COMPARED_ROWS, EXAMPLE_ROWS
 from invariance.checking._environment import describe_environment, describe_model, describe_task
-from invariance.checking._report import Report
 from invariance.core._errors import InvarianceError, MeasureError, UsageError
 from invariance.core._forward import reading
 from invariance.core._modules import clone, in_train_mode, model_device
@@ -27,6 +26,7 @@ from invariance.core._progress import Progress, silent
 from invariance.data import Task, cast_task
 from invariance.data._given import TaskLike, as_task
 from invariance.measures._registry import AnyMeasure, Measure, resolve
+from invariance.reporting import Report
 from invariance.transforms._base import Transform, as_transforms
 from invariance.transforms._members import default_transforms
 

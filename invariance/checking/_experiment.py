@@ -13,13 +13,13 @@ import torch
 
 from invariance.checking._alpha_sweep import alpha_sweep
 from invariance.checking._check import check
-from invariance.checking._correlate import CorrelationStudy, correlate
-from invariance.checking._report import Report
+from invariance.checking._correlate import correlate
 from invariance.core._errors import UsageError
 from invariance.core._progress import Progress, silent
 from invariance.data import Task, load_task
 from invariance.measures._registry import AnyMeasure
 from invariance.models import mlp
+from invariance.reporting import CorrelationStudy, Report
 from invariance.stats._ranks import MINIMUM_POINTS
 from invariance.training import Fit, ProgressCallback, fit, fit_ensemble
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from invariance.cells._rows import FunctionRow, Row
-from invariance.checking._report import Report
+from invariance.cells import FunctionRow, Row
+from invariance.reporting._report import Report
 
 #: How a cell of the matrix reads.
 LEGEND = (

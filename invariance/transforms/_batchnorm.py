@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from invariance.core._applied import Action, Applied, ParameterAction
 from invariance.core._errors import TransformError
 from invariance.core._groups import Group
 from invariance.symmetry._structures import Kind, NormSite, Role, Symmetries, SymmetryGroup
 from invariance.transforms._acting import check_factors, none_found, prepare
-from invariance.transforms._base import Action, Applied, ParameterAction, Transform, uniform
+from invariance.transforms._base import Transform, uniform
 
 #: Largest factor of a random BatchNorm scaling, less a half; small, because a compensated
 #: running variance a^2 (v + eps) - eps must stay positive.

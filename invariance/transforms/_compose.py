@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from invariance.core._applied import Applied
 from invariance.core._errors import TransformError
 from invariance.core._groups import Group
 from invariance.symmetry._examples import as_inputs
-from invariance.transforms._base import Applied, Transform
-from invariance.transforms._verify import verify
+from invariance.symmetry._verify import verify
+from invariance.transforms._base import Transform
 
 
 class Compose(Transform):

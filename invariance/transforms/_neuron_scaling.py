@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from invariance.core._applied import Applied
 from invariance.core._arguments import as_seed
 from invariance.core._errors import TransformError
 from invariance.core._groups import Group
 from invariance.core._rng import generator
 from invariance.symmetry._structures import Kind, SymmetryGroup
 from invariance.transforms._acting import FloatArray, check_factors, none_found, prepare
-from invariance.transforms._base import Applied, Transform
+from invariance.transforms._base import Transform
 
 
 class NeuronScaling(Transform):

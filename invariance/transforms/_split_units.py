@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from invariance.core._applied import Applied
 from invariance.core._arguments import as_seed
 from invariance.core._groups import Group
 from invariance.core._rng import generator
+from invariance.symmetry._preconditions import example_or_default, refuse_train_mode
 from invariance.symmetry._structures import Role
 from invariance.symmetry.elements._width_surgery import Surgery
-from invariance.transforms._base import Applied, Transform, uniform
-from invariance.transforms._preconditions import example_or_default, refuse_train_mode
+from invariance.transforms._base import Transform, uniform
 from invariance.transforms._width import (
     begin_surgery,
     check_count,

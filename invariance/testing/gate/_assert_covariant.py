@@ -12,6 +12,7 @@ from invariance.cells import FaultyMeasureError
 from invariance.cells._faults import isolated, watched
 from invariance.cells._mapped_network import EXAMPLE_ROWS
 from invariance.cells._roundoff import SAFETY, jitter
+from invariance.core._applied import Action, Applied
 from invariance.core._errors import InvarianceError, MeasureError, TransformError, UsageError
 from invariance.core._modules import clone
 from invariance.testing.gate._binding import cast, check_data, precisions, require_evaluation_mode
@@ -19,7 +20,7 @@ from invariance.testing.gate._bound_measure import RTOL, wanted_groups
 from invariance.testing.gate._bound_measure import subject as bind_subject
 from invariance.testing.gate._findings import replayable
 from invariance.testing.gate._recorder import recorded
-from invariance.transforms._base import Action, Applied, Transform, as_transforms
+from invariance.transforms._base import Transform, as_transforms
 from invariance.transforms._members import members
 
 #: ``field(model, x, y) -> {parameter name: tensor of its shape}``.

@@ -26,6 +26,7 @@ from invariance.papers.recipes._perceptrons import train
 from invariance.papers.recipes._profile import Profile, pack, profile
 from invariance.studies._config import Config, Setting
 from invariance.studies._study import Context, Options, Study, Trained
+from invariance.transforms import UNITS_RESCALED
 
 
 def grid(options: Options) -> Sequence[Config]:
@@ -145,4 +146,5 @@ STUDY = Study(
     figures=figures,
     batch_size=batch_size,
     cost=cost,
+    rescaling=UNITS_RESCALED,
 )

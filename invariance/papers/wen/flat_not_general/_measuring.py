@@ -9,15 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invariance.core._rng import generator
 from invariance.measures import minimum_sharpness, path_norm
 from invariance.papers.wen.flat_not_general._networks import BatchNormalised
 from invariance.papers.wen.flat_not_general._problem import Problem
 from invariance.papers.wen.flat_not_general._sharpness import sharpness, stacked, with_bias
 from invariance.papers.wen.flat_not_general._training import Recipe, summary
+from invariance.transforms._random_rescaling import UNITS_RESCALED, rescaling_factors
 
-#: Standard deviation of the logarithm of the factors that units are rescaled by.
-SPREAD = 1.0
+#: How networks are rescaled at random, in words.
+RESCALING = (
+    f"{UNITS_RESCALED}; with the LayerNorm, whose floor bounds it from below, one factor or its "
+    "reciprocal, the larger, for all"
+)
 
 
 def measured(model: nn.Module, data: Problem, recipe: Recipe, seed: int) -> dict[str, Any]:
@@ -112,7 +115,7 @@ def rescaled(model: nn.Module, seed: int) -> nn.Module:
 
     Args:
         model: The network, left as it is.
-        seed: Seed of the factors, ``exp(normal)``.
+        seed: Seed of the factors; see :data:`RESCALING`.
 
     Returns:
         The rescaled copy.
@@ -120,12 +123,12 @@ def rescaled(model: nn.Module, seed: int) -> nn.Module:
     moved = deepcopy(model)
     hidden, output = moved.get_submodule("hidden"), moved.get_submodule("output")
     assert isinstance(hidden, nn.Linear)
-    rng = generator(seed, "parity", "rescaling")
-    normal = torch.randn(hidden.out_features, generator=rng, dtype=torch.float64)
-    factors = (SPREAD * normal).exp()
+    (drawn,) = rescaling_factors([hidden.out_features], seed)
+    factors = torch.tensor(drawn, dtype=torch.float64)
     plain = not isinstance(moved, BatchNormalised) and "norm" not in dict(moved.named_children())
     if not plain and not isinstance(moved, BatchNormalised):
-        factors = (SPREAD * normal[0].abs()).exp().expand_as(factors)
+        ((shared, *_),) = rescaling_factors([hidden.out_features], seed, units=False)
+        factors = torch.full_like(factors, max(shared, 1 / shared))
     with torch.no_grad():
         hidden.weight.mul_(factors[:, None])
         if hidden.bias is not None:
