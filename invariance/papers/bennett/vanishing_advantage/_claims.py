@@ -200,13 +200,15 @@ def trend_claims(main: Mapping[str, Sequence[Record]]) -> list[Claim]:
     ]
 
 
+def cell_name(record: Record) -> str:
+    """Return the label of a network's size, training subset and stop."""
+    return cell_of(record) + (f", {EARLY}" if stopped_early(record) else "")
+
+
 def cells_of(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Split networks by size, training subset and stop, with their agreement in each."""
-
-    def name(record: Record) -> str:
-        return cell_of(record) + (f", {EARLY}" if stopped_early(record) else "")
-
-    return {cell: list(with_agreement(members)) for cell, members in split(records, name).items()}
+    """Split networks by :func:`cell_name`, with their agreement in each cell."""
+    cells = split(records, cell_name)
+    return {name: list(with_agreement(members)) for name, members in cells.items()}
 
 
 def published_cells(cells: Mapping[str, list[Record]]) -> dict[str, list[Record]]:

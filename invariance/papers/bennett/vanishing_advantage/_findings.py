@@ -11,6 +11,7 @@ from invariance.papers.bennett._networks import COVARIATES, LARGE, SMALL, TARGET
 from invariance.papers.bennett.vanishing_advantage._claims import (
     EARLY,
     PUBLISHED,
+    cell_name,
     cells_of,
     claims_at,
     published_cells,
@@ -40,14 +41,12 @@ def analyse(records: Sequence[Record], options: Options) -> Findings:
             members, group=regime_of, given=COVARIATES, seed=options.seed, resamples=2_000
         )
         within += [{**row, "group": f"{name}, {row['group']}"} for row in found]
-    further = []
-    for name, members in cells.items():
-        if name not in main:
-            found = correlation_rows(
-                members, group=lambda record, name=name: name, given=COVARIATES, pooled=False,
-                seed=options.seed,
-            )  # fmt: skip
-            further += found
+    others = [record for name, cell in cells.items() if name not in main for record in cell]
+    further = (
+        correlation_rows(others, group=cell_name, given=COVARIATES, pooled=False, seed=options.seed)
+        if others
+        else []
+    )
     claims = [claim for name in main for claim in claims_at(name, main[name], rows, within)]
     claims += trend_claims(main)
     last = next(iter(main))
