@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from invariance.measures._registry import Declaration
 
-Verdict = Literal["invariant", "law", "varies", "contradicts"]
+CellVerdict = Literal["invariant", "law", "varies", "contradicts"]
 
 
 @dataclass(frozen=True)
-class Row:
+class CellRow:
     """One cell of measures x transforms.
 
     Attributes:
@@ -39,7 +39,7 @@ class Row:
     ratio: float | None
     declared: Declaration
     predicted: float | None
-    verdict: Verdict
+    verdict: CellVerdict
     model: str = "model"
     label: str = ""
     tolerance: float = 0.0
@@ -57,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True)
 class FunctionRow:
-    """The proof that one transform kept the function.
+    """How far one transform kept the function.
 
     Attributes:
         transform: The transform's Python name.

@@ -11,18 +11,18 @@ from torch import nn
 from invariance.cells import (
     BrokenTransformError,
     CellEngine,
+    CellRow,
     FunctionRow,
     MappedNetwork,
     Policy,
     Refusal,
-    Row,
 )
 from invariance.cells._mapped_network import COMPARED_ROWS, EXAMPLE_ROWS
 from invariance.checking._environment import describe_environment, describe_model, describe_task
 from invariance.core._errors import InvarianceError, MeasureError, UsageError
 from invariance.core._forward import reading
 from invariance.core._modules import clone, in_train_mode, model_device
-from invariance.core._progress import Progress, silent
+from invariance.core._progress import Progress
 from invariance.data import Task, cast_task
 from invariance.data._given import TaskLike, as_task
 from invariance.measures._registry import AnyMeasure, Measure, resolve
@@ -85,7 +85,7 @@ def check(
     chosen = resolve(measures)
     given = None if transforms is None else as_transforms(transforms)
     policy = Policy(rtol=rtol, seed=seed)
-    found: list[FunctionRow | Row | Refusal] = []
+    found: list[FunctionRow | CellRow | Refusal] = []
     for title, original in models.items():
         _require_evaluation_mode(original)
         base = clone(original).to(dtype)
@@ -96,13 +96,13 @@ def check(
         network = MappedNetwork(
             base, data.x_train[:EXAMPLE_ROWS], compared=points[:COMPARED_ROWS], title=title
         )
-        found += _cells(network, data, chosen, maps, policy, progress or silent)
+        found += _cells(network, data, chosen, maps, policy, progress or _silent)
     return Report(
         task=describe_task(task),
         model={title: describe_model(entry) for title, entry in models.items()},
         environment=describe_environment(dtype),
         function=tuple(entry for entry in found if isinstance(entry, FunctionRow)),
-        rows=tuple(entry for entry in found if isinstance(entry, Row)),
+        rows=tuple(entry for entry in found if isinstance(entry, CellRow)),
         refused=tuple(entry for entry in found if isinstance(entry, Refusal)),
     )
 
@@ -114,7 +114,7 @@ def _cells(
     maps: Sequence[Transform],
     policy: Policy,
     progress: Progress,
-) -> Iterator[FunctionRow | Row | Refusal]:
+) -> Iterator[FunctionRow | CellRow | Refusal]:
     """Go through all cells of one network, map by map."""
     title, total = network.title, len(measures) * (len(maps) + 1)
     engines: list[CellEngine] = []
@@ -138,6 +138,10 @@ def _cells(
                 yield engine.cell(transform, judged=True).row
             except InvarianceError as error:
                 yield Refusal(f"{engine.measure.name} under {transform!r}", str(error), title)
+
+
+def _silent(done: int, total: int, what: str) -> None:
+    """Tell nobody how far the work is."""
 
 
 def _require_models(models: Mapping[str, Any]) -> None:

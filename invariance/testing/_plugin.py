@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from invariance.core._groups import Group
-from invariance.testing.gate._recorder import Record, collecting
+from invariance.testing.gate._recorder import ClaimRecord, collecting
 
 if TYPE_CHECKING:
     from invariance.testing._networks import Networks, TrainedNetwork
@@ -215,7 +215,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
                 )
 
 
-_FOUND = pytest.StashKey[list[Record]]()
+_FOUND = pytest.StashKey[list[ClaimRecord]]()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -232,7 +232,7 @@ class _Summary:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.claims: list[Record] = []
+        self.claims: list[ClaimRecord] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for entry in getattr(report, "invariance", ()):

@@ -16,8 +16,7 @@ from invariance.core._applied import Action, Applied
 from invariance.core._errors import InvarianceError, MeasureError, TransformError, UsageError
 from invariance.core._modules import clone
 from invariance.testing.gate._binding import cast, check_data, precisions, require_evaluation_mode
-from invariance.testing.gate._bound_measure import RTOL, wanted_groups
-from invariance.testing.gate._bound_measure import subject as bind_subject
+from invariance.testing.gate._bound_measure import RTOL, bind, wanted_groups
 from invariance.testing.gate._findings import replayable
 from invariance.testing.gate._recorder import recorded
 from invariance.transforms._base import Transform, as_transforms
@@ -99,7 +98,7 @@ def assert_covariant(
     noise = {key: SAFETY * float((shaken[key] - before[key]).abs().max()) for key in before}
     named = transforms is not None
     if transforms is None:
-        bound = bind_subject(_placeholder, base, data["x"], data["y"], seed=seed)
+        bound = bind(_placeholder, base, data["x"], data["y"], seed=seed)
         transforms = list(members(base, wanted_groups(bound, groups), seed))
     maps = as_transforms(transforms)
     tried: list[str] = []

@@ -29,8 +29,7 @@ from invariance.testing.gate._binding import (
     precisions,
     require_evaluation_mode,
 )
-from invariance.testing.gate._bound_measure import subject as bind_subject
-from invariance.testing.gate._bound_measure import wanted_groups
+from invariance.testing.gate._bound_measure import bind, wanted_groups
 from invariance.testing.gate._findings import replayable
 from invariance.testing.gate._recorder import record
 from invariance.transforms._base import Transform, as_transforms
@@ -232,7 +231,7 @@ def assert_equal_in_law(
             "not deterministic", title, f"Seed {seed} gave two values on one network."
         )
     if transforms is None:
-        bound = bind_subject(_placeholder, base, data["x"], data["y"], seed=seed)
+        bound = bind(_placeholder, base, data["x"], data["y"], seed=seed)
         transforms = list(members(base, wanted_groups(bound, groups), seed))
     moved: list[tuple[str, nn.Module]] = []
     refusals: list[str] = []

@@ -30,7 +30,7 @@ RTOL = 1e-6
 
 
 @dataclass(frozen=True)
-class Subject:
+class BoundMeasure:
     """A measure, a model and data, bound together and checked.
 
     Attributes:
@@ -77,7 +77,7 @@ def mapped(model: nn.Module, x: Tensor, dtype: torch.dtype, *, keep: bool = Fals
     return MappedNetwork(copied, moved["x"], keep=keep)
 
 
-def subject(
+def bind(
     measure: AnyMeasure,
     model: nn.Module,
     x: Tensor,
@@ -89,7 +89,7 @@ def subject(
     allow_constant: bool = False,
     name: str | None = None,
     network: MappedNetwork | None = None,
-) -> Subject:
+) -> BoundMeasure:
     """Bind a measure to a model and data; see :func:`assert_invariant` for the arguments."""
     require_evaluation_mode(model)
     if not 0 <= rtol < 1:
@@ -97,11 +97,11 @@ def subject(
     bound = bind_measure(measure, name)
     inputs = bind_inputs(bound, x, y, data)
     plain = registered(measure) is None
-    return Subject(bound, plain, model, inputs, x, rtol, seed, allow_constant, network)
+    return BoundMeasure(bound, plain, model, inputs, x, rtol, seed, allow_constant, network)
 
 
 def choose(
-    bound: Subject,
+    bound: BoundMeasure,
     transforms: Sequence[Transform] | Transform | None,
     groups: Iterable[Group | str] | None,
     examples: int = 1,
@@ -139,7 +139,7 @@ def choose(
 
 
 def wanted_groups(
-    bound: Subject, groups: Iterable[Group | str] | None, *, laws: bool = False
+    bound: BoundMeasure, groups: Iterable[Group | str] | None, *, laws: bool = False
 ) -> frozenset[Group]:
     """Return the groups to check: the named ones, the declared ones, or all."""
     if groups is not None:
@@ -152,7 +152,9 @@ def wanted_groups(
     return frozenset(declared - {Group.COORDINATES})
 
 
-def claim_note(bound: Subject, groups: Iterable[Group | str] | None, *, laws: bool = False) -> str:
+def claim_note(
+    bound: BoundMeasure, groups: Iterable[Group | str] | None, *, laws: bool = False
+) -> str:
     """Say what was claimed, and what the measure declares of the rest; "" if all was claimed."""
     claimed = wanted_groups(bound, groups, laws=laws)
     rest = [group for group in Group if group not in claimed | {Group.COORDINATES}]
