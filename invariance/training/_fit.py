@@ -10,6 +10,7 @@ from torch import nn
 
 from invariance.core._arguments import as_seed
 from invariance.core._errors import ModelError, UsageError
+from invariance.core._foreign import foreign
 from invariance.core._modules import clone
 from invariance.data._given import TaskLike, as_task
 from invariance.data._task import Task
@@ -245,9 +246,7 @@ def fit_ensemble(
         sam_rho=sam_rho,
         sam_adaptive=sam_adaptive,
         sam_eta=sam_eta,
-        augmentation=(augmentation,)
-        if isinstance(augmentation, str)
-        else tuple(augmentation or ()),
+        augmentation=_augmentations(augmentation),
     )
     where = resolve_device(device)
     numbers = _check_seeds(seeds)
@@ -267,6 +266,14 @@ def fit_ensemble(
     )
 
 
+def _augmentations(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    if given is None or isinstance(given, str):
+        return () if given is None else (given,)
+    if not isinstance(given, Sequence):
+        raise UsageError(f"augmentation must be a name or a list of names. Got {given!r}.")
+    return tuple(given)
+
+
 def _check_seeds(seeds: Iterable[int]) -> list[int]:
     if isinstance(seeds, int) or not isinstance(seeds, Iterable):
         raise UsageError(f"seeds must be a list of integers, such as range(10). Got {seeds!r}.")
@@ -283,7 +290,8 @@ def _starts(source: ModelSource, seeds: list[int], task: Task) -> list[nn.Module
     if isinstance(source, nn.Module):
         return [clone(source) for _ in seeds]
     if callable(source):
-        models = [source(seed) for seed in seeds]
+        with foreign("The function given as a model"):
+            models = [source(seed) for seed in seeds]
         for model in models:
             if not isinstance(model, nn.Module):
                 raise ModelError(
