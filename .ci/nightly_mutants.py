@@ -43,6 +43,9 @@ FOLDERS = {
     "stats": ("stats",),
 }
 
+#: Exit code of a child whose pytest itself raised.
+BROKEN = 70
+
 SWAPS: dict[type, type] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
     ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn,
@@ -75,7 +78,10 @@ class Mutant:
 def variants(node: ast.AST) -> Iterator[str]:  # noqa: PLR0912 - a kind of node, a branch
     """Yield what a node could be by mistake."""
     if isinstance(node, ast.Compare) and len(node.ops) == 1:
-        if other := SWAPS.get(type(node.ops[0])):
+        right = node.comparators[0]
+        if isinstance(right, ast.Constant) and isinstance(right.value, float):
+            yield f"not ({ast.unparse(node)})"  # nothing is ever exactly at such a bound
+        elif other := SWAPS.get(type(node.ops[0])):
             yield ast.unparse(ast.Compare(node.left, [other()], node.comparators))
     elif isinstance(node, ast.BoolOp):
         yield ast.unparse(ast.BoolOp(SWAPS[type(node.op)](), node.values))
@@ -175,12 +181,18 @@ def outcome(files: list[str], limit: int) -> str:
         os.dup2(sink, 1)
         os.dup2(sink, 2)
         quiet = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow"]
-        code = int(sys.modules["pytest"].main([*quiet, *files]))
-        os._exit(code)
+        code = BROKEN
+        try:
+            code = int(sys.modules["pytest"].main([*quiet, *files]))
+        finally:
+            os._exit(code)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         return "timeout" if os.WTERMSIG(status) == signal.SIGALRM else "killed"
-    return "survived" if os.WEXITSTATUS(status) == 0 else "killed"
+    code = os.WEXITSTATUS(status)
+    if code in (4, 5):  # pytest's usage error and "no tests"
+        raise SystemExit(f"pytest found no tests to run ({code}): {files}")
+    return "survived" if code == 0 else "killed"
 
 
 def interval(killed: int, total: int) -> tuple[float, float]:
@@ -212,7 +224,7 @@ def checkout(folder: Path) -> None:
     os.environ.update(OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1", PYTHONPATH=str(folder))
     os.environ.setdefault("MKL_CBWR", "AUTO")
     sys.path.insert(0, str(folder))
-    for name in ("hypothesis", "pytest", "scipy.stats", "sklearn", "sympy", "torch"):
+    for name in ("pytest", "scipy.stats", "sklearn", "sympy", "torch"):
         importlib.import_module(name)
     sys.modules["torch"].set_num_threads(1)
 
