@@ -6,6 +6,7 @@ from invariance.curvature.exact._ensemble import EnsembleCurvature, hessian_trac
 from invariance.curvature.exact._result import DiagonalResult, ExactCurvature
 from invariance.curvature.losses._custom import CustomLoss
 from invariance.curvature.losses._resolve import CrossEntropy, Loss, MeanSquaredError, resolve_loss
+from invariance.curvature.products._matrix import MatrixOperator, SymmetricOperator
 from invariance.curvature.products._operators import (
     CurvatureOperator,
     EmpiricalFisherOperator,
@@ -35,8 +36,10 @@ __all__ = [
     "GGNOperator",
     "HessianOperator",
     "Loss",
+    "MatrixOperator",
     "MeanSquaredError",
     "SpectralDensity",
+    "SymmetricOperator",
     "eigenpairs",
     "exact_curvature",
     "fisher_vector_product",

@@ -12,6 +12,7 @@ from torch import nn
 
 from invariance.core._arguments import as_seed
 from invariance.core._errors import ModelError, UsageError, unknown_name
+from invariance.core._foreign import foreign
 from invariance.core._modules import clone
 from invariance.data._given import TaskLike, as_task
 from invariance.data._task import Task
@@ -258,7 +259,8 @@ def _starts(source: ModelSource, seeds: list[int], task: Task) -> list[nn.Module
     if isinstance(source, nn.Module):
         return [clone(source) for _ in seeds]
     if callable(source):
-        models = [source(seed) for seed in seeds]
+        with foreign("The function given as a model"):
+            models = [source(seed) for seed in seeds]
         for model in models:
             if not isinstance(model, nn.Module):
                 raise ModelError(

@@ -8,13 +8,13 @@ from torch import Tensor
 from invariance.core._arguments import as_seed
 from invariance.core._errors import MeasureError
 from invariance.core._rng import generator
-from invariance.curvature.products._operators import CurvatureOperator
+from invariance.curvature.products._matrix import SymmetricOperator
 
 #: Basis vectors or probes that are multiplied at once.
 _AT_ONCE = 32
 
 
-def basis_diagonal(operator: CurvatureOperator) -> dict[str, Tensor]:
+def basis_diagonal(operator: SymmetricOperator) -> dict[str, Tensor]:
     """Return the exact diagonal by one product an entry: parameter name to its part."""
     dim = operator.shape[0]
     diagonal = torch.empty(dim, dtype=operator.dtype, device=operator.device)
@@ -27,7 +27,7 @@ def basis_diagonal(operator: CurvatureOperator) -> dict[str, Tensor]:
 
 
 def estimate_diagonal(
-    operator: CurvatureOperator, *, budget: int = 96, seed: int = 0
+    operator: SymmetricOperator, *, budget: int = 96, seed: int = 0
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Estimate the diagonal as the mean of ``v * A v`` over random signs v.
 
