@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,31 +11,39 @@ from torch import nn
 from invariance.cells import (
     BrokenTransformError,
     CellEngine,
+    CellRow,
     FunctionRow,
     MappedNetwork,
     Policy,
     Refusal,
-    Row,
 )
 from invariance.cells._mapped_network import COMPARED_ROWS, EXAMPLE_ROWS
 from invariance.checking._environment import describe_environment, describe_model, describe_task
-from invariance.checking._report import Report
+from invariance.core._arguments import as_seed, as_tolerance
 from invariance.core._errors import InvarianceError, MeasureError, UsageError
 from invariance.core._forward import reading
-from invariance.core._modules import clone, in_train_mode, model_device
-from invariance.core._progress import Progress, silent
+from invariance.core._modules import (
+    clone,
+    floating_dtype,
+    in_train_mode,
+    model_device,
+    require_module,
+)
+from invariance.core._progress import Progress
 from invariance.data import Task, cast_task
+from invariance.data._given import TaskLike, as_task
 from invariance.measures._registry import AnyMeasure, Measure, resolve
-from invariance.transforms._base import Transform
+from invariance.reporting import Report
+from invariance.transforms._base import Transform, as_transforms
 from invariance.transforms._members import default_transforms
 
 
 def check(
     model: nn.Module | Mapping[str, nn.Module],
-    task: Task,
+    task: TaskLike,
     *,
-    transforms: Sequence[Transform] | None = None,
-    measures: Sequence[AnyMeasure] | None = None,
+    transforms: Sequence[Transform] | Transform | None = None,
+    measures: Sequence[AnyMeasure] | AnyMeasure | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
     rtol: float = 0.0,
@@ -48,7 +57,8 @@ def check(
 
     Args:
         model: The model, or several by name. Copies are used; nothing is changed.
-        task: The data; ``x_train``/``y_train`` for curvature, ``x_unseen`` for weakness.
+        task: The data; ``x_train``/``y_train`` for curvature, ``x_unseen`` for weakness. Also a
+            task's name, ``(x, y)``, or a DataLoader of such batches.
         transforms: What to apply; by default a member of every kind of map there is.
             One that does not apply to the model, or changes its function, is listed under
             ``refused`` with its reason.
@@ -65,30 +75,42 @@ def check(
         The report: how far each function is unchanged, and one row a cell.
 
     Raises:
-        UsageError: If a measure's name is unknown.
+        UsageError: If a measure's name is unknown, or there is no model, measure or map to check.
         MeasureError: If a model is in train mode where that changes its function.
+
+    Example:
+        >>> import invariance as inv
+        >>> task = inv.load_task("digits", n_train=100)
+        >>> model = inv.fit(inv.models.mlp([64, 16, 10]), task).model
+        >>> report = inv.check(model, task, measures=["path_norm"])
+        >>> report.contradictions
+        ()
     """
     models = dict(model) if isinstance(model, Mapping) else {"model": model}
+    _require_models(models)
+    task = as_task(task, "check", *models.values())
     chosen = resolve(measures)
-    _require_types(models, task, transforms)
-    policy = Policy(rtol=rtol, seed=seed)
-    found: list[FunctionRow | Row | Refusal] = []
+    given = None if transforms is None else as_transforms(transforms)
+    dtype = floating_dtype(dtype)
+    policy = Policy(rtol=as_tolerance(rtol), seed=as_seed(seed))
+    found: list[FunctionRow | CellRow | Refusal] = []
     for title, original in models.items():
         _require_evaluation_mode(original)
         base = clone(original).to(dtype)
         data = cast_task(task, dtype, model_device(base))
         _require_fit(base, data)
-        maps = default_transforms(base, seed=seed) if transforms is None else list(transforms)
+        maps = default_transforms(base, seed=seed) if given is None else given
+        points = data.x_test if len(data.x_test) else data.x_train
         network = MappedNetwork(
-            base, data.x_train[:EXAMPLE_ROWS], compared=data.x_test[:COMPARED_ROWS], title=title
+            base, data.x_train[:EXAMPLE_ROWS], compared=points[:COMPARED_ROWS], title=title
         )
-        found += _cells(network, data, chosen, maps, policy, progress or silent)
+        found += _cells(network, data, chosen, maps, policy, progress or _silent)
     return Report(
         task=describe_task(task),
         model={title: describe_model(entry) for title, entry in models.items()},
         environment=describe_environment(dtype),
         function=tuple(entry for entry in found if isinstance(entry, FunctionRow)),
-        rows=tuple(entry for entry in found if isinstance(entry, Row)),
+        rows=tuple(entry for entry in found if isinstance(entry, CellRow)),
         refused=tuple(entry for entry in found if isinstance(entry, Refusal)),
     )
 
@@ -100,7 +122,7 @@ def _cells(
     maps: Sequence[Transform],
     policy: Policy,
     progress: Progress,
-) -> Iterator[FunctionRow | Row | Refusal]:
+) -> Iterator[FunctionRow | CellRow | Refusal]:
     """Go through all cells of one network, map by map."""
     title, total = network.title, len(measures) * (len(maps) + 1)
     engines: list[CellEngine] = []
@@ -126,22 +148,15 @@ def _cells(
                 yield Refusal(f"{engine.measure.name} under {transform!r}", str(error), title)
 
 
-def _require_types(
-    models: Mapping[str, nn.Module], task: Task, transforms: Sequence[Transform] | None
-) -> None:
+def _silent(done: int, total: int, what: str) -> None:
+    """Tell nobody how far the work is."""
+
+
+def _require_models(models: Mapping[str, Any]) -> None:
+    if not models:
+        raise UsageError("There is no model to check: the mapping of models is empty.")
     for title, entry in models.items():
-        if not isinstance(entry, nn.Module):
-            raise UsageError(f"check needs an nn.Module as {title}. Got {type(entry).__name__}.")
-    if not isinstance(task, Task):
-        raise UsageError(
-            f"check needs a Task, such as load_task('digits'). Got {type(task).__name__}."
-        )
-    for number, item in enumerate(transforms or ()):
-        if not isinstance(item, Transform):
-            raise UsageError(
-                f"transforms[{number}] is {item!r}, not a transform. Give instances, such as "
-                "invariance.transforms.NeuronScaling()."
-            )
+        require_module(entry, f"check needs an nn.Module as {title}")
 
 
 def _require_fit(model: nn.Module, task: Task) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,9 @@ def add_parser(subparsers: Any) -> None:
             "Check measures on small trained networks. A function decorated with "
             "invariance.measure is held to what it declares; a plain function (model, x, y) -> "
             "number claims to be unchanged by every rescaling, unless --groups or the table "
-            "[tool.invariance] of pyproject.toml says otherwise. Exit code 0: every claim holds; "
-            "1: one is broken, or a measure is faulty; 2: usage error."
+            "[tool.invariance] of pyproject.toml says otherwise. Exit code 0: every measure was "
+            "tried and holds; 1: a claim is broken, or a measure is faulty; 2: usage error, or a "
+            "measure could not be tried."
         ),
     )
     parser.add_argument(
@@ -70,12 +72,13 @@ def run(options: argparse.Namespace) -> int:
         options: The parsed options.
 
     Returns:
-        0 if every claim holds, 1 if not, 2 if nothing could be checked.
+        0 if every measure was tried and holds, 1 if one does not, 2 if one was not tried.
     """
     from invariance.core._errors import UsageError
+    from invariance.core._files import require_writable, working_folder
     from invariance.testing.project._project_table import read_project
 
-    project = read_project(Path.cwd(), path=options.config)
+    project = read_project(working_folder(), path=options.config)
     requests = _requests(options, project)
     if not requests:
         raise UsageError(
@@ -85,8 +88,13 @@ def run(options: argparse.Namespace) -> int:
     snapshot = options.snapshot or (None if options.targets else project.snapshot)
     if options.update and snapshot is None:
         raise UsageError("--update records a snapshot; say where with --snapshot PATH.")
+    if options.json not in (None, "-"):
+        require_writable(options.json)
     if snapshot is not None:
-        return _snapshot(options, project, requests, Path(snapshot))
+        path = Path(snapshot)
+        if project.root is not None and not options.snapshot:
+            path = project.root / path
+        return _snapshot(options, project, requests, path)
     return _check(options, project, requests)
 
 
@@ -96,42 +104,36 @@ def _check(options: argparse.Namespace, project: Project, requests: list[Request
     outcomes = run_requests(requests, root=project.root)
     if options.json != "-":
         for outcome in outcomes:
-            sys.stdout.write(f"[{outcome.status}] on {outcome.model}: {outcome.message}\n")
+            if outcome.status != "untried":
+                sys.stdout.write(f"[{outcome.status}] on {outcome.model}: {outcome.message}\n")
+    _say_untried(outcome.message for outcome in outcomes if outcome.status == "untried")
     _write_json(options.json, to_json(outcomes, requests))
     code = exit_code(outcomes)
     if code == 2:
-        sys.stderr.write("invariance: a measure could not be checked on any network.\n")
+        sys.stderr.write("invariance: not every measure could be checked.\n")
     return code
+
+
+def _say_untried(messages: Iterable[str]) -> None:
+    """Print each reason once, where errors go: one module may hold every measure."""
+    for message in dict.fromkeys(messages):
+        sys.stderr.write(f"invariance: not tried: {message}\n")
 
 
 def _snapshot(
     options: argparse.Namespace, project: Project, requests: list[Request], path: Path
 ) -> int:
-    from invariance.testing._networks import Networks
-    from invariance.testing.project._describe import describe
-    from invariance.testing.project._project_table import DEFAULT_MODELS
+    from invariance.core._files import require_writable
     from invariance.testing.project._snapshot import compare, load_snapshot, render, save_snapshot
-    from invariance.testing.project._verdicts import network, resolve
+    from invariance.testing.project._verdicts import describe_requests
 
-    if project.root is not None and not options.snapshot:
-        path = project.root / path
+    if options.update:
+        require_writable(path)
     recorded = None if options.update else load_snapshot(path)
-    rows = {}
-    for request in requests:
-        entry, networks = resolve(request.function, project.root), Networks(seed=request.seed)
-        for name in request.models or DEFAULT_MODELS:
-            model, x, y = network(name, networks, project.root)
-            rows[f"{request.function} on {name}"] = describe(
-                entry,
-                model,
-                x,
-                y,
-                groups=request.groups,
-                rtol=request.rtol,
-                dtype=request.dtype or "float64",
-                seed=request.seed,
-                name=request.function,
-            )
+    rows, missing = describe_requests(requests, root=project.root)
+    if missing:  # a table with holes is neither recorded nor compared
+        _say_untried(missing)
+        return 2
     if recorded is None:
         save_snapshot(path, rows)
         text, code, changes = f"snapshot {path}: {len(rows)} rows recorded", 0, []
@@ -156,7 +158,7 @@ def _requests(options: argparse.Namespace, project: Project) -> list[Request]:
     from invariance.core._errors import UsageError
     from invariance.testing._networks import BUILDERS
     from invariance.testing.gate._bound_measure import as_group
-    from invariance.testing.project._project_table import Request
+    from invariance.testing.project._project_table import Request, checked_settings
 
     requests = (
         [Request(target, **project.defaults) for target in options.targets]
@@ -168,6 +170,9 @@ def _requests(options: argparse.Namespace, project: Project) -> list[Request]:
         for name in ("dtype", "rtol", "seed", "examples")
         if getattr(options, name) is not None
     }
+    if changes.get("examples", 1) < 1:
+        raise UsageError(f"--examples must be at least 1. Got {options.examples}.")
+    changes = checked_settings(changes, "command line")
     if options.groups is not None:
         named = [entry.strip() for entry in options.groups.split(",") if entry.strip()]
         if not named:
@@ -178,8 +183,6 @@ def _requests(options: argparse.Namespace, project: Project) -> list[Request]:
         changes["models"] = tuple(
             name for entry in options.model for name in (every if entry == "all" else (entry,))
         )
-    if changes.get("examples", 1) < 1:
-        raise UsageError(f"--examples must be at least 1. Got {options.examples}.")
     return [replace(request, **changes) for request in requests]
 
 

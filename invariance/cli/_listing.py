@@ -19,10 +19,10 @@ def add_parser(subparsers: Any) -> None:
 
 def list_measures(options: argparse.Namespace) -> int:
     """Print the master table: each measure's declaration under each group."""
-    from rich.console import Console
     from rich.table import Table
 
     import invariance.measures  # noqa: F401 - importing fills the registry
+    from invariance.cli._progress import list_console
     from invariance.core._groups import Group
     from invariance.measures._registry import all_measures, get_measure
 
@@ -37,7 +37,7 @@ def list_measures(options: argparse.Namespace) -> int:
         entry = get_measure(name)
         declared = [entry.declared([g]) if entry.claims([g]) else "" for g in Group]
         table.add_row(name, *(symbols.get(word, "?") for word in declared))
-    console = Console()
+    console = list_console()
     console.print(table)
     legend = (f"{letter}={group.value}" for letter, group in letters.items())
     console.print("under  " + "   ".join(legend), highlight=False)
@@ -50,10 +50,10 @@ def list_transforms(options: argparse.Namespace) -> int:
     """Print each transform with its signature, group and summary."""
     import inspect
 
-    from rich.console import Console
     from rich.table import Table
 
     from invariance import transforms
+    from invariance.cli._progress import list_console
     from invariance.transforms._base import Transform
 
     table = Table()
@@ -69,5 +69,5 @@ def list_transforms(options: argparse.Namespace) -> int:
             signature = inspect.Signature(bare)
             summary = (inspect.getdoc(found) or "").split("\n", 1)[0]
             table.add_row(f"{name}{signature}", group, summary)
-    Console().print(table)
+    list_console().print(table)
     return 0

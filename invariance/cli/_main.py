@@ -14,6 +14,7 @@ from invariance.cli import _listing as listing
 from invariance.cli import _report as report
 from invariance.cli import _studies as studies
 from invariance.cli import _study as study
+from invariance.cli._streams import Streams
 from invariance.core._reproducible import ask_for_reproducible_kernels
 
 #: Modules that each offer ``add_parser(subparsers)``; add a subcommand here.
@@ -49,27 +50,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 when all went well, 1 when a check failed, 2 for a usage error,
         130 when interrupted.
     """
+    with Streams() as streams:
+        code = _run(arguments)
+    return code or (USAGE_ERROR if streams.problem else 0)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
     ask_for_reproducible_kernels()  # before a command loads torch
     try:
+        from invariance.core._files import working_folder
+
+        working_folder()  # every command imports, reads or writes relative to it
         code: int = options.run(options)
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted; files already written are whole.\n")
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader (head, a pager) has seen enough. Keep the interpreter from
-        # complaining once more when it flushes the closed pipe at exit.
-        sys.stderr.close()
-        return 0
     except Exception as error:
-        from invariance.core._errors import InvarianceError
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
         from invariance.core._text import printable
 
-        if not isinstance(error, InvarianceError):
-            raise
-        sys.stderr.write(printable(f"invariance: {error}\n"))
+        sys.stderr.write(printable(f"invariance: {sentence}\n"))
         return USAGE_ERROR
     return code
+
+
+def _sentence(error: Exception) -> str | None:
+    """Say what stopped a command, if it is not a defect of this program."""
+    from invariance.core._errors import InvarianceError
+
+    if isinstance(error, InvarianceError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return f"Out of memory{f' ({error})' if str(error) else ''}. Ask for less at a time."
+    if "can't start new thread" in str(error) or isinstance(error, BlockingIOError):
+        return (
+            f"This machine allows no further thread or process ({error}). Raise the limit "
+            "(ulimit -u), or set OMP_NUM_THREADS=1."
+        )
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename is not None else ""
+        return f"The system refused: {error.strerror or error}{where}."
+    return None
 
 
 def _version() -> str:

@@ -80,8 +80,17 @@ class Bar:
 #: Width of a report that goes to a file or a pipe, where nobody has said how wide it is.
 PIPE_WIDTH = 132
 
+#: Widths that a table can be read in; outside them COLUMNS says nothing, and this many are taken.
+WIDTHS, USUAL_WIDTH = range(20, 10_000), 80
+
+
+def list_console() -> Console:
+    """Return a console for standard output, as wide as COLUMNS or the terminal says."""
+    console = PlainConsole()
+    return console if console.width in WIDTHS else PlainConsole(width=USUAL_WIDTH)
+
 
 def report_console() -> Console:
     """Return a console for standard output: as wide as the terminal, if it is one."""
-    console = PlainConsole()
+    console = list_console()
     return console if console.is_terminal else PlainConsole(width=PIPE_WIDTH)

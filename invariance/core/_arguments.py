@@ -6,6 +6,9 @@ import operator
 
 from invariance.core._errors import UsageError
 
+#: Python prints integers of up to 4,300 digits, and reports have to show a seed.
+MAX_SEED_BITS = 10_000
+
 
 def as_integer(value: object, name: str, *, low: int | None = None, hint: str = "") -> int:
     """Return an argument as an ``int``, if it is a whole number by its type.
@@ -36,9 +39,37 @@ def as_integer(value: object, name: str, *, low: int | None = None, hint: str = 
 
 
 def as_seed(value: object, name: str = "seed") -> int:
-    """Return a seed as an ``int``; any integer is one.
+    """Return a seed as an ``int``; any integer that Python prints is one.
 
     Raises:
         UsageError: If it is anything else.
     """
-    return as_integer(value, name, hint="Results repeat only under a seed that is given.")
+    number = as_integer(value, name, hint="Results repeat only under a seed that is given.")
+    if number.bit_length() > MAX_SEED_BITS:
+        raise UsageError(
+            f"{name} has {number.bit_length()} bits, expected {MAX_SEED_BITS} at most."
+        )
+    return number
+
+
+def as_tolerance(value: object, name: str = "rtol") -> float:
+    """Return a relative tolerance: a number in [0, 1).
+
+    Raises:
+        UsageError: If it is anything else.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value < 1:  # type: ignore[operator]
+        raise UsageError(f"{name} must be a number in [0, 1). Got {value!r}.")
+    return float(value)  # type: ignore[arg-type]
+
+
+def as_flag(value: object, name: str) -> bool:
+    """Return a flag; a word such as ``"no"`` counts as true in Python, and is refused.
+
+    Raises:
+        UsageError: If it is neither true nor false.
+    """
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} must be True or False. Got {value!r}.")
+    return value

@@ -23,6 +23,10 @@ class MeasureError(InvarianceError, ValueError):
     """A measure was asked for something that it cannot answer correctly."""
 
 
+class EndedProgramError(MeasureError):
+    """A measure called ``sys.exit``; nothing that it was tried on counts as tried."""
+
+
 class ModelError(InvarianceError, ValueError):
     """A model cannot be built, trained or measured as asked."""
 
@@ -53,9 +57,13 @@ def unknown_name(kind: str, name: object, known: object) -> UsageError:
     import difflib
 
     names = [str(entry) for entry in known]  # type: ignore[attr-defined]
-    close = difflib.get_close_matches(str(name), names, n=1)
+    lower = {entry.lower().replace("_", "-"): entry for entry in names}
+    given = str(name)[:200].lower().replace("_", "-")
+    close = [lower[match] for match in difflib.get_close_matches(given, list(lower), n=1)]
     head, of, rest = kind.partition(" of ")
-    stem = head[:-1] + "ie" if head.endswith("y") else head
-    plural = stem + ("es" if head.endswith(("s", "ch")) else "s") + of + rest
+    ending = {"y": "ies", "s": "ses", "h": "hes", "x": "xes"}.get(head[-1:], head[-1:] + "s")
+    if head.endswith(("ey", "ay", "oy", "uy")):
+        ending = "ys"
+    plural = head[:-1] + ending + of + rest
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return UsageError(f"Unknown {kind} {name!r}.{hint} Known {plural}: {', '.join(names)}.")

@@ -104,6 +104,11 @@ ABOUT: Mapping[Group, AboutGroup] = MappingProxyType(
     }
 )
 
+#: Groups that rescale weights and nothing else: what a claim of invariance is about.
+RESCALINGS: frozenset[Group] = frozenset(
+    {Group.LAYER_SCALING, Group.NEURON_SCALING, Group.BATCHNORM_SCALING}
+)
+
 #: Groups that keep every logit. A logit shift keeps the softmax only, and a change
 #: of coordinates keeps the function but moves to another parameterisation.
 KEEP_LOGITS: frozenset[Group] = frozenset(g for g in Group if ABOUT[g].keeps_logits)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from invariance.core._arguments import as_seed
 from invariance.core._errors import DataError, unknown_name
+from invariance.core._rng import torch_seed
 from invariance.data._catalog import IMAGE_SETS, MNIST, ImageSet
 from invariance.data._cifar import BINARY_SETS, read_cifar
 from invariance.data._digits import load_digits
@@ -226,7 +227,7 @@ def _labels(labels: npt.NDArray[Any]) -> Tensor:
 
 
 def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator().manual_seed(torch_seed(seed))
 
 
 def _check_count(name: str, value: int | None, least: int) -> None:

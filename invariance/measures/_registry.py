@@ -21,13 +21,20 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol
 
 from torch import Tensor, nn
 
-from invariance.core._errors import DataError, MeasureError, unknown_name
+from invariance.core._errors import (
+    DataError,
+    EndedProgramError,
+    MeasureError,
+    UsageError,
+    unknown_name,
+)
 from invariance.core._estimate import Estimate
+from invariance.core._foreign import account
 from invariance.core._groups import Group
 
 if TYPE_CHECKING:
+    from invariance.core._applied import Applied
     from invariance.data import Task
-    from invariance.transforms._base import Applied
 
 Declaration = Literal["invariant", "law", "varies"]
 Cost = Literal["cheap", "solver", "sampling"]
@@ -153,8 +160,19 @@ class Measure:
 
     def __call__(self, model: nn.Module, **inputs: Any) -> Estimate:
         """Evaluate the measure on ``model`` with the arguments of its function."""
-        result = self.function(model, **inputs)
-        return result if isinstance(result, Estimate) else Estimate(result)
+        try:
+            result = self.function(model, **inputs)
+        except SystemExit as error:
+            raise EndedProgramError(f"measure {self.name!r} {account(error)}.") from error
+        if isinstance(result, Estimate):
+            return result
+        try:
+            return Estimate(result)
+        except (TypeError, ValueError) as error:
+            raise MeasureError(
+                f"measure {self.name!r} must return a number or an Estimate. Got {result!r}, a "
+                f"{type(result).__name__}."
+            ) from error
 
     def of_many(self, models: Sequence[nn.Module], **inputs: Any) -> list[Estimate]:
         """Evaluate the measure on several models, in one call where it has one for that."""
@@ -281,9 +299,15 @@ def as_measure(
 
 def _required_arguments(function: Callable[..., Any]) -> list[str]:
     skipped = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise MeasureError(
+            f"The arguments of {function!r} cannot be read. Wrap it in a function (model, x, y)."
+        ) from error
     return [
         parameter.name
-        for parameter in inspect.signature(function).parameters.values()
+        for parameter in parameters
         if parameter.default is parameter.empty and parameter.kind not in skipped
     ][1:]
 
@@ -316,16 +340,28 @@ def registered(entry: AnyMeasure) -> Measure | None:
     return found if found is not None and found.function is entry else None
 
 
-def resolve(measures: Iterable[AnyMeasure] | None) -> list[Measure]:
+def resolve(measures: Iterable[AnyMeasure] | AnyMeasure | None) -> list[Measure]:
     """Turn names, measures and plain functions into measures; ``None`` gives the defaults.
 
     Raises:
-        UsageError: If a name is unknown.
+        UsageError: If a name is unknown, an entry is no measure, or there is none.
     """
-    if measures is None:
-        importlib.import_module("invariance.measures")
-        measures = default_measures()
-    return [registered(entry) or as_measure(entry) for entry in measures]  # type: ignore[arg-type]
+    importlib.import_module("invariance.measures")
+    given: Any = default_measures() if measures is None else measures
+    one = isinstance(given, str) or callable(given) or not isinstance(given, Iterable)
+    found = [registered(entry) or _described(entry) for entry in ([given] if one else given)]
+    if not found:
+        raise UsageError("measures is empty, so nothing would be checked. Leave it out.")
+    return found
+
+
+def _described(entry: Any) -> Measure:
+    if not callable(entry):
+        raise UsageError(
+            f"Expected a measure: a function (model, x, y) -> number, or a registered name. "
+            f"Got {entry!r}."
+        )
+    return as_measure(entry)
 
 
 def all_measures() -> tuple[str, ...]:

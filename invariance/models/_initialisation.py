@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from invariance.core._arguments import as_seed
+from invariance.core._modules import floating_dtype
+from invariance.core._rng import torch_seed
 
 
 @contextmanager
@@ -19,13 +20,13 @@ def seeded(seed: int) -> Iterator[None]:
     a seed means the same network on every machine.
 
     Args:
-        seed: Any integer that torch accepts.
+        seed: Any integer.
 
     Yields:
         Nothing.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(as_seed(seed))
+        torch.default_generator.manual_seed(torch_seed(seed))
         yield
 
 
@@ -35,4 +36,4 @@ def as_dtype(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     Converting after initialisation keeps the network that a seed stands for: drawing in
     float64 would give other weights than drawing in float32.
     """
-    return model if dtype is None else model.to(dtype)
+    return model if dtype is None else model.to(floating_dtype(dtype))

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import stats
 
 from invariance.core._errors import DataError
+from invariance.core._rng import numpy_generator
 from invariance.stats._interval_estimate import IntervalEstimate
 from invariance.stats._ranks import FloatArray, interval, require_pairs
 from invariance.stats._resampled import bootstrap_counts, resampled_correlations
@@ -158,7 +159,7 @@ def mean_ratio(
             f"Got a least value of {min(first.min(), second.min()):g}; use mean_difference."
         )
     value = float(first.mean() / second.mean())
-    rng = np.random.default_rng(seed)
+    rng = numpy_generator(seed)
     means = [
         group[rng.integers(0, group.size, size=(resamples, group.size))].mean(axis=1)
         for group in (first, second)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from invariance.core._errors import DataError, unknown_name
+from invariance.core._rng import numpy_generator
 from invariance.stats._ranks import FloatArray, interval, require_pairs
 
 Settings = Mapping[str, Sequence[Hashable]]
@@ -147,7 +148,7 @@ def granulated_kendall(
                 skipped += 1
         low, high = None, None
         if len(taus) >= MINIMUM_LINES:
-            rows = np.random.default_rng(seed).integers(0, len(taus), (resamples, len(taus)))
+            rows = numpy_generator(seed).integers(0, len(taus), (resamples, len(taus)))
             low, high = interval(np.array(taus)[rows].mean(axis=1), level)
         tau = float(np.mean(taus)) if taus else None
         axes.append(AxisTau(name, tau, low, high, len(taus), skipped))

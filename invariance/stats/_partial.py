@@ -8,6 +8,7 @@ import numpy as np
 from scipy import stats
 
 from invariance.core._errors import DataError
+from invariance.core._rng import numpy_generator
 from invariance.stats._rank_correlation import RankCorrelation
 from invariance.stats._ranks import (
     FloatArray,
@@ -65,7 +66,7 @@ def partial_spearman(
     rho = float(_residual_correlation(a, b, others, every)[0])
     if not np.isfinite(rho):
         return RankCorrelation(n, None, None, None, None, level)
-    rows = np.random.default_rng(seed).integers(0, n, size=(resamples, n))
+    rows = numpy_generator(seed).integers(0, n, size=(resamples, n))
     low, high = interval(_residual_correlation(a, b, others, rows), level)
     freedom = n - 2 - k
     statistic = rho * np.sqrt(freedom / max(1 - rho**2, np.finfo(float).tiny))

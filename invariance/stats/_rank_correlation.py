@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from invariance.core._rng import numpy_generator
 from invariance.stats._ranks import (
     FloatArray,
     centred_ranks,
@@ -78,7 +79,7 @@ def spearman(
     rho = float(row_correlation(centred_ranks(a[None]), centred_ranks(b[None]))[0])
     if not np.isfinite(rho):
         return RankCorrelation(n, None, None, None, None, level)
-    rng = np.random.default_rng(seed)
+    rng = numpy_generator(seed)
     rows = rng.integers(0, n, size=(resamples, n))
     drawn = row_correlation(centred_ranks(a[rows]), centred_ranks(b[rows]))
     low, high = interval(drawn, level)
@@ -119,7 +120,7 @@ def kendall(
     found = stats.kendalltau(a, b)
     if not np.isfinite(found.statistic):
         return RankCorrelation(n, None, None, None, None, level)
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    counts = numpy_generator(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
     drawn = resampled_taus(a[None], b[None], counts.astype(np.float64))[:, 0, 0]
     low, high = interval(drawn, level)
     return RankCorrelation(n, float(found.statistic), low, high, float(found.pvalue), level)

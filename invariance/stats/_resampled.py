@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from invariance.core._errors import DataError
+from invariance.core._rng import numpy_generator
 from invariance.stats._ranks import FloatArray, centred_ranks
 
 #: Ranks of one variable that are computed together: few, so that a block of resamples of all
@@ -36,7 +37,7 @@ def bootstrap_counts(n: int, resamples: int, seed: int, *, size: int | None = No
     Returns:
         ``(resamples, n)`` how often each point was drawn; each row sums to ``size``.
     """
-    drawn = np.random.default_rng(seed).integers(0, n, size=(resamples, size or n))
+    drawn = numpy_generator(seed).integers(0, n, size=(resamples, size or n))
     flat = drawn + n * np.arange(resamples)[:, None]
     counts = np.bincount(flat.ravel(), minlength=n * resamples).reshape(resamples, n)
     return counts.astype(np.float64)

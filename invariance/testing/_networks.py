@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from invariance.core._errors import unknown_name
+from invariance.core._files import write_atomically
 from invariance.core._version import __version__
 from invariance.data import Task, load_task
 from invariance.models import mlp
@@ -22,6 +25,9 @@ N_TRAIN, N_UNSEEN = 150, 20
 
 #: Measured rows: enough to be in general position, few enough to be fast.
 N_MEASURED = 48
+
+#: How the networks are trained.
+TRAINING: Mapping[str, Any] = {"lr": 0.1, "max_epochs": 200, "batch_size": 32}
 
 #: Digits are 8 x 8 pixels in ten classes.
 SIDE, CLASSES = 8, 10
@@ -153,22 +159,26 @@ class Networks(Mapping[str, TrainedNetwork]):
         return len(BUILDERS)
 
     def path(self, name: str) -> Path | None:
-        """Where a network's weights are kept: the name tells recipe, versions and seed."""
+        """Where a network's weights are kept: the name tells all that they follow from.
+
+        That is the versions, the seed, the structure, the starting weights, the data, and how
+        the network is trained.
+        """
         if self.folder is None:
             return None
-        recipe = f"{__version__} {torch.__version__} {BUILDERS[name].__code__.co_code!r}"
-        key = hashlib.sha256(recipe.encode()).hexdigest()[:12]
-        return self.folder / f"{name}-{self.seed}-{key}.pt"
+        model = untrained(name, self.seed)
+        data = {"x": self.task.x_train, "y": self.task.y_train}
+        key = digest(model.state_dict(), __version__, torch.__version__, self.seed, str(model))
+        key = digest(data, key, sorted(TRAINING.items()))
+        return self.folder / f"{name}-{key[:16]}.pt"
 
     def _train(self, name: str, model: nn.Module) -> dict[str, Tensor]:
-        trained = fit(model, self.task, seed=self.seed, lr=0.1, max_epochs=200, batch_size=32)
+        trained = fit(model, self.task, seed=self.seed, **TRAINING)
         state = dict(trained.model.state_dict())
         if path := self.path(name):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Another process may be writing the same file: write aside, then replace.
-            scratch = path.with_suffix(f".{torch.initial_seed() % 997}-{id(state)}.tmp")
-            torch.save(state, scratch)
-            scratch.replace(path)
+            buffer = io.BytesIO()
+            torch.save({"state": state, "digest": digest(state, path.name)}, buffer)
+            write_atomically(path, buffer.getvalue())
         return state
 
     def _load(self, name: str, model: nn.Module) -> dict[str, Tensor] | None:
@@ -178,10 +188,20 @@ class Networks(Mapping[str, TrainedNetwork]):
             return None
         try:
             # weights_only refuses everything that could run code.
-            state: dict[str, Tensor] = torch.load(path, weights_only=True)
+            kept = torch.load(path, weights_only=True)
+            state: dict[str, Tensor] = kept["state"]
             model.load_state_dict(state)
+            same = kept["digest"] == digest(state, path.name)
         except Exception:  # a truncated or foreign file: any error means train again
             return None
-        if not all(bool(torch.isfinite(value.double()).all()) for value in state.values()):
-            return None
-        return state
+        return state if same else None
+
+
+def digest(tensors: Mapping[str, Tensor], *facts: object) -> str:
+    """Return the SHA-256 sum of named tensors, bit for bit, and of what belongs to them."""
+    found = hashlib.sha256(repr(facts).encode())
+    for name, value in tensors.items():
+        content = value.detach().cpu().contiguous()
+        found.update(repr((name, str(content.dtype), tuple(content.shape))).encode())
+        found.update(content.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

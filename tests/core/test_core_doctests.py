@@ -20,7 +20,7 @@ WITH_EXAMPLES = sorted(
     if ">>> " in path.read_text(encoding="utf-8")
 )
 #: Sub-packages whose every exported function shows an example. More join; none leaves.
-COMPLETE = ("stats", "outcomes", "models", "data")
+COMPLETE = ("stats", "outcomes", "models", "data", "training")
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)

@@ -293,6 +293,45 @@ def test_a_broken_cache_is_trained_anew(tmp_path, junk):
     torch.load(networks.path("mlp"), weights_only=True)
 
 
+def test_a_kept_network_with_other_weights_is_trained_anew(tmp_path, monkeypatch):
+    """Zeros pass every test of invariance; so may the weights of another seed or recipe."""
+    trained = []
+    right = Networks._train
+    monkeypatch.setattr(
+        Networks, "_train", lambda *words: trained.append(words[1]) or right(*words)
+    )
+
+    def used():
+        before = len(trained)
+        Networks(tmp_path)["mlp"]
+        return len(trained) == before
+
+    assert (used(), used()) == (False, True)
+    path = Networks(tmp_path).path("mlp")
+    for spoil in (torch.zeros_like, lambda value: value * 1.0000001):
+        kept = torch.load(path, weights_only=True)
+        kept["state"] = {name: spoil(value) for name, value in kept["state"].items()}
+        torch.save(kept, path)
+        assert (used(), used()) == (False, True)
+    other = Networks(tmp_path, seed=1)
+    assert other["mlp"].name == "mlp"
+    path.write_bytes(other.path("mlp").read_bytes())  # whole, but not the one asked for
+    assert not used()
+
+
+def test_what_a_network_follows_from_is_in_the_name_of_its_file(tmp_path, monkeypatch):
+    from invariance.testing import _networks as networks
+
+    names = {Networks(tmp_path).path("mlp"), Networks(tmp_path, seed=1).path("mlp")}
+    monkeypatch.setattr(networks, "TRAINING", {**networks.TRAINING, "lr": 0.2})
+    names.add(Networks(tmp_path).path("mlp"))
+    monkeypatch.setattr(networks, "N_TRAIN", 140)
+    names.add(Networks(tmp_path).path("mlp"))
+    monkeypatch.setitem(networks.BUILDERS, "mlp", lambda: inv.models.mlp((64, 12, 9, 10)))
+    names.add(Networks(tmp_path).path("mlp"))
+    assert len(names) == 5
+
+
 def test_every_network_is_trained_and_its_own_copy(invariance_network):
     assert not any(module.training for module in invariance_network.model.modules())
     logits = invariance_network.model(invariance_network.x)

@@ -41,6 +41,18 @@ def hessian_vector_product(
 
     Returns:
         Parameter name to the product's part, in the parameter's shape.
+
+    Example:
+        One row with ``p = (1/2, 1/2)``: ``H = S (x) x x^T`` with ``Tr S = 1/2`` and ``|x|^2 = 4``.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> vector = {"linear1.weight": torch.tensor([[1.0, 0.0], [0.0, 0.0]]).double()}
+        >>> found = inv.curvature.hessian_vector_product(model, x, y, vector)
+        >>> found["linear1.weight"][:, 0].round(decimals=9).tolist()
+        [1.0, -1.0]
     """
     return _product(HessianOperator(model, x, y, **options), vector)
 
@@ -48,7 +60,20 @@ def hessian_vector_product(
 def ggn_vector_product(
     model: nn.Module, x: Data, y: Tensor | None, vector: Direction, **options: Any
 ) -> dict[str, Tensor]:
-    """Multiply the generalised Gauss-Newton matrix; as :func:`hessian_vector_product`."""
+    """Multiply the generalised Gauss-Newton matrix; as :func:`hessian_vector_product`.
+
+    Example:
+        A linear model is its own linearisation: the GGN is the Hessian.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> vector = {"linear1.weight": torch.tensor([[1.0, 0.0], [0.0, 0.0]]).double()}
+        >>> found = inv.curvature.ggn_vector_product(model, x, y, vector)
+        >>> found["linear1.weight"][:, 0].round(decimals=9).tolist()
+        [1.0, -1.0]
+    """
     return _product(GGNOperator(model, x, y, **options), vector)
 
 
@@ -73,6 +98,18 @@ def fisher_vector_product(
 
     Returns:
         Parameter name to the product's part.
+
+    Example:
+        For softmax cross-entropy the Fisher matrix is the GGN:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> vector = {"linear1.weight": torch.tensor([[1.0, 0.0], [0.0, 0.0]]).double()}
+        >>> found = inv.curvature.fisher_vector_product(model, x, y, vector)
+        >>> found["linear1.weight"][:, 0].round(decimals=9).tolist()
+        [1.0, -1.0]
     """
     kind = EmpiricalFisherOperator if empirical else FisherOperator
     return _product(kind(model, x, y, **options), vector)

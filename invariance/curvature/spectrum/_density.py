@@ -22,7 +22,8 @@ from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
 from invariance.curvature._batches import Data
 from invariance.curvature.losses._resolve import LossLike
-from invariance.curvature.products._operators import CurvatureOperator, MatrixName, build_operator
+from invariance.curvature.products._matrix import SymmetricOperator
+from invariance.curvature.products._operators import MatrixName, build_operator
 from invariance.curvature.spectrum._lanczos_stack import LanczosStack
 
 Array = npt.NDArray[np.float64]
@@ -78,7 +79,7 @@ class SpectralDensity:
 
 
 def spectral_density(
-    model: nn.Module | CurvatureOperator,
+    model: nn.Module | SymmetricOperator,
     x: Data | None = None,
     y: Tensor | None = None,
     *,
@@ -111,6 +112,18 @@ def spectral_density(
 
     Raises:
         MeasureError: Fewer than two probes, no steps, or a width that is not positive.
+
+    Example:
+        The density integrates to one:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> found = inv.curvature.spectral_density(model, x, y)
+        >>> mass = torch.trapezoid(torch.as_tensor(found.density), torch.as_tensor(found.grid))
+        >>> abs(float(mass) - 1) < 0.01
+        True
     """
     probes, steps = as_integer(probes, "probes"), as_integer(steps, "steps")
     grid, seed = as_integer(grid, "grid"), as_seed(seed)

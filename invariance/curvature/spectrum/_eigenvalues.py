@@ -12,7 +12,8 @@ from invariance.core._errors import MeasureError, unknown_name
 from invariance.core._estimate import Estimate
 from invariance.curvature._batches import Data
 from invariance.curvature.losses._resolve import LossLike
-from invariance.curvature.products._operators import CurvatureOperator, MatrixName, build_operator
+from invariance.curvature.products._matrix import SymmetricOperator
+from invariance.curvature.products._operators import MatrixName, build_operator
 from invariance.curvature.spectrum._certificates import (
     Criterion,
     Eigenpairs,
@@ -44,7 +45,7 @@ DENSE_DIM = 256
 
 
 def eigenpairs(
-    operator: CurvatureOperator,
+    operator: SymmetricOperator,
     *,
     k: int = 1,
     which: Which = "largest",
@@ -111,7 +112,7 @@ def eigenpairs(
 
 
 def hessian_eigenvalues(
-    model: nn.Module | CurvatureOperator,
+    model: nn.Module | SymmetricOperator,
     x: Data | None = None,
     y: Tensor | None = None,
     *,
@@ -150,6 +151,17 @@ def hessian_eigenvalues(
         The eigenvalues in descending order (the k largest, then the k smallest), one
         ``float`` for a single one. ``residual`` is the largest recomputed residual norm,
         ``stderr`` the largest bound on an eigenvalue's error (no sampling is involved).
+
+    Example:
+        One row with ``p = (1/2, 1/2)``: ``H = S (x) x x^T`` with ``Tr S = 1/2`` and ``|x|^2 = 4``.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> found = inv.curvature.hessian_eigenvalues(model, x, y)  # 1/2 times |x|^2
+        >>> round(float(found), 9)
+        2.0
     """
     operator = build_operator(matrix, model, x, y, loss=loss, **options)
     pairs = eigenpairs(
@@ -184,6 +196,6 @@ def hessian_eigenvalues(
             "spectral_norm": pairs.scale,
             "which": which,
             "matrix": matrix,
-            **operator.objective.notes(),
+            **operator.notes(),
         },
     )

@@ -65,6 +65,17 @@ def hessian_eigenvalues_ensemble(
         UsageError: An unknown end.
         ModelError: See :class:`~invariance.curvature.products._operators.CurvatureOperator`.
         DataError: Likewise.
+
+    Example:
+        One row with ``p = (1/2, 1/2)``: ``H = S (x) x x^T`` with ``Tr S = 1/2`` and ``|x|^2 = 4``.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> found = inv.curvature.hessian_eigenvalues_ensemble([model, model], x, y)
+        >>> [round(float(estimate), 9) for estimate in found]
+        [2.0, 2.0]
     """
     if which not in ("largest", "smallest"):
         raise unknown_name("which", which, ("largest", "smallest"))

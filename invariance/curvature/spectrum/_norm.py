@@ -15,14 +15,15 @@ from invariance.curvature._batches import Data
 from invariance.curvature.estimates._sketch import sketch
 from invariance.curvature.estimates._trace import block_sums, blocks_of_probes, random_signs
 from invariance.curvature.losses._resolve import LossLike
-from invariance.curvature.products._operators import CurvatureOperator, MatrixName, build_operator
+from invariance.curvature.products._matrix import SymmetricOperator
+from invariance.curvature.products._operators import MatrixName, build_operator
 
 #: Up to this many parameters the norm is summed from the whole matrix.
 EXACT_DIM = 1024
 
 
 def hessian_norm(
-    model: nn.Module | CurvatureOperator,
+    model: nn.Module | SymmetricOperator,
     x: Data | None = None,
     y: Tensor | None = None,
     *,
@@ -58,6 +59,16 @@ def hessian_norm(
     Raises:
         MeasureError: A budget below 6.
         UsageError: A budget or seed that is no integer.
+
+    Example:
+        ``H`` has rank one here, so its norm is its only eigenvalue:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> round(float(inv.curvature.hessian_norm(model, x, y)), 9)
+        2.0
     """
     budget, seed = as_integer(budget, "budget"), as_seed(seed)
     operator = build_operator(matrix, model, x, y, loss=loss, **options)
@@ -90,12 +101,12 @@ def hessian_norm(
         iterations=products,
         detail={
             "squared_rows": dict(zip(operator.names, squares.tolist(), strict=True)),
-            **operator.objective.notes(),
+            **operator.notes(),
         },
     )
 
 
-def _exact(operator: CurvatureOperator) -> Estimate:
+def _exact(operator: SymmetricOperator) -> Estimate:
     dim = operator.shape[0]
     squares = torch.zeros(len(operator.names), dtype=torch.float64)
     for start in range(0, dim, 256):
@@ -108,6 +119,6 @@ def _exact(operator: CurvatureOperator) -> Estimate:
         iterations=dim,
         detail={
             "squared_rows": dict(zip(operator.names, squares.tolist(), strict=True)),
-            **operator.objective.notes(),
+            **operator.notes(),
         },
     )

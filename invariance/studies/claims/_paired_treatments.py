@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from invariance.core._rng import numpy_generator
 from invariance.stats import benjamini_yekutieli, paired_wilcoxon
 from invariance.stats._ranks import MINIMUM_POINTS, FloatArray, interval
 from invariance.studies._study import Record
@@ -243,7 +244,7 @@ def seed_counts(seeds: FloatArray, resamples: int, seed: int) -> FloatArray:
         ``(resamples, n)`` counts.
     """
     names, place = np.unique(seeds, return_inverse=True)
-    drawn = np.random.default_rng(seed).multinomial(
+    drawn = numpy_generator(seed).multinomial(
         names.size, np.full(names.size, 1 / names.size), size=resamples
     )
     counts: FloatArray = drawn[:, place].astype(np.float64)

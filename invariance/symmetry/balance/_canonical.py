@@ -26,7 +26,9 @@ from torch import nn
 
 from invariance.core._errors import MeasureError, TransformError
 from invariance.core._modules import clone
+from invariance.symmetry._preconditions import example_or_default, refuse_train_mode
 from invariance.symmetry._structures import SCALING_KINDS, Symmetries, SymmetryGroup
+from invariance.symmetry._verify import verify
 from invariance.symmetry.balance._scalings import (
     BalanceResult,
     ScalingDesign,
@@ -80,6 +82,16 @@ def canonicalize(model: nn.Module, example_input: Any = None) -> nn.Module:
 
     Raises:
         TransformError: If the representative cannot be found; says why.
+
+    Example:
+        A unit with 4 coming in and 1 going out is balanced at 2 and 2:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[4.0]], [[1.0]]])
+        >>> balanced = inv.canonicalize(model, torch.ones(1, 1).double())
+        >>> [round(float(p.detach()), 9) for p in balanced.parameters()]
+        [2.0, 2.0]
     """
     return canonical_form(model, example_input).model
 
@@ -99,8 +111,6 @@ def canonical_form(model: nn.Module, example_input: Any = None) -> CanonicalForm
             if the balancing does not converge.
     """
     from invariance.symmetry.analysis._symmetries import symmetries as analyse
-    from invariance.transforms._preconditions import example_or_default, refuse_train_mode
-    from invariance.transforms._verify import verify
 
     who = "canonicalize"
     refuse_train_mode(model, who)

@@ -37,6 +37,16 @@ def gauge_fixed(
 
     Returns:
         A function of the same signature.
+
+    Example:
+        The norm of the weights 4 and 1 is that of their balanced form, ``sqrt(2^2 + 2^2)``:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[4.0]], [[1.0]]])
+        >>> norm = gauge_fixed(inv.measures.parameter_norm, example_input=torch.ones(1, 1).double())
+        >>> round(float(norm(model)) ** 2, 9)
+        8.0
     """
 
     @functools.wraps(measure)

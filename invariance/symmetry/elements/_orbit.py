@@ -95,6 +95,15 @@ def same_orbit(
 
     Raises:
         TransformError: If one of them has no canonical form; says why.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> model, x = inv.models.mlp([2, 3, 2], dtype=torch.float64), torch.rand(1, 2).double()
+        >>> other = inv.transforms.NeuronScaling(seed=1)(model, x)
+        >>> stranger = inv.models.mlp([2, 3, 2], seed=1, dtype=torch.float64)
+        >>> bool(inv.same_orbit(model, other, x)), bool(inv.same_orbit(model, stranger, x))
+        (True, False)
     """
     limit = _default_tolerance(a) if tolerance is None else tolerance
     problem = _different_architecture(a, b)

@@ -88,6 +88,11 @@ def fit_trend(site: str, factors: Sequence[float], values: Sequence[float]) -> T
 
     Returns:
         The trend.
+
+    Example:
+        >>> trend = fit_trend("linear1", [2.0, 3.0, 4.0], [0.25, 1 / 9, 1 / 16])
+        >>> round(trend.exponent, 9)
+        -2.0
     """
     a, v = np.asarray(factors, dtype=np.float64), np.asarray(values, dtype=np.float64)
     exponent, spread = _power(a, v)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from invariance.cells import Row
+from invariance.cells import CellRow
 from invariance.core._groups import Group
 from invariance.measures._registry import AnyMeasure
 from invariance.testing.gate._binding import precisions
-from invariance.testing.gate._bound_measure import RTOL, choose, subject
+from invariance.testing.gate._bound_measure import RTOL, BoundMeasure, bind, choose, claim_note
 from invariance.testing.gate._examine import examine
-from invariance.testing.gate._findings import Certificate, NotInvariantError
+from invariance.testing.gate._findings import Certificate, Finding, NotInvariantError
 from invariance.testing.gate._recorder import recorded
 from invariance.transforms._base import Transform
 
@@ -35,6 +35,7 @@ def assert_invariant(
     allow_constant: bool = False,
     name: str | None = None,
     explain: bool = True,
+    claims_only: bool = False,
 ) -> Certificate:
     """Assert that function-preserving maps leave a measure's value alone.
 
@@ -48,8 +49,9 @@ def assert_invariant(
         model: The network, in eval mode.
         x: Inputs.
         y: Labels.
-        transforms: What to apply. By default a member of every kind of map that the model
-            admits, or, for a measure that declares its groups, of the declared ones.
+        transforms: What to apply, one or several. By default a member of every kind of map that
+            the model admits, or, for a measure that declares its groups, of the declared ones;
+            the certificate says which were not claimed.
         groups: Apply the kinds named here instead.
         rtol: Relative change that is not worth mentioning.
         dtype: Check in this precision only, such as ``"float64"``.
@@ -60,6 +62,9 @@ def assert_invariant(
         name: The measure's name in messages; its own by default.
         explain: Narrow a failure down and look for its cause, at the price of some dozens
             of evaluations.
+        claims_only: A measure that declares invariance under no rescaling at all is tried under
+            rescalings all the same, and fails if they move it; True checks what it declares
+            and no more.
 
     Returns:
         What was compared.
@@ -75,7 +80,7 @@ def assert_invariant(
         UsageError: If nothing at all could be applied.
     """
     __tracebackhide__ = True  # pytest shows the caller's line, and our message
-    bound = subject(
+    bound = bind(
         measure,
         model,
         x,
@@ -86,15 +91,29 @@ def assert_invariant(
         allow_constant=allow_constant,
         name=name,
     )
-    maps, chosen = choose(bound, transforms, groups, examples)
+    maps, chosen = choose(bound, transforms, groups, examples, claims_only=claims_only)
     with recorded("invariant", bound.measure.name) as facts:
         certificate, findings = examine(
             bound, maps, dtype=dtype, strict=chosen, stop=True, explained=explain
         )
         if findings:
-            raise NotInvariantError(findings)
+            raise NotInvariantError(tuple(_with_claim(bound, entry) for entry in findings))
+        if transforms is None and (note := claim_note(bound, groups)):
+            certificate = replace(certificate, notes=(*certificate.notes, note))
         facts.update(certificate.to_dict(), message=str(certificate))
     return certificate
+
+
+def _with_claim(bound: BoundMeasure, finding: Finding) -> Finding:
+    """Say in a finding that the measure itself does not claim what broke."""
+    declared = bound.measure.declared(finding.groups)
+    if bound.plain or declared == "invariant":
+        return finding
+    own = "a law (see assert_law)" if declared == "law" else "that it varies"
+    return replace(
+        finding,
+        claim=f"the measure declares {own} here; claims_only=True checks its own claims alone",
+    )
 
 
 @dataclass(frozen=True)
@@ -106,7 +125,7 @@ class Replay:
         dtype: Precision.
     """
 
-    row: Row
+    row: CellRow
     dtype: str
 
     def __str__(self) -> str:
@@ -147,7 +166,7 @@ def replay(
     Returns:
         The comparison; printing it gives one line.
     """
-    bound = subject(measure, model, x, y, rtol=rtol, seed=seed, data=data, allow_constant=True)
+    bound = bind(measure, model, x, y, rtol=rtol, seed=seed, data=data, allow_constant=True)
     precision = precisions(model, dtype)[0]
     cell = bound.engine(precision).cell(transform)
     return Replay(cell.row, str(precision).removeprefix("torch."))

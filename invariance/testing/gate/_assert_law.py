@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import invariance.transforms as T
-from invariance.cells import CellEngine, Row
+from invariance.cells import CellEngine, CellRow
 from invariance.core._errors import UsageError
 from invariance.measures._registry import AnyMeasure
 from invariance.testing.blame._narrowing import family_of, layer_ladders
 from invariance.testing.blame._trends import FACTORS, Trend, fit_trend
 from invariance.testing.gate._binding import precisions
-from invariance.testing.gate._bound_measure import RTOL, subject
+from invariance.testing.gate._bound_measure import RTOL, bind
 from invariance.testing.gate._examine import examine
 from invariance.testing.gate._findings import NotInvariantError, replay_line
 from invariance.testing.gate._recorder import recorded
@@ -42,7 +42,7 @@ class LawResult:
     measure: str
     exponent: float | None
     trends: tuple[Trend, ...] = ()
-    rows: tuple[Row, ...] = ()
+    rows: tuple[CellRow, ...] = ()
 
     def __str__(self) -> str:
         if self.exponent is None:
@@ -114,13 +114,25 @@ def assert_law(
         LawBrokenError: (an ``AssertionError``) If the power is another one.
         NotInvariantError: (an ``AssertionError``) If a declared law is not met.
         UsageError: If there is no law to check, or no factor to vary.
+
+    Example:
+        The weight of the first layer alone has norm ``a`` times as large:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.mlp([3, 4, 2], dtype=torch.float64).eval()
+        >>> x, y = torch.rand(5, 3).double(), torch.tensor([0, 1, 0, 1, 1])
+        >>> def first(model, x, y):
+        ...     return float(model.linear1.weight.detach().norm())
+        >>> family = lambda a: inv.transforms.LayerScaling([a, 1 / a])
+        >>> _ = assert_law(first, family, model, x, y, exponent=1)
     """
     __tracebackhide__ = True  # pytest shows the caller's line, and our message
     if model is None or x is None or y is None:
         if not (model is None and x is None and y is None):
             raise UsageError("Pass model, x and y together, or none of them.")
         model, x, y = default_network()
-    bound = subject(measure, model, x, y, rtol=rtol, seed=seed, data=data, allow_constant=True)
+    bound = bind(measure, model, x, y, rtol=rtol, seed=seed, data=data, allow_constant=True)
     if exponent is None:
         return _declared(bound, transform, dtype)
     engine = bound.engine(precisions(model, dtype)[0])

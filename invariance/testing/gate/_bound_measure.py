@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from invariance.cells import CellEngine, MappedNetwork, Policy
 from invariance.cells._mapped_network import EXAMPLE_ROWS
+from invariance.core._arguments import as_seed, as_tolerance
 from invariance.core._errors import UsageError, unknown_name
-from invariance.core._groups import Group
+from invariance.core._groups import RESCALINGS, Group
 from invariance.core._modules import model_device
 from invariance.measures._registry import AnyMeasure, Measure, registered
 from invariance.testing.gate._binding import (
@@ -22,7 +23,7 @@ from invariance.testing.gate._binding import (
     cast_inputs,
     require_evaluation_mode,
 )
-from invariance.transforms._base import Transform
+from invariance.transforms._base import Transform, as_transforms
 from invariance.transforms._members import members, resolve_all
 
 #: Value and change are compared to this relative tolerance unless told otherwise.
@@ -30,7 +31,7 @@ RTOL = 1e-6
 
 
 @dataclass(frozen=True)
-class Subject:
+class BoundMeasure:
     """A measure, a model and data, bound together and checked.
 
     Attributes:
@@ -77,7 +78,7 @@ def mapped(model: nn.Module, x: Tensor, dtype: torch.dtype, *, keep: bool = Fals
     return MappedNetwork(copied, moved["x"], keep=keep)
 
 
-def subject(
+def bind(
     measure: AnyMeasure,
     model: nn.Module,
     x: Tensor,
@@ -89,24 +90,24 @@ def subject(
     allow_constant: bool = False,
     name: str | None = None,
     network: MappedNetwork | None = None,
-) -> Subject:
+) -> BoundMeasure:
     """Bind a measure to a model and data; see :func:`assert_invariant` for the arguments."""
     require_evaluation_mode(model)
-    if not 0 <= rtol < 1:
-        raise UsageError(f"rtol must be in [0, 1). Got {rtol!r}.")
+    rtol, seed = as_tolerance(rtol), as_seed(seed)
     bound = bind_measure(measure, name)
     inputs = bind_inputs(bound, x, y, data)
     plain = registered(measure) is None
-    return Subject(bound, plain, model, inputs, x, rtol, seed, allow_constant, network)
+    return BoundMeasure(bound, plain, model, inputs, x, rtol, seed, allow_constant, network)
 
 
 def choose(
-    bound: Subject,
+    bound: BoundMeasure,
     transforms: Sequence[Transform] | Transform | None,
     groups: Iterable[Group | str] | None,
     examples: int = 1,
     *,
     laws: bool = False,
+    claims_only: bool = True,
 ) -> tuple[list[Transform], bool]:
     """Decide what to apply.
 
@@ -116,6 +117,7 @@ def choose(
         groups: Kinds that the user named, if any.
         examples: Random members of each default kind.
         laws: Include groups for which the measure declares a law.
+        claims_only: See :func:`assert_invariant`.
 
     Returns:
         The maps, and whether the user named them one by one.
@@ -124,17 +126,10 @@ def choose(
         UsageError: If ``transforms`` holds something else, or a group is unknown.
     """
     if transforms is not None:
-        maps = [transforms] if isinstance(transforms, Transform) else list(transforms)
-        for entry in maps:
-            if not isinstance(entry, Transform):
-                raise UsageError(
-                    f"transforms must hold Transform objects, such as Permutation(seed=1). "
-                    f"Got {entry!r}."
-                )
-        if not maps:
-            raise UsageError("transforms is empty, so nothing would be checked. Leave it out.")
-        return resolve_all(maps, bound.model), True
+        return resolve_all(as_transforms(transforms), bound.model), True
     wanted = wanted_groups(bound, groups, laws=laws)
+    if groups is None and not claims_only and not wanted & RESCALINGS:
+        wanted |= RESCALINGS
     if not wanted:
         raise UsageError(
             f"Measure {bound.measure.name!r} declares no group to be checked under. Name some "
@@ -144,17 +139,48 @@ def choose(
 
 
 def wanted_groups(
-    bound: Subject, groups: Iterable[Group | str] | None, *, laws: bool = False
+    bound: BoundMeasure, groups: Iterable[Group | str] | None, *, laws: bool = False
 ) -> frozenset[Group]:
     """Return the groups to check: the named ones, the declared ones, or all."""
     if groups is not None:
-        return frozenset(as_group(entry) for entry in groups)
+        return frozenset(as_groups(groups))
     if bound.plain:
         return frozenset(set(Group) - {Group.COORDINATES})
     declared = set(bound.measure.invariant_under)
     if laws:
         declared |= set(bound.measure.laws)
     return frozenset(declared - {Group.COORDINATES})
+
+
+def claim_note(
+    bound: BoundMeasure, groups: Iterable[Group | str] | None, *, laws: bool = False
+) -> str:
+    """Say what was claimed, and what the measure declares of the rest; "" if all was claimed."""
+    claimed = wanted_groups(bound, groups, laws=laws)
+    rest = [group for group in Group if group not in claimed | {Group.COORDINATES}]
+    if not rest:
+        return ""
+    said = [
+        f"{group.value} ({bound.measure.declared([group])})"
+        if bound.measure.claims([group])
+        else group.value
+        for group in rest
+    ]
+    named = [group.value for group in Group if group in claimed]
+    return f"claimed: {', '.join(named) or 'nothing'}; not claimed: {', '.join(said)}"
+
+
+def as_groups(groups: Iterable[Group | str] | Group | str) -> list[Group]:
+    """Return one group or several as a list.
+
+    Raises:
+        UsageError: For an unknown name, or what is no list of names.
+    """
+    if isinstance(groups, str):
+        return [as_group(groups)]
+    if not isinstance(groups, Iterable):
+        raise UsageError(f"groups must be a list of names. Got {groups!r}.")
+    return [as_group(entry) for entry in groups]
 
 
 def as_group(entry: Group | str) -> Group:

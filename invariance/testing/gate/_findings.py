@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import invariance.transforms as T
-from invariance.cells import Refusal, Row
+from invariance.cells import CellRow, Refusal
 from invariance.core._groups import ABOUT, Group
 from invariance.testing.blame._trends import Trend
 
@@ -58,9 +58,10 @@ class Finding:
         replay: A line of Python that shows it again.
         law: What was claimed instead of invariance, in words; ``""`` for invariance.
         plain: True if the measure has no declarations of its own.
+        claim: What the measure itself claims, where that is less than what broke.
     """
 
-    row: Row
+    row: CellRow
     groups: tuple[Group, ...]
     dtype: str
     sites: tuple[SiteFinding, ...] = ()
@@ -72,6 +73,7 @@ class Finding:
     replay: str = ""
     law: str = ""
     plain: bool = True
+    claim: str = ""
 
     @property
     def trend(self) -> Trend | None:
@@ -101,10 +103,11 @@ class Finding:
             lines.append(f"  cause      {self.explanation}")
         elif meaning := self._meaning():
             lines.append(f"  likely     {meaning}")
+        claim = self.claim
         if self.plain and not self.law and self.cause != "float32 round-off":
-            lines.append(
-                "  claims     if the measure claims less, say so: groups=[...] or transforms=[...]"
-            )
+            claim = "if the measure claims less, say so: groups=[...] or transforms=[...]"
+        if claim:
+            lines.append(f"  claims     {claim}")
         if self.replay:
             lines.append(f"  replay     {self.replay}")
         return lines
@@ -187,7 +190,7 @@ class Certificate:
     """
 
     measure: str
-    rows: tuple[Row, ...]
+    rows: tuple[CellRow, ...]
     refused: tuple[Refusal, ...] = ()
     dtypes: tuple[str, ...] = ()
     evaluations: int = 0

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from invariance.cells import BrokenTransformError, Cell, CellEngine, FaultyMeasureError
-from invariance.core._errors import InvarianceError
+from invariance.core._errors import EndedProgramError, InvarianceError
 from invariance.core._groups import Group
 from invariance.measures._registry import AnyMeasure, Declaration
 from invariance.testing.blame._explain import explained
 from invariance.testing.gate._binding import precisions
-from invariance.testing.gate._bound_measure import RTOL, Subject, as_group, subject
+from invariance.testing.gate._bound_measure import RTOL, BoundMeasure, as_group, as_groups, bind
 from invariance.testing.gate._findings import Finding
 from invariance.testing.gate._recorder import record
 from invariance.transforms._members import members
@@ -175,8 +175,19 @@ def describe(
 
     Raises:
         FaultyMeasureError: If the measure has no value to compare.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.mlp([3, 4, 2], dtype=torch.float64).eval()
+        >>> x, y = torch.rand(5, 3).double(), torch.tensor([0, 1, 0, 1, 1])
+        >>> def confidence(model, x, y):
+        ...     return float(model(x).detach().softmax(1).max())
+        >>> found = inv.testing.describe(confidence, model, x, y)
+        >>> "confidence" in str(found)
+        True
     """
-    bound = subject(
+    bound = bind(
         measure,
         model,
         x,
@@ -192,7 +203,7 @@ def describe(
     wanted = (
         [group for group in Group if group is not Group.COORDINATES]
         if groups is None
-        else [as_group(entry) for entry in groups]
+        else as_groups(groups)
     )
     cells = {group: _cell(bound, engine, group) for group in wanted}
     found = Description(
@@ -209,7 +220,7 @@ def describe(
     return found
 
 
-def _cell(bound: Subject, engine: CellEngine, group: Group) -> Behaves:
+def _cell(bound: BoundMeasure, engine: CellEngine, group: Group) -> Behaves:
     claimed = not bound.plain and bound.measure.claims([group])
     declared = bound.measure.declared([group]) if claimed else None
     maps = members(engine.model, [group], bound.seed, 1 + EXTRA_MEMBERS)
@@ -218,7 +229,7 @@ def _cell(bound: Subject, engine: CellEngine, group: Group) -> Behaves:
     for transform in maps:
         try:
             cell = engine.cell(transform)
-        except (FaultyMeasureError, BrokenTransformError):
+        except (FaultyMeasureError, BrokenTransformError, EndedProgramError):
             raise
         except InvarianceError as error:
             reason = reason or str(error)

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
+import hashlib
 import importlib.util
-import os
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from invariance.core._errors import InvarianceError, UsageError, unknown_name
-from invariance.core._groups import Group
+from invariance.core._errors import UsageError, unknown_name
+from invariance.core._files import working_folder
+from invariance.core._foreign import foreign
+from invariance.core._groups import RESCALINGS, Group
 
 #: What a plain function claims unless it is told otherwise: no rescaling moves it.
-DEFAULT_GROUPS = (
-    Group.LAYER_SCALING.value,
-    Group.NEURON_SCALING.value,
-    Group.BATCHNORM_SCALING.value,
-)
+DEFAULT_GROUPS = tuple(group.value for group in Group if group in RESCALINGS)
+
+#: Precisions that a claim can be checked in.
+DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 #: Networks that a measure is checked on unless told otherwise.
 DEFAULT_MODELS = ("mlp", "mlp_batch_norm")
@@ -89,9 +90,9 @@ def read_project(start: Path, *, path: Path | None = None) -> Project:
             continue
         try:
             tool = tomllib.loads(candidate.read_text(encoding="utf-8")).get("tool", {})
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise UsageError(f"{candidate} is no valid TOML: {error}.") from error
-        if "invariance" in tool:
+        if isinstance(tool, Mapping) and "invariance" in tool:
             return _project(tool["invariance"], candidate)
     return Project()
 
@@ -103,12 +104,14 @@ def _up(start: Path) -> list[Path]:
 
 def _project(table: Mapping[str, Any], source: Path) -> Project:
     where = f"[tool.invariance] in {source}"
+    if not isinstance(table, Mapping):
+        raise UsageError(f"{where} must be a table. Got {table!r}.")
     settings = [entry.name for entry in fields(Request) if entry.name != "function"]
     known = [*settings, "measures", "snapshot"]
     for key in table:
         if key not in known:
             raise UsageError(f"{where}: {unknown_name('key', key, known)}")
-    defaults = _settings({k: table[k] for k in settings if k in table}, where)
+    defaults = checked_settings({k: table[k] for k in settings if k in table}, where)
     measures = table.get("measures", [])
     if not isinstance(measures, list):
         raise UsageError(f"{where}: measures must be a list. Got {measures!r}.")
@@ -123,18 +126,30 @@ def _project(table: Mapping[str, Any], source: Path) -> Project:
         for key in given:
             if key not in [*settings, "function"]:
                 raise UsageError(f"{where}: {unknown_name('key', key, [*settings, 'function'])}")
-        own = _settings({k: v for k, v in given.items() if k != "function"}, where)
+        own = checked_settings({k: v for k, v in given.items() if k != "function"}, where)
         requests.append(Request(given["function"], **{**defaults, **own}))
     snapshot = table.get("snapshot")
-    if snapshot is not None and not isinstance(snapshot, str):
+    if snapshot is not None and not (isinstance(snapshot, str) and snapshot.strip()):
         raise UsageError(f"{where}: snapshot must be a path. Got {snapshot!r}.")
     return Project(tuple(requests), defaults, snapshot, source.parent)
 
 
-def _settings(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+def checked_settings(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Check settings of a request, before any work that needs them.
+
+    Args:
+        given: Setting to its value.
+        where: Where they were found, for the message.
+
+    Returns:
+        The settings, lists as tuples.
+
+    Raises:
+        UsageError: If one has a wrong type or is out of range; names it.
+    """
     kinds: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-        "groups": ("a list of names", _names),
-        "models": ("a list of names", _names),
+        "groups": ("a list of names, not empty", _names),
+        "models": ("a list of names, not empty", _names),
         "rtol": ("a number in [0, 1)", lambda v: _number(v) and 0 <= v < 1),
         "dtype": ("a name such as 'float64'", lambda v: isinstance(v, str)),
         "seed": ("an integer", _integer),
@@ -149,11 +164,14 @@ def _settings(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     for group in checked.get("groups", ()):
         if group not in list(Group):
             raise UsageError(f"{where}: {unknown_name('group', group, [g.value for g in Group])}")
+    if checked.get("dtype", DTYPES[0]) not in DTYPES:
+        raise UsageError(f"{where}: {unknown_name('dtype', checked['dtype'], DTYPES)}")
     return checked
 
 
 def _names(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(entry, str) for entry in value)
+    listed = isinstance(value, (list, tuple)) and bool(value)
+    return listed and all(isinstance(entry, str) for entry in value)
 
 
 def _number(value: Any) -> bool:
@@ -182,11 +200,12 @@ def load_function(target: str, *, root: Path | None = None) -> Callable[..., Any
         raise UsageError(
             f"Expected MODULE:FUNCTION, such as mypackage.measures:sharpness. Got {target!r}."
         )
-    module = _module(module_name, root)
-    found: Any = module
+    found: Any = load_module(module_name, root=root)
     for part in name.split("."):
-        if not hasattr(found, part):
+        with foreign(f"Looking for {part!r} in {module_name!r}"):
+            missing = not hasattr(found, part)
             public = [entry for entry in dir(found) if not entry.startswith("_")]
+        if missing:
             raise UsageError(f"{module_name} has no {name!r}. {unknown_name('name', part, public)}")
         found = getattr(found, part)
     if not callable(found):
@@ -195,35 +214,49 @@ def load_function(target: str, *, root: Path | None = None) -> Callable[..., Any
     return function
 
 
-def _module(name: str, root: Path | None) -> Any:
-    for folder in (str(root) if root else None, os.getcwd()):
+def load_module(name: str, *, root: Path | None = None) -> Any:
+    """Import a module of the user's, with the working directory and ``root`` on the path.
+
+    Args:
+        name: A dotted name, or a path to a ``.py`` file.
+        root: The project's folder.
+
+    Returns:
+        The module.
+
+    Raises:
+        UsageError: If there is none, or it fails or ends the program when it is imported.
+    """
+    here = str(working_folder())
+    for folder in (str(root) if root else None, here):
         if folder and folder not in sys.path:
             sys.path.insert(0, folder)
-    try:
-        if name.endswith(".py"):
-            return _module_from_file(Path(name))
-        return importlib.import_module(name)
-    except InvarianceError:
-        raise
-    except ModuleNotFoundError as error:
-        missing = error.name or name
-        hint = (
-            f"There is no module {name!r} on the path or in {os.getcwd()}."
-            if name == missing or name.startswith(f"{missing}.")
-            else f"Module {name!r} imports {missing!r}, which is not installed."
-        )
-        raise UsageError(hint) from error
-    except Exception as error:
-        raise UsageError(f"Importing {name!r} failed: {type(error).__name__}: {error}") from error
+    with foreign(f"Importing {name!r} failed: it"):
+        try:
+            return _module_from_file(Path(name)) if name.endswith(".py") else import_module(name)
+        except ModuleNotFoundError as error:
+            missing = error.name or name
+            raise UsageError(
+                f"There is no module {name!r} on the path or in {here}."
+                if name == missing or name.startswith(f"{missing}.")
+                else f"Module {name!r} imports {missing!r}, which is not installed."
+            ) from error
 
 
 def _module_from_file(path: Path) -> Any:
     if not path.is_file():
         raise UsageError(f"There is no file {path}.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # A measure's file may be called torch.py; it must not become what others import as torch.
+    taken = path.stem in sys.modules
+    title = f"{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}" if taken else path.stem
+    spec = importlib.util.spec_from_file_location(title, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{path} is no Python file.")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    sys.modules[title] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[title]
+        raise
     return module
