@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from invariance.cells._faults import isolated
 from invariance.cells._rows import FunctionRow
+from invariance.core._applied import Applied
 from invariance.core._errors import TransformError
 from invariance.core._groups import KEEP_LOGITS, Group
 from invariance.core._modules import clone, evaluation_mode
-from invariance.transforms._base import Applied, Transform
+from invariance.transforms._base import Transform
 
 #: How far a transform may move the outputs, relative to their scale, and still count as
 #: function-preserving. The smallest published mistake is 5e-6 (a BatchNorm left in place).

@@ -8,8 +8,6 @@ blocks, ``B`` that of the second's weights, ``C`` everything else.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,47 +18,10 @@ from invariance.core._modules import clone, model_device, weight_layers
 from invariance.curvature import hessian_diagonal
 from invariance.data import Task, cast_task
 from invariance.measures import hessian_trace, relative_flatness
+from invariance.reporting import Sweep
 
 #: Powers of two, so that every point of the sweep has bitwise equal logits.
 ALPHAS = tuple(2.0**k for k in range(-3, 8))
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Measured and predicted traces along one axis.
-
-    Attributes:
-        alphas: ``(m,)`` factors of the first layer.
-        measured: ``(m,)`` Hessian traces, each measured on the transformed network.
-        predicted: ``(m,)`` what the law gives from the untransformed network.
-        relative_flatness: ``(m,)`` of the last layer: constant.
-        a: Coefficient of ``1 / alpha^2``.
-        b: Coefficient of ``alpha^2``.
-        c: The constant.
-        bitwise: True if all outputs at all points are bitwise equal.
-    """
-
-    alphas: tuple[float, ...]
-    measured: tuple[float, ...]
-    predicted: tuple[float, ...]
-    relative_flatness: tuple[float, ...]
-    a: float
-    b: float
-    c: float
-    bitwise: bool
-
-    def law(self, alpha: float) -> float:
-        """Return the predicted trace at ``alpha``."""
-        return self.a / alpha**2 + self.c + self.b * alpha**2
-
-    @property
-    def worst_relative_error(self) -> float:
-        """Largest relative difference between measured and predicted traces."""
-        return max(abs(m - p) / p for m, p in zip(self.measured, self.predicted, strict=True))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the sweep as a plain dictionary."""
-        return asdict(self) | {"worst_relative_error": self.worst_relative_error}
 
 
 def alpha_sweep(

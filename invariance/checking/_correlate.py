@@ -7,116 +7,23 @@ measures, and every correlation is computed again.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
-import invariance.transforms as T
 from invariance.cells import Refusal
 from invariance.core._errors import DataError, InvarianceError
-from invariance.core._modules import clone, model_device, weight_layers
+from invariance.core._modules import clone, model_device
 from invariance.core._progress import Progress
-from invariance.core._rng import generator
 from invariance.data import Task, cast_task
 from invariance.measures._registry import AnyMeasure, Measure, resolve
+from invariance.reporting import CorrelationRow, CorrelationStudy
 from invariance.stats import RankCorrelation, holm, spearman
-from invariance.transforms._base import Transform
+from invariance.transforms import UNITS_RESCALED, random_rescaling
 
-#: How the networks are rescaled: name to a function from network index to transform.
-Rescaling = Callable[[nn.Module, int], Transform]
-
-
-@dataclass(frozen=True)
-class CorrelationRow:
-    """One measure's rank correlation with one target.
-
-    Attributes:
-        measure: The measure's Python name.
-        target: What it is correlated with.
-        n: Number of networks.
-        rho: Spearman's rho; ``None`` where the measure is constant.
-        ci_low: Lower end of the bootstrap 95 % interval.
-        ci_high: Upper end.
-        p_value: Two-sided permutation p-value.
-        p_holm: The same, adjusted for the number of measures (Holm).
-        rho_after_rescaling: Rho after a random layer scaling of every network.
-        ci_low_after: Lower end of its interval.
-        ci_high_after: Upper end.
-        rho_after_neuron_rescaling: Rho after a layer and a neuron scaling of each.
-        max_relative_change: Largest relative change of the measure over the networks
-            under the layer scaling: zero up to round-off for an invariant measure.
-    """
-
-    measure: str
-    target: str
-    n: int
-    rho: float | None
-    ci_low: float | None
-    ci_high: float | None
-    p_value: float | None
-    p_holm: float | None
-    rho_after_rescaling: float | None
-    ci_low_after: float | None
-    ci_high_after: float | None
-    rho_after_neuron_rescaling: float | None
-    max_relative_change: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the row as a plain dictionary."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class CorrelationStudy:
-    """All correlations, with the numbers behind them for plots.
-
-    Attributes:
-        rows: One row a measure.
-        target: Name of the target.
-        target_values: ``(n,)`` the target, a value a network.
-        values: Measure to ``{"as trained": ..., "layer": ..., "neuron": ...}``, each
-            ``(n,)``.
-        refused: Measures that could not be computed, with reasons.
-    """
-
-    rows: tuple[CorrelationRow, ...]
-    target: str
-    target_values: tuple[float, ...]
-    values: Mapping[str, Mapping[str, tuple[float, ...]]]
-    refused: tuple[Refusal, ...] = ()
-
-
-def random_layer_scaling(model: nn.Module, seed: int, *, spread: float = 30.0) -> Transform:
-    """Draw a layer scaling: each hidden layer's factor log-uniform in ``[1/spread, spread]``.
-
-    Args:
-        model: The model, for its number of weight layers.
-        seed: Seed of the draw.
-        spread: Largest factor.
-
-    Returns:
-        The transform.
-    """
-    layers = len(weight_layers(model))
-    draws = torch.rand(layers - 1, generator=generator(seed, "layer scaling"), dtype=torch.float64)
-    cumulative = [math.exp((2 * float(u) - 1) * math.log(spread)) for u in draws] + [1.0]
-    before = [1.0, *cumulative[:-1]]
-    return T.LayerScaling([now / then for now, then in zip(cumulative, before, strict=True)])
-
-
-def random_neuron_scaling(model: nn.Module, seed: int) -> Transform:
-    """Draw a layer scaling followed by a scaling of every single neuron."""
-    return T.Compose([random_layer_scaling(model, seed), T.NeuronScaling(seed=seed)])
-
-
-RESCALINGS: Mapping[str, Rescaling] = {
-    "layer": random_layer_scaling,
-    "neuron": random_neuron_scaling,
-}
+#: What is done to every network, beside leaving it as trained: whether single units are scaled.
+_RESCALED: Mapping[str, bool] = {"layer": False, "neuron": True}
 
 
 def correlate(
@@ -183,7 +90,8 @@ def correlate(
         _row(name, target_name, before[name], adjusted[name], values[name], target, seed)
         for name in values
     )
-    return CorrelationStudy(rows, target_name, tuple(target), values, tuple(refused))
+    how = f"{UNITS_RESCALED}, in the column of neurons only"
+    return CorrelationStudy(rows, target_name, tuple(target), values, tuple(refused), how)
 
 
 def _variants(
@@ -192,9 +100,9 @@ def _variants(
     trained = [clone(network).to(dtype) for network in networks]
     example = data.x_train[:8]
     variants = {"as trained": trained}
-    for name, rescaling in RESCALINGS.items():
+    for name, units in _RESCALED.items():
         variants[name] = [
-            rescaling(network, seed + 1_000 * i)(network, example)
+            random_rescaling(network, example, seed + 1_000 * i, units=units)(network, example)
             for i, network in enumerate(trained)
         ]
     return variants

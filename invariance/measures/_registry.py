@@ -33,8 +33,8 @@ from invariance.core._foreign import account
 from invariance.core._groups import Group
 
 if TYPE_CHECKING:
+    from invariance.core._applied import Applied
     from invariance.data import Task
-    from invariance.transforms._base import Applied
 
 Declaration = Literal["invariant", "law", "varies"]
 Cost = Literal["cheap", "solver", "sampling"]

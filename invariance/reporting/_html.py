@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from invariance.cells._rows import Row
-from invariance.checking._alpha_sweep import Sweep
-from invariance.checking._correlate import CorrelationStudy
-from invariance.checking._report import Report
-from invariance.reporting._plots import scatter_figure, sweep_figure, to_svg
+from invariance.cells import CellRow
+from invariance.reporting._report import CorrelationStudy, Report, Sweep, renders
 from invariance.reporting._words import (
     LEGEND,
     cell,
@@ -41,6 +38,7 @@ li { margin: .2rem 0; }
 """
 
 
+@renders(".html")
 def render_html(report: Report) -> str:
     """Render a report as one HTML page that needs no other file.
 
@@ -99,7 +97,7 @@ def _td(text: str, kind: str = "", title: str = "") -> str:
 
 def _model(report: Report, model: str) -> list[str]:
     maps, rows = matrix(report, model)
-    proof = _table(
+    verified = _table(
         ["#", "map", "max difference", "labels changed", "bitwise"],
         (
             [
@@ -121,17 +119,17 @@ def _model(report: Report, model: str) -> list[str]:
     )
     return [
         f"<h2>{escape(model)}: is it still the same function?</h2>",
-        proof,
+        verified,
         f"<h2>{escape(model)}: what each measure does under map #</h2>",
         cells,
     ]
 
 
-def _value(line: Sequence[Row | None]) -> str:
+def _value(line: Sequence[CellRow | None]) -> str:
     return number(next((row.before for row in line if row), None))
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: CellRow | None) -> str:
     if row is None:
         return _td("-")
     declared = row.declared if row.claimed else "nothing (not claimed)"
@@ -144,6 +142,8 @@ def _cell(row: Row | None) -> str:
 
 
 def _sweep(sweep: Sweep) -> list[str]:
+    from invariance.reporting._plots import sweep_figure, to_svg
+
     return [
         "<h2>The same function, any sharpness</h2>",
         to_svg(sweep_figure(sweep)),
@@ -185,10 +185,12 @@ def _correlations(study: CorrelationStudy) -> list[str]:
     parts = [
         f"<h2>Spearman correlation with the {escape(study.target.replace('_', ' '))}, "
         f"{len(study.target_values)} networks</h2>",
-        '<p class="sub">As trained, and after every network was put through its own random '
-        "function-preserving rescaling.</p>",
+        '<p class="sub">As trained, and after every network was rescaled by its own random '
+        f"factors: {escape(study.rescaling)}.</p>",
         table,
     ]
     if study.values:
+        from invariance.reporting._plots import scatter_figure, to_svg
+
         parts.append(to_svg(scatter_figure(study)))
     return parts

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from invariance.checking._report import Report
 from invariance.core._text import printable, without_html
+from invariance.reporting._report import Report, renders
 from invariance.reporting._words import (
     LEGEND,
     cell,
@@ -30,6 +30,7 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> st
     return "\n".join([line(headings), line(["---"] * len(headings)), *(line(r) for r in rows)])
 
 
+@renders(".md")
 def render_markdown(report: Report) -> str:
     """Render a report as Markdown text.
 
@@ -146,4 +147,5 @@ def _correlations(report: Report) -> list[str]:
             for row in study.rows
         ),
     )
-    return [f"## Spearman correlation with {study.target}", table]
+    how = f"Rescaled at random, each network by its own factors: {study.rescaling}."
+    return [f"## Spearman correlation with {study.target}", how, table]

@@ -10,9 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from invariance.checking._alpha_sweep import Sweep
-from invariance.checking._correlate import CorrelationStudy
 from invariance.core._errors import MeasureError
+from invariance.reporting._report import CorrelationStudy, Sweep
 from invariance.reporting._words import signed
 
 #: Two colours that stay apart in print and for colour-blind readers (Okabe and Ito).

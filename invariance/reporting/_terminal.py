@@ -11,9 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from invariance.checking._alpha_sweep import Sweep
-from invariance.checking._correlate import CorrelationStudy
-from invariance.checking._report import Report
+from invariance.reporting._report import CorrelationStudy, Report, Sweep, renders
 from invariance.reporting._words import (
     LEGEND,
     cell,
@@ -46,6 +44,7 @@ def render(report: Report, width: int = 120) -> RenderableType:
     return Group(*_parts(report, width))
 
 
+@renders(".txt")
 def render_text(report: Report, width: int = 120) -> str:
     """Return the terminal rendering as plain text of at most ``width`` columns."""
     console = Console(file=io.StringIO(), width=width, no_color=True, legacy_windows=False)
@@ -175,8 +174,8 @@ def correlation_table(study: CorrelationStudy) -> Table:
     table = Table(
         title=(
             f"Spearman correlation with the {study.target.replace('_', ' ')} over {n} networks "
-            "(95 % bootstrap interval), as trained and after each network's own random "
-            "function-preserving rescaling"
+            "(95 % bootstrap interval), as trained and after each network's own random rescaling: "
+            f"{study.rescaling}"
         ),
         title_justify="left",
         box=box.SIMPLE_HEAD,

@@ -9,8 +9,6 @@ from typing import Any
 
 from invariance.core._errors import UsageError
 
-JSON = dict[str, "JSON"] | list["JSON"] | str | int | float | bool | None
-
 
 def plain(content: object, where: str = "value") -> Any:
     """Turn what a study returns into plain values.

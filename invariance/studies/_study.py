@@ -192,6 +192,8 @@ class Study:
         figures: Draws figures into a folder, returns ``(file, caption)`` pairs.
         batch_size: How many networks of a cell train together.
         cost: Relative work of one network, for order and progress: expensive ones go first.
+        rescaling: How networks are rescaled at random before they are measured again, in words;
+            empty if they are not.
     """
 
     name: str
@@ -208,6 +210,7 @@ class Study:
     figures: Callable[[Sequence[Record], Findings, Path], Sequence[tuple[Path, str]]] = _no_figures
     batch_size: Callable[[Config], int] = _usual_batch
     cost: Callable[[Config], float] = _equal_cost
+    rescaling: str = ""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from invariance.transforms._base import Action, Applied, ParameterAction, Transform, Verification
+from invariance.core._applied import Action, Applied, ParameterAction, Verification
+from invariance.transforms._base import Transform
 from invariance.transforms._batchnorm import BatchNormScaling, FoldBatchNorm
 from invariance.transforms._compose import Compose
 from invariance.transforms._dormant_units import DormantUnits
@@ -11,6 +12,11 @@ from invariance.transforms._linear_mixing import LinearMixing
 from invariance.transforms._logit_shift import LogitShift
 from invariance.transforms._neuron_scaling import NeuronScaling
 from invariance.transforms._permutation import Permutation
+from invariance.transforms._random_rescaling import (
+    GROUPS_RESCALED,
+    UNITS_RESCALED,
+    random_rescaling,
+)
 from invariance.transforms._reparametrize import Reparametrize, Unparametrize
 from invariance.transforms._reparametrize_law import (
     CoordinateLaw,
@@ -42,6 +48,8 @@ KINDS: tuple[type[Transform], ...] = (
 )
 
 __all__ = [
+    "GROUPS_RESCALED",
+    "UNITS_RESCALED",
     "Action",
     "Applied",
     "BatchNormScaling",
@@ -68,4 +76,5 @@ __all__ = [
     "WeightNorm",
     "coordinate_law",
     "covariant_trace",
+    "random_rescaling",
 ]

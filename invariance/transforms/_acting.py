@@ -9,12 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from invariance.core._applied import Action, Applied, ParameterAction
 from invariance.core._errors import TransformError
 from invariance.core._modules import clone
 from invariance.symmetry._structures import IntArray, Leg, Symmetries, SymmetryGroup
+from invariance.symmetry._verify import verify
 from invariance.symmetry.analysis._symmetries import Analysis, analyse
-from invariance.transforms._base import Action, Applied, ParameterAction
-from invariance.transforms._verify import verify
 
 FloatArray = npt.NDArray[np.float64]
 

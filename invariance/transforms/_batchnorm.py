@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from invariance.core._applied import Action, Applied, ParameterAction
 from invariance.core._errors import TransformError
 from invariance.core._groups import Group
 from invariance.symmetry._structures import Kind, NormSite, Role, Symmetries, SymmetryGroup
 from invariance.transforms._acting import check_factors, none_found, prepare
-from invariance.transforms._base import Action, Applied, ParameterAction, Transform, uniform
+from invariance.transforms._base import Transform, uniform
 
 #: Largest factor of a random BatchNorm scaling, less a half; small, because a compensated
 #: running variance a^2 (v + eps) - eps must stay positive.
@@ -31,6 +32,15 @@ class FoldBatchNorm(Transform):
     Args:
         strict: Refuse the model if any of its BatchNorms cannot be folded, instead of only
             if none can. ``detail["kept"]`` says why one was kept.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.mlp([2, 3, 2], batch_norm=True, dtype=torch.float64).eval()
+        >>> x = torch.rand(5, 2).double()
+        >>> folded = FoldBatchNorm()(model, x)
+        >>> torch.allclose(folded(x), model(x)), len(list(folded.parameters()))  # no gamma, beta
+        (True, 4)
     """
 
     group = Group.BATCHNORM_FOLD
@@ -164,6 +174,17 @@ class BatchNormScaling(Transform):
     Args:
         factor: One positive factor for all, or a list with one for every BatchNorm in the
             order of execution.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.mlp([2, 3, 2], batch_norm=True, dtype=torch.float64).eval()
+        >>> x = torch.rand(5, 2).double()
+        >>> scaled = BatchNormScaling(2.0)(model, x)
+        >>> torch.allclose(scaled(x), model(x))
+        True
+        >>> torch.equal(scaled.linear1.weight, 2 * model.linear1.weight)
+        True
     """
 
     group = Group.BATCHNORM_SCALING

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
+from invariance.core._applied import Applied
 from invariance.core._errors import TransformError
 from invariance.core._groups import Group
 from invariance.symmetry._examples import as_inputs
-from invariance.transforms._base import Applied, Transform
-from invariance.transforms._verify import verify
+from invariance.symmetry._verify import verify
+from invariance.transforms._base import Transform
 
 
 class Compose(Transform):
@@ -18,12 +20,22 @@ class Compose(Transform):
 
     Args:
         transforms: At least one transform.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> model, x = inv.models.from_weights([[[4.0]], [[1.0]]]), torch.ones(1, 1).double()
+        >>> twice = Compose([inv.transforms.LayerScaling([0.5, 2.0])] * 2)(model, x)
+        >>> [p.tolist() for p in twice.parameters()]
+        [[[1.0]], [[4.0]]]
     """
 
     group = Group.NEURON_SCALING  # the kinds are those of the parts: see ``groups``
 
-    def __init__(self, transforms: Sequence[Transform]) -> None:
-        self.transforms = tuple(transforms)
+    def __init__(self, transforms: Sequence[Transform] | Transform) -> None:
+        given: Any = transforms
+        one = isinstance(given, (Transform, type)) or not isinstance(given, Iterable)
+        self.transforms: tuple[Transform, ...] = (given,) if one else tuple(given)
         if not self.transforms:
             raise TransformError("Compose needs at least one transform, got an empty list.")
         for entry in self.transforms:

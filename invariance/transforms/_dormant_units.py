@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from invariance.core._applied import Applied
 from invariance.core._arguments import as_seed
 from invariance.core._errors import TransformError
 from invariance.core._groups import Group
 from invariance.core._rng import generator
+from invariance.symmetry._preconditions import example_or_default, refuse_train_mode
 from invariance.symmetry._structures import Role
 from invariance.symmetry.elements._width_surgery import Surgery
-from invariance.transforms._base import Applied, Transform, uniform
-from invariance.transforms._preconditions import example_or_default, refuse_train_mode
+from invariance.transforms._base import Transform, uniform
 from invariance.transforms._width import begin_surgery, check_count, chosen_places, operate
 
 
@@ -35,6 +36,15 @@ class DormantUnits(Transform):
         move: Keep the architecture, and draw new incoming weights for units whose outgoing
             weights are all zero already.
         groups: Names of the groups (``SymmetryGroup.site``); ``None`` for all that can.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0], [2.0]], [[3.0, 4.0]]])
+        >>> x = torch.ones(1, 1).double()
+        >>> wide = DormantUnits(2, seed=0)(model, x)
+        >>> wide.linear1.out_features, round(wide(x).item(), 9)
+        (4, 11.0)
     """
 
     group: ClassVar[Group] = Group.DORMANT_UNITS

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from invariance.core._applied import Applied
 from invariance.core._errors import TransformError
 from invariance.core._groups import Group
 from invariance.core._modules import weight_layers
@@ -22,7 +23,7 @@ from invariance.symmetry._structures import (
     SymmetryGroup,
 )
 from invariance.transforms._acting import FloatArray, check_factors, prepare, what_stops
-from invariance.transforms._base import Applied, Transform
+from invariance.transforms._base import Transform
 
 #: How far the product of factors that has to be one may be from one.
 PRODUCT_TOLERANCE = 1e-9
@@ -41,6 +42,13 @@ class LayerScaling(Transform):
 
     Args:
         factors: One positive factor for every weight layer.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> model, x = inv.models.from_weights([[[4.0]], [[1.0]]]), torch.ones(1, 1).double()
+        >>> [p.tolist() for p in LayerScaling([0.5, 2.0])(model, x).parameters()]
+        [[[2.0]], [[2.0]]]
     """
 
     group = Group.LAYER_SCALING

@@ -14,16 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from invariance.core._applied import Applied
 from invariance.core._arguments import as_seed
 from invariance.core._errors import TransformError
 from invariance.core._groups import Group
 from invariance.core._modules import clone
 from invariance.core._rng import generator
+from invariance.symmetry._preconditions import example_or_default, refuse_train_mode
 from invariance.symmetry._structures import Kind, Leg, Symmetries
+from invariance.symmetry._verify import verify
 from invariance.symmetry.elements._group_elements import compact, named_tensors, write_tensors
-from invariance.transforms._base import Applied, Transform
-from invariance.transforms._preconditions import example_or_default, refuse_train_mode
-from invariance.transforms._verify import verify
+from invariance.transforms._base import Transform
 
 
 class LinearMixing(Transform):
@@ -37,6 +38,16 @@ class LinearMixing(Transform):
         seed: Seed of the matrices.
         spread: Largest singular value, at least 1; 1 gives rotations.
         inverted: Apply the inverse matrices instead.
+
+    Example:
+        Where nothing nonlinear lies between two weights:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0], [2.0]], [[3.0, 4.0]]], activation="identity")
+        >>> x = torch.ones(1, 1).double()
+        >>> round(LinearMixing(seed=0)(model, x)(x).item(), 9)
+        11.0
     """
 
     group: ClassVar[Group] = Group.LINEAR_MIXING

@@ -13,16 +13,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from invariance.core._applied import Action, Applied, ParameterAction
 from invariance.core._arguments import as_seed
 from invariance.core._errors import TransformError
 from invariance.core._groups import Group
 from invariance.core._modules import clone
 from invariance.core._rng import generator
+from invariance.symmetry._preconditions import example_or_default, refuse_train_mode
+from invariance.symmetry._verify import verify
 from invariance.symmetry.analysis._logits import logit_shift_group
 from invariance.symmetry.elements._group_elements import named_tensors, write_tensors
-from invariance.transforms._base import Action, Applied, ParameterAction, Transform
-from invariance.transforms._preconditions import example_or_default, refuse_train_mode
-from invariance.transforms._verify import verify
+from invariance.transforms._base import Transform
 
 
 class LogitShift(Transform):
@@ -35,6 +36,14 @@ class LogitShift(Transform):
         seed: Seed of the row and the number.
         scale: Their standard deviation.
         inverted: Subtract instead of add.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> model, x = inv.models.from_weights([[[1.0], [2.0]]]), torch.ones(1, 1).double()
+        >>> shifted = LogitShift(seed=0)(model, x)(x)
+        >>> round((shifted[0, 1] - shifted[0, 0]).item(), 9)  # the logits differ as they did
+        1.0
     """
 
     group: ClassVar[Group] = Group.LOGIT_SHIFT

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor, nn
 
 import invariance.transforms as T
+from invariance.core._applied import Applied
 from invariance.core._arguments import as_seed
 from invariance.core._errors import UsageError
 from invariance.core._groups import ABOUT, Group
-from invariance.transforms._base import Applied, Transform
+from invariance.transforms._base import Transform
 
 
 def default_transforms(model: nn.Module, *, seed: int = 0) -> list[Transform]:

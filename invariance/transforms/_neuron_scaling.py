@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from invariance.core._applied import Applied
 from invariance.core._arguments import as_seed
 from invariance.core._errors import TransformError
 from invariance.core._groups import Group
 from invariance.core._rng import generator
 from invariance.symmetry._structures import Kind, SymmetryGroup
 from invariance.transforms._acting import FloatArray, check_factors, none_found, prepare
-from invariance.transforms._base import Applied, Transform
+from invariance.transforms._base import Transform
 
 
 class NeuronScaling(Transform):
@@ -33,6 +34,15 @@ class NeuronScaling(Transform):
         factors: Explicit factors instead: for every group, in the order of execution, one
             per unit or one number for all.
         inverted: Divide by the factors instead.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0], [2.0]], [[3.0, 4.0]]])
+        >>> x = torch.ones(1, 1).double()
+        >>> scaled = NeuronScaling(spread=10.0, seed=0)(model, x)
+        >>> round(scaled(x).item(), 9)  # 3 relu(1) + 4 relu(2)
+        11.0
     """
 
     group = Group.NEURON_SCALING

@@ -6,12 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from invariance.core._applied import Applied
 from invariance.core._arguments import as_seed
 from invariance.core._groups import Group
 from invariance.core._rng import generator
 from invariance.symmetry._structures import IntArray, Kind
 from invariance.transforms._acting import none_found, prepare
-from invariance.transforms._base import Applied, Transform
+from invariance.transforms._base import Transform
 
 
 class Permutation(Transform):
@@ -20,6 +21,14 @@ class Permutation(Transform):
     Args:
         seed: Seed of the draw.
         inverted: Undo the permutation of this seed instead.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0], [2.0]], [[3.0, 4.0]]])
+        >>> x = torch.ones(1, 1).double()
+        >>> [p.tolist() for p in Permutation(seed=0)(model, x).parameters()]
+        [[[2.0], [1.0]], [[4.0, 3.0]]]
     """
 
     group = Group.PERMUTATION

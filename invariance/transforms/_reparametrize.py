@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from invariance.core._applied import Applied
 from invariance.core._errors import TransformError, unknown_name
 from invariance.core._groups import Group
 from invariance.core._modules import clone, weight_layers
-from invariance.transforms._base import Applied, Transform
-from invariance.transforms._preconditions import example_or_default, refuse_train_mode
+from invariance.symmetry._preconditions import example_or_default, refuse_train_mode
+from invariance.symmetry._verify import verify
+from invariance.transforms._base import Transform
 from invariance.transforms._reparametrize_maps import Coordinates, Dinh, ExpLog, WeightNorm
-from invariance.transforms._verify import verify
 
 _NAMED: dict[str, type[WeightNorm] | type[ExpLog] | type[Dinh]] = {
     "weight_norm": WeightNorm,

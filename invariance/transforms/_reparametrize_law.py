@@ -24,6 +24,7 @@ from torch.func import functional_call, jacrev
 from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
 from invariance.core._modules import clone
+from invariance.curvature import hessian_trace
 from invariance.transforms._reparametrize import parametrized, remove_chart
 
 #: The dense law needs several square matrices of this size in float64.
@@ -149,10 +150,7 @@ def covariant_trace(model: nn.Module, x: Tensor, y: Tensor) -> Estimate:
     Returns:
         The trace, with one part for each plain weight.
     """
-    from invariance.measures._hessian_trace import hessian_trace
-
-    measured: Estimate = hessian_trace(_plain_copy(model), x, y)
-    return measured
+    return hessian_trace(_plain_copy(model), x, y)
 
 
 def _double_copy(model: nn.Module) -> nn.Module:

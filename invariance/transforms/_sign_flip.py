@@ -6,12 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from invariance.core._applied import Applied
 from invariance.core._arguments import as_seed
 from invariance.core._groups import Group
 from invariance.core._rng import generator
 from invariance.symmetry._structures import Kind
 from invariance.transforms._acting import FloatArray, none_found, prepare
-from invariance.transforms._base import Applied, Transform
+from invariance.transforms._base import Transform
 
 
 class SignFlip(Transform):
@@ -22,6 +23,17 @@ class SignFlip(Transform):
 
     Args:
         seed: Seed of the draw; at least one unit of every group is flipped.
+
+    Example:
+        Where the activation is odd:
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0], [2.0]], [[3.0, 4.0]]], activation="tanh")
+        >>> x = torch.ones(1, 1).double()
+        >>> flipped = SignFlip(seed=0)(model, x)
+        >>> torch.equal(flipped(x), model(x))
+        True
     """
 
     group = Group.SIGN_FLIP

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from invariance.core._applied import Applied
 from invariance.core._arguments import as_seed
 from invariance.core._groups import Group
 from invariance.core._rng import generator
+from invariance.symmetry._preconditions import example_or_default, refuse_train_mode
 from invariance.symmetry._structures import Role
 from invariance.symmetry.elements._width_surgery import Surgery
-from invariance.transforms._base import Applied, Transform, uniform
-from invariance.transforms._preconditions import example_or_default, refuse_train_mode
+from invariance.transforms._base import Transform, uniform
 from invariance.transforms._width import (
     begin_surgery,
     check_count,
@@ -43,6 +44,15 @@ class SplitUnits(Transform):
             size can change, the others being reported in ``Applied.detail["refused"]``.
         power_of_two: Shares 1/2, 1/4, ... that lose no digit. Sums still run in another
             order, so outputs agree to round-off and not always bit for bit.
+
+    Example:
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0], [2.0]], [[3.0, 4.0]]])
+        >>> x = torch.ones(1, 1).double()
+        >>> wide = SplitUnits(1, seed=0)(model, x)
+        >>> wide.linear1.out_features, round(wide(x).item(), 9)
+        (3, 11.0)
     """
 
     group: ClassVar[Group] = Group.UNIT_SPLIT

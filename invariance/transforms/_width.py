@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from invariance.core._applied import Action, ParameterAction, Verification
 from invariance.core._errors import TransformError, unknown_name
 from invariance.symmetry._structures import SCALING_KINDS, Symmetries
+from invariance.symmetry._verify import verify
 from invariance.symmetry.elements._width_surgery import Surgery
-from invariance.transforms._base import Action, ParameterAction, Verification
-from invariance.transforms._verify import verify
 
 
 def begin_surgery(

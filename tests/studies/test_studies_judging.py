@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from invariance.core._errors import UsageError
 from invariance.papers.recipes import _claim_shapes as judging
 from invariance.studies import Config, Record, Region
 
@@ -31,6 +32,31 @@ def simulated(n, slope, seed=0):
         )
         for i in range(n)
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"measure": "upp"}, r"measure of correlations 'upp'.*Did you mean 'up'.*up, noise"),
+        ({"target": "gap"}, r"target of correlations 'gap'.*: test_accuracy"),
+        ({"group": "n=2"}, r"group of correlations 'n=2'.*: n=1"),
+    ],
+)
+def test_a_misspelt_name_is_an_error_not_an_open_question(changes, expected):
+    rows = [
+        {"measure": name, "target": "test_accuracy", "group": "n=1", "n": 9}
+        for name in ("up", "noise")
+    ]
+    names = {"measure": "up", "target": "test_accuracy", "group": "n=1"} | changes
+    assert judging.find_row(rows, *names.values()) is None
+    group = {"group": names["group"]}
+    for judge in (judging.rho_claim, judging.rescaled_claim, judging.partial_claim):
+        paper = {"paper": None} if judge is judging.rho_claim else {}
+        with pytest.raises(UsageError, match=expected):
+            judge(rows, "a", "b", region=Region(low=0.0), **names, **paper)
+    if "target" not in changes:
+        with pytest.raises(UsageError, match=expected):
+            judging.fixed_claim(rows, "a", "b", measures=[names["measure"]], **group)
 
 
 def test_dependent_differences_use_the_same_networks_twice():
@@ -93,12 +119,14 @@ def test_correlations_are_judged_by_interval_and_corrected_test(measure, region,
     assert bool(claim.adjusted) == (not region.low < 0 < region.high)
 
 
-def test_an_unknown_correlation_is_inconclusive():
+def test_an_undefined_correlation_is_inconclusive():
+    row = {"measure": "m", "target": "test_accuracy", "group": "g", "n": 2, "family_size": 1}
+    rows = [row | {"rho": None, "max_relative_change": None}]
     claim = judging.rho_claim(
-        [], "c", "s", measure="m", group="g", region=judging.POSITIVE, paper=0.1
+        rows, "c", "s", measure="m", group="g", region=judging.POSITIVE, paper=0.1
     )
-    assert (claim.value, claim.n, claim.verdict) == (None, 0, "inconclusive")
-    fixed = judging.fixed_claim([], "c", "s", measures=("m",), group="g")
+    assert (claim.value, claim.n, claim.verdict) == (None, 2, "inconclusive")
+    fixed = judging.fixed_claim(rows, "c", "s", measures=("m",), group="g")
     assert fixed.verdict == "inconclusive"
 
 

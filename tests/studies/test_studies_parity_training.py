@@ -14,6 +14,7 @@ from invariance.papers.wen.flat_not_general import (
     sharpness,
     train_network,
 )
+from invariance.papers.wen.flat_not_general._measuring import measured
 from invariance.papers.wen.flat_not_general._training import log_times, summary
 
 PROBLEM = draw_problem(3, dimension=5, n_train=9, n_test=40)
@@ -127,3 +128,25 @@ def test_problems_are_drawn_as_described():
         build("batch", dimension=3, width=2)
     with pytest.raises(UsageError, match="algorithm must be one of"):
         recipe("plain", True, "adam")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_is_measured_of_a_plain_network_has_a_closed_form(bias):
+    """Of one hidden layer: paths and the least trace written out, unit by unit."""
+    how = recipe("plain", bias, "gd")
+    model = build("plain", dimension=5, width=13, bias=bias, seed=2)
+    found = measured(model, PROBLEM, how, seed=0)["measures"]
+    x = PROBLEM.x_train.double()
+    hidden, readout = model.hidden, model.output.weight[0].detach()
+    inputs = torch.cat([x, torch.ones(len(x), 1)], 1) if bias else x
+    rows = torch.cat([hidden.weight, hidden.bias[:, None]], 1) if bias else hidden.weight
+    rows = rows.detach()
+    paths = sum(float(a**2 * w.square().sum()) for a, w in zip(readout, rows, strict=True))
+    assert found["path_norm"] == pytest.approx(paths**0.5, rel=1e-12)
+    least = 0.0
+    for a, w in zip(readout, rows, strict=True):
+        pre = inputs @ w
+        above = 2 * float(((pre > 0) * inputs.square().sum(1)).mean()) * float(a) ** 2
+        below = 2 * float(pre.clamp(min=0).square().mean())
+        least += 2 * (above * below) ** 0.5
+    assert found["minimum_sharpness"] == pytest.approx(least, rel=1e-10)

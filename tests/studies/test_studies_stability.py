@@ -5,12 +5,12 @@ import math
 
 import numpy as np
 import pytest
+from grid_rows import granulated_rows
 from scipy import stats as scipy_stats
 
 from invariance.core._errors import DataError, UsageError
 from invariance.stats import granulated_kendall, random_effects, sign_error
 from invariance.studies import Config, Record
-from invariance.studies.claims._grids import granulated_rows
 from invariance.studies.claims._stability import interval_width, stability_rows
 
 

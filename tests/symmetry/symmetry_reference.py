@@ -160,7 +160,7 @@ def _with_formula_norms(model):
     return model
 
 
-def diagonal_null_directions(model, make_inputs, *, statistics=True, skip=(), most=400):
+def diagonal_null_directions(model, make_inputs, *, statistics=True, skip=(), least=3, most=400):
     """Count the directions ``d`` with ``J diag(theta) d = 0`` for all inputs and parameters.
 
     Dense and independent of the engine: the Jacobian at several random parameters, stacked.
@@ -187,7 +187,7 @@ def diagonal_null_directions(model, make_inputs, *, statistics=True, skip=(), mo
         rows = next(iter(jacobian.values())).shape[0]
         flat = [(jacobian[n] * values[n]).reshape(rows, -1) for n in values]
         stacked.append(torch.cat(flat, dim=1).detach())
-        if draw >= 2 and rows * (draw + 1) >= 2 * stacked[0].shape[1]:
+        if draw + 1 >= least and rows * (draw + 1) >= 2 * stacked[0].shape[1]:
             break
     matrix = torch.cat(stacked)
     scale = matrix.norm(dim=1, keepdim=True).clamp_min(1e-12)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import invariance as inv
+from invariance.core._applied import Applied
 from invariance.testing import (
     AtSite,
     BrokenTransformError,
@@ -18,7 +19,7 @@ from invariance.testing import (
     assert_invariant,
     replay,
 )
-from invariance.transforms._base import Applied, Transform
+from invariance.transforms._base import Transform
 
 BETWEEN = [inv.transforms.LayerScaling([3.0, 1 / 3, 1.0])]
 SCALINGS = ["layer_scaling", "neuron_scaling"]

@@ -259,7 +259,7 @@ def test_compose_needs_transforms():
 
 
 def test_verification_catches_a_wrong_result():
-    from invariance.transforms._verify import verify
+    from invariance.symmetry._verify import verify
 
     model, (x, _) = mlp(4, 5, 3), data()
     wrong = mlp(4, 5, 3)

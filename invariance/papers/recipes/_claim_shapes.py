@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from invariance.core._errors import unknown_name
 from invariance.stats._ranks import FloatArray, interval
 from invariance.stats._resampled import bootstrap_counts, resampled_correlations
 from invariance.studies._study import Record, Table
@@ -25,12 +26,26 @@ Triple = tuple[float | None, float | None, float | None]
 UNDEFINED: Triple = (None, None, None)
 
 
-def row_of(rows: Sequence[Row], measure: str, target: str, group: str) -> Row | None:
+def find_row(rows: Sequence[Row], measure: str, target: str, group: str) -> Row | None:
     """Return the row of one measure, target and group; ``None`` if there is none."""
     for row in rows:
         if (row["measure"], row["target"], row["group"]) == (measure, target, group):
             return row
     return None
+
+
+def row_of(rows: Sequence[Row], measure: str, target: str, group: str) -> Row:
+    """Return the row of one measure, target and group; a name that none has is an error."""
+    row = find_row(rows, measure, target, group)
+    if row is not None:
+        return row
+    there = rows
+    for kind, name in (("group", group), ("target", target), ("measure", measure)):
+        known = dict.fromkeys(str(entry[kind]) for entry in there)
+        if name not in known:
+            raise unknown_name(f"{kind} of correlations", name, known)
+        there = [entry for entry in there if entry[kind] == name]
+    raise AssertionError("the names above are those of a row")
 
 
 def rho_claim(
@@ -51,7 +66,7 @@ def rho_claim(
     correction; a claim that it is near zero rests on its interval alone, because a test of
     zero cannot support it.
     """
-    row = row_of(rows, measure, target, group) or {}
+    row = row_of(rows, measure, target, group)
     signed = not region.low < 0 < region.high
     return Claim(
         name=name,
@@ -64,7 +79,7 @@ def rho_claim(
         ci_high=row.get("ci_high"),
         n=int(row.get("n", 0)),
         p_value=row.get("p_holm") if signed else None,
-        adjusted=f"Holm over {row['family_size']} tests" if signed and row else "",
+        adjusted=f"Holm over {row['family_size']} tests" if signed else "",
         note=note or str(row.get("note", "")),
     )
 
@@ -81,7 +96,7 @@ def rescaled_claim(
     note: str = "",
 ) -> Claim:
     """Judge a rank correlation after every network was rescaled at random."""
-    row = row_of(rows, measure, target, group) or {}
+    row = row_of(rows, measure, target, group)
     return Claim(
         name=name,
         statement=statement,
@@ -107,7 +122,7 @@ def partial_claim(
     target: str = "test_accuracy",
 ) -> Claim:
     """Judge the partial correlation given all covariates jointly."""
-    row = row_of(rows, measure, target, group) or {}
+    row = row_of(rows, measure, target, group)
     found = (row.get("partial") or {}).get("all") or {}
     given = ", ".join(found.get("given", ())) or "nothing"
     return Claim(
@@ -151,7 +166,7 @@ def fixed_claim(
     paper: float | None = None,
 ) -> Claim:
     """Judge that measures do not change at all when every network is rescaled."""
-    found = [row_of(rows, measure, "test_accuracy", group) or {} for measure in measures]
+    found = [row_of(rows, measure, "test_accuracy", group) for measure in measures]
     changes = [row.get("max_relative_change") for row in found]
     known = [change for change in changes if change is not None]
     return counted_claim(

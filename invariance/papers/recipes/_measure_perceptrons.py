@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from invariance import measures as M
-from invariance.checking._correlate import random_neuron_scaling
 from invariance.core._modules import weight_layers
 from invariance.core._perceptron import read_perceptron
 from invariance.curvature import exact_curvature
@@ -26,6 +25,7 @@ from invariance.papers.recipes._perceptrons import PUBLISHED_UNSEEN_SEED, networ
 from invariance.studies._config import Config
 from invariance.studies._study import Context, Options, Trained
 from invariance.symmetry.balance._scalings import minimise_over_scalings
+from invariance.transforms import random_rescaling
 
 #: Name to value; NaN where a measure is not defined for a network.
 Values = dict[str, float]
@@ -159,8 +159,7 @@ def rescaling_seed(config: Config) -> int:
 def measure_one(config: Config, trained: Trained, task: Task, suite: Suite) -> dict[str, Any]:
     """Measure one network as trained and rescaled, with its targets.
 
-    The rescaling scales every layer (up to 30 times) and every hidden unit (up to 10 times)
-    by factors drawn from the network's own seed, the same for all measures.
+    The factors of the rescaling are drawn from the network's own seed, the same for all measures.
 
     Args:
         config: The network.
@@ -173,7 +172,8 @@ def measure_one(config: Config, trained: Trained, task: Task, suite: Suite) -> d
         points that the rescaled network labels otherwise.
     """
     model = network(config, trained).to(task.x_train.device)
-    rescaled = random_neuron_scaling(model, rescaling_seed(config))(model, task.x_train[:8])
+    example = task.x_train[:8]
+    rescaled = random_rescaling(model, example, rescaling_seed(config))(model, example)
     targets, labels = outcomes(model, task)
     return {
         "targets": targets,

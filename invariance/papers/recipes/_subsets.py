@@ -58,7 +58,7 @@ def subset_table(
     """
     lines: list[tuple[str | float | int | None, ...]] = []
     for name in measures:
-        found = [row_of(rows, name, "test_accuracy", group) or {} for group in groups]
+        found = [row_of(rows, name, "test_accuracy", group) for group in groups]
         known = [(row["rho"], row["n"]) for row in found if row.get("rho") is not None]
         pooled = random_effects(*zip(*known, strict=True)) if len(known) > 1 else None
         summary: tuple[float | None, ...] = (None,) * 4
@@ -134,7 +134,7 @@ def width_table(
     for group in groups:
         for name in measures:
             row = row_of(rows, name, "test_accuracy", group)
-            if row is None or row["rho"] is None:
+            if row["rho"] is None:
                 continue
             lines.append(
                 (

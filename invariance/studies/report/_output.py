@@ -85,6 +85,7 @@ def write_outcome(
         "title": study.title,
         "paper": study.paper,
         "question": study.question,
+        **({"rescaling": study.rescaling} if study.rescaling else {}),
         "options": plain(asdict_options(options)),
         "command": command_of(study, options, reference),
         "environment": dict(environment),

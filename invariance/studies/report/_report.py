@@ -30,8 +30,7 @@ _CORRELATION_COLUMNS = (
 
 _LEGEND = (
     "Spearman's rho with its bootstrap interval; p from permutations. Partial rho: all "
-    "covariates held fixed. Rescaling: random and function-preserving, another one for every "
-    "network. Rows with intervals of everything are in `results.json`."
+    "covariates held fixed. Rows with intervals of everything are in `results.json`."
 )
 
 
@@ -72,7 +71,7 @@ def _parts(results: Mapping[str, Any]) -> Iterator[str]:
         )
     if results["correlations"]:
         yield "## Correlations"
-        yield _LEGEND
+        yield _LEGEND + _rescaling(results)
         yield _correlations(results["correlations"])
     for table in results["tables"]:
         yield f"## {_line(table['title'])}"
@@ -91,6 +90,14 @@ def _parts(results: Mapping[str, Any]) -> Iterator[str]:
         yield "\n".join(f"* {_line(note)}" for note in results["notes"])
     yield "## Environment"
     yield _environment(results)
+
+
+def _rescaling(results: Mapping[str, Any]) -> str:
+    """Say how networks were rescaled, if they were; old results may not know."""
+    if not any(row.get("n_after_rescaling") for row in results["correlations"]):
+        return ""
+    how = results.get("rescaling") or "their distribution is not recorded"
+    return f" Rescaling changes no output; random factors, others for every network: {how}."
 
 
 def claim_cells(claim: Mapping[str, Any]) -> list[str]:

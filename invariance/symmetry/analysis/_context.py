@@ -12,11 +12,17 @@ from torch import Tensor, nn
 
 from invariance.core._errors import TransformError
 from invariance.symmetry._structures import IntArray, Kind, Role
-from invariance.symmetry.analysis._entries import NormalizedWeight, ParameterView, Value, compress
+from invariance.symmetry.analysis._entries import (
+    Computed,
+    NormalizedWeight,
+    ParameterView,
+    Value,
+    compress,
+)
 from invariance.symmetry.analysis._threads import OUTSIDE, ZERO, Ledger, RawLeg
 from invariance.symmetry.analysis._tracing import Call, tensors_in
 
-Entry = Value | ParameterView | NormalizedWeight
+Entry = Value | ParameterView | NormalizedWeight | Computed
 Rule = Callable[["Context", Call], None]
 
 #: The kinds that end where factors may no longer differ from one.
@@ -89,6 +95,8 @@ class Context:
     _entry_threads: dict[str, IntArray] = field(default_factory=dict)
     _entry_read: dict[str, Any] = field(default_factory=dict)
     first_use: dict[str, int] = field(default_factory=dict)
+    #: Buffers that follow a weight, with the call that reads them.
+    answered: set[tuple[str, int]] = field(default_factory=set)
     #: Address of a storage to the tracked tensors that lie in it.
     _memory: dict[int, list[Tensor]] = field(default_factory=dict)
 
@@ -123,6 +131,13 @@ class Context:
                 self.ledger.pin(found.labels, stale, scale=True, sign=True, move=True)
         return found
 
+    def peek(self, tensor: Any) -> Entry | None:
+        """Like :meth:`entry`, for a look that reads nothing yet."""
+        if not isinstance(tensor, Tensor) or id(tensor) in self._stale:
+            return None if not isinstance(tensor, Tensor) else self.entry(tensor)
+        held = self._table.get(id(tensor))
+        return self.entry(tensor) if held is None else held[1]
+
     def tracked(self, tensor: Tensor) -> bool:
         """Whether a tensor depends on the input or on a parameter."""
         return id(tensor) in self._table or self.parameter_name(tensor) is not None
@@ -132,6 +147,9 @@ class Context:
         entry = self.entry(tensor)
         if isinstance(entry, ParameterView):
             return self._read_entries(entry)
+        if isinstance(entry, Computed):
+            entry.realise()
+            return self.value(tensor)
         if isinstance(entry, NormalizedWeight):
             raise NotUnderstoodError(
                 "reads a normalised weight outside of a linear or convolution layer"
@@ -284,11 +302,29 @@ class Context:
         """Stop everything that the given tracked tensors hold."""
         stop = self.stop(call, reason, tuple(Kind))
         for tensor in tensors:
-            if isinstance(self.entry(tensor), NormalizedWeight):
+            entry = self.entry(tensor)
+            if isinstance(entry, NormalizedWeight):
+                continue
+            if isinstance(entry, ParameterView) and entry.name not in self._entry_threads:
+                self._freeze(entry, call)
+                self.ledger.remark(np.zeros(0, dtype=np.int64), stop)
                 continue
             value = self.value(tensor)
             if value is not None:
                 self.pin(value.labels, stop, scale=True, sign=True, move=True)
+
+    def _freeze(self, view: ParameterView, call: Call) -> None:
+        """Note a use of a parameter that no factor, sign or move may change."""
+        self.note_use(view.name)
+        ndim = len(view.full_shape)
+        outside = np.full((1,) * ndim, OUTSIDE, dtype=np.int64)
+        covered = None
+        if view.index is not None:
+            covered = np.zeros(int(np.prod(view.full_shape)), dtype=bool)
+            covered[view.index.reshape(-1)] = True
+            covered = covered.reshape(view.full_shape)
+        leg = RawLeg(view.name, outside, 1, 1, Role.PRODUCER, outside, site=str(call.place))
+        self.ledger.use(view.name, [leg], covered)
 
     def unknown(self, call: Call, reason: str) -> None:
         """Stop everything that a call touches; its result belongs to the outside."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from invariance.symmetry._structures import IntArray
+from invariance.symmetry.analysis._threads import RawLeg
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +110,21 @@ class NormalizedWeight:
     dim: int
     shape: tuple[int, ...]
     site: str
+
+
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """A tensor that is computed from parameters alone.
+
+    Attributes:
+        shape: Its shape.
+        demand: Asks its parameters to follow the threads of legs, which lie as its shape.
+        realise: Reads the operation like any other, and assigns its result anew.
+    """
+
+    shape: tuple[int, ...]
+    demand: Callable[[Sequence[RawLeg]], None]
+    realise: Callable[[], None]
 
 
 def compress(array: IntArray) -> IntArray:

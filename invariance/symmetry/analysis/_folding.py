@@ -7,6 +7,7 @@ from torch import nn
 
 from invariance.symmetry._structures import IntArray, NormSite
 from invariance.symmetry.analysis._context import Context, NormCall, WeightCall
+from invariance.symmetry.analysis._threads import unique_rows
 
 
 def norm_sites(context: Context, model: nn.Module) -> tuple[NormSite, ...]:
@@ -19,6 +20,8 @@ def norm_sites(context: Context, model: nn.Module) -> tuple[NormSite, ...]:
     Returns:
         One site a BatchNorm, in the order of execution.
     """
+    if not context.norms:
+        return ()
     readers = _Readers(context)
     seen: dict[str, int] = {}
     for norm in context.norms:
@@ -47,14 +50,18 @@ class _Readers:
     """Which operations read which threads."""
 
     def __init__(self, context: Context) -> None:
-        self.nodes: dict[int, set[int]] = {}
-        for threads, node in context.ledger.reads:
-            for thread in np.unique(threads).tolist():
-                self.nodes.setdefault(thread, set()).add(node)
+        reads = context.ledger.reads
+        pairs = [np.stack([np.unique(threads), np.zeros_like(np.unique(threads)) + node], axis=1)
+                 for threads, node in reads]  # fmt: skip
+        table = unique_rows(np.concatenate(pairs) if pairs else np.zeros((0, 2), np.int64))[0]
+        self._threads, self._nodes = table[:, 0], table[:, 1]
 
     def only(self, threads: IntArray, node: int) -> bool:
         """Whether ``node`` alone reads the threads."""
-        return all(self.nodes.get(thread, set()) <= {node} for thread in threads.tolist())
+        start = np.searchsorted(self._threads, threads, "left")
+        end = np.searchsorted(self._threads, threads, "right")
+        once = self._nodes[np.minimum(start, self._nodes.size - 1)] == node
+        return bool(((end == start) | ((end == start + 1) & once)).all())
 
 
 def _where(

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from invariance.symmetry._structures import IntArray, Kind, Leg, Role, SymmetryGroup
 from invariance.symmetry.analysis._linear_paths import mixing_legs
 from invariance.symmetry.analysis._solve import Solution, merge, signatures, solve
-from invariance.symmetry.analysis._threads import ZERO, Ledger, RawLeg, mix_hash
+from invariance.symmetry.analysis._threads import ZERO, Ledger, RawLeg, mix_hash, unique_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,6 +19,7 @@ class Solved:
 
     Attributes:
         legs: Every tensor's legs, once.
+        labels: The threads of every leg, each once.
         scale: Free factors.
         sign: Free signs.
         family: ``(threads,)`` class of threads that move together.
@@ -27,6 +28,7 @@ class Solved:
     """
 
     legs: tuple[RawLeg, ...]
+    labels: tuple[IntArray, ...]
     scale: Solution
     sign: Solution
     family: IntArray
@@ -51,7 +53,9 @@ def settle(ledger: Ledger) -> Solved:
     order = np.lexsort((rank, family))
     twin = (family[order][1:] == family[order][:-1]) & (rank[order][1:] == rank[order][:-1])
     movable[family[order][1:][twin]] = False
-    return Solved(tuple(_legs_once(ledger)), scale, sign, family, rank, movable)
+    legs = tuple(_legs_once(ledger))
+    labels = tuple(np.unique(raw.labels[raw.labels > 0]) for raw in legs)
+    return Solved(legs, labels, scale, sign, family, rank, movable)
 
 
 def _legs_once(ledger: Ledger) -> list[RawLeg]:
@@ -115,8 +119,7 @@ class Assembler:
     def _permutations(self) -> list[SymmetryGroup]:
         solved = self.solved
         present = np.zeros(len(solved.movable), dtype=bool)
-        for raw in solved.legs:
-            labels = raw.labels[raw.labels > 0]
+        for labels in solved.labels:
             present[solved.family[labels]] = True
         key = np.zeros(len(solved.movable), dtype=np.uint64)
         with np.errstate(over="ignore"):
@@ -136,8 +139,8 @@ class Assembler:
             self.place[members] = np.arange(members.size)
             self.streams.append(members)
         legs: dict[int, list[Leg]] = {}
-        for used in solved.legs:
-            for stream, leg in self._moved_legs(used):
+        for used, labels in zip(solved.legs, solved.labels, strict=True):
+            for stream, leg in self._moved_legs(used, labels):
                 known = legs.setdefault(stream, [])
                 if not any(_same_places(leg, other) for other in known):
                     known.append(leg)
@@ -146,21 +149,30 @@ class Assembler:
             for stream, members in enumerate(self.streams)
         ]
 
-    def _moved_legs(self, raw: RawLeg) -> list[tuple[int, Leg]]:
+    def _moved_legs(self, raw: RawLeg, labels: IntArray) -> list[tuple[int, Leg]]:
+        family = self.solved.family
+        numbers = np.unique(self.stream[family[labels]])
+        if not (numbers >= 0).any():
+            return []
         live = raw.labels > 0
-        family = self.solved.family[np.where(live, raw.labels, 0)]
-        stream = np.where(live, self.stream[family], -1)
+        families = family[np.where(live, raw.labels, 0)]
+        stream = np.where(live, self.stream[families], -1)
+        place = self.place[families]
+        rank = self.solved.rank[np.where(live, raw.labels, 0)].view(np.int64)
+        shape = np.broadcast_shapes(raw.labels.shape, raw.addresses.shape)
+        stream, place, rank, addresses = (
+            np.broadcast_to(array, shape).reshape(-1)
+            for array in (stream, place, rank, raw.addresses)
+        )
+        order = np.argsort(stream, kind="stable")
         found = []
-        for number in np.unique(stream[stream >= 0]).tolist():
-            inside = stream == number
-            units = np.where(inside, self.place[family], -1)
-            rank = self.solved.rank[np.where(live, raw.labels, 0)].view(np.int64)
-            shape = np.broadcast_shapes(units.shape, raw.addresses.shape)
-            units = np.broadcast_to(units, shape)
-            addresses = _number(
-                np.broadcast_to(rank, shape), np.broadcast_to(raw.addresses, shape), units
-            )
-            found.append((number, _leg(raw, units, addresses)))
+        for number in numbers[numbers >= 0].tolist():
+            start, end = np.searchsorted(stream[order], [number, number + 1])
+            cells = order[start:end]
+            units, numbered = np.full(stream.size, -1), np.zeros(stream.size, dtype=np.int64)
+            units[cells] = place[cells]
+            numbered[cells] = _number(rank[cells], addresses[cells], place[cells])
+            found.append((number, _leg(raw, units.reshape(shape), numbered.reshape(shape))))
         return found
 
     # -- factors and signs -----------------------------------------------------------
@@ -170,7 +182,7 @@ class Assembler:
         touches = []  # (factor, leg, slot, power) of every leg's entries
         for number, raw in enumerate(self.solved.legs):
             power = raw.sign_power if signs else raw.power
-            labels = np.unique(raw.labels[raw.labels > 0])
+            labels = self.solved.labels[number]
             for slot in range(solution.column.shape[1]):
                 column = solution.column[labels, slot]
                 exponent = solution.exponent[labels, slot] * power
@@ -179,11 +191,11 @@ class Assembler:
                 keep = (column >= 0) & (exponent != 0)
                 if keep.any():
                     pairs = np.stack([column[keep], exponent[keep]], axis=1)
-                    unique = np.unique(pairs, axis=0)
+                    unique = unique_rows(pairs)[0]
                     touches.append(np.insert(unique, 1, number, axis=1))
         if not touches:
             return []
-        table = np.unique(np.concatenate(touches), axis=0)
+        table = unique_rows(np.concatenate(touches))[0]
         key = np.zeros(solution.count, dtype=np.uint64)
         with np.errstate(over="ignore"):
             np.add.at(key, table[:, 0], mix_hash(13, table[:, 1], table[:, 2]))
@@ -311,21 +323,21 @@ def _same_places(one: Leg, other: Leg) -> bool:
 
 
 def _number(rank: IntArray, addresses: IntArray, units: IntArray) -> IntArray:
-    """Number a unit's entries: by thread, by address, and by occurrence where both repeat."""
-    shape = units.shape
-    parts = np.stack([rank.reshape(-1), addresses.reshape(-1)], axis=1)
-    _, numbered = np.unique(parts, axis=0, return_inverse=True)
-    numbered = numbered.reshape(-1)
-    flat = units.reshape(-1)
-    inside = np.flatnonzero(flat >= 0)
-    keys = np.stack([flat[inside], numbered[inside]], axis=1)
-    _, group, counts = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
+    """Number units' entries: by thread, by address, and by occurrence where both repeat.
+
+    Args:
+        rank: ``(n,)`` what tells the threads of one unit apart.
+        addresses: ``(n,)`` what tells the entries of one thread apart.
+        units: ``(n,)`` the unit of every entry.
+    """
+    rank = np.unique(rank, return_inverse=True)[1].reshape(-1)
+    distinct, numbered = unique_rows(np.stack([rank, addresses], axis=1))
+    key = units * len(distinct) + numbered
+    _, group, counts = np.unique(key, return_inverse=True, return_counts=True)
     if counts.size and counts.max() > 1:
-        group = group.reshape(-1)
         order = np.argsort(group, kind="stable")
         start = np.concatenate([[0], np.cumsum(counts)[:-1]])
         occurrence = np.empty_like(group)
         occurrence[order] = np.arange(group.size) - start[group[order]]
-        numbered = numbered * (int(counts.max()) + 1)
-        numbered[inside] += occurrence
-    return np.asarray(numbered.reshape(shape), dtype=np.int64)
+        numbered = numbered * (int(counts.max()) + 1) + occurrence
+    return np.asarray(numbered, dtype=np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
@@ -13,9 +13,14 @@ from scipy import sparse
 from scipy.sparse import csgraph
 
 from invariance.symmetry._structures import IntArray
-from invariance.symmetry.analysis._threads import Equations, Ledger, RawLeg, Use, mix_hash
-
-Matrix = tuple[tuple[int, ...], ...]
+from invariance.symmetry.analysis._threads import (
+    Equations,
+    Ledger,
+    RawLeg,
+    Use,
+    mix_hash,
+    unique_rows,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +62,9 @@ def solve(
 ) -> Solution:
     """Solve homogeneous equations over the threads.
 
-    Equalities are merged first; what is left is split into connected components, each of
-    which is a small dense system (solved once for every distinct shape).
+    Whatever says that a factor is one, or that two are equal, is applied at once to all rows
+    together, until nothing is left to apply. The rows that remain have three unknowns or more
+    and are eliminated one by one.
 
     Args:
         count: Number of threads.
@@ -69,33 +75,47 @@ def solve(
     Returns:
         The general solution, with integer exponents.
     """
-    equal, rest = [], []
+    fixed = np.zeros(count, dtype=bool)
+    for threads in pins:
+        fixed[threads] = True
+    equal = []
+    rows = []
     for block in equations:
         if len(block.coefficients) == 2 and _is_equality(block.coefficients, modulo_two):
             a, b = block.threads[:, 0], block.threads[:, 1]
             keep = (a >= 0) & (b >= 0)
             equal.append((a[keep], b[keep]))
         else:
-            rest.append(block)
+            rows.append(_Rows.of(block))
     root = merge(count, equal)
-    size = int(root.max()) + 1 if count else 0
-    pinned = np.zeros(size, dtype=bool)
-    for threads in pins:
-        pinned[root[threads]] = True
-    rows = _propagate(rest, root, pinned, modulo_two)
-    column = np.full((size, 1), -1, dtype=np.int64)
-    exponent = np.zeros((size, 1), dtype=np.int64)
-    free = ~pinned
-    involved = np.zeros(size, dtype=bool)
-    for row in rows:
-        involved[list(row)] = True
-    plain = np.flatnonzero(free & ~involved)
-    column[plain, 0] = np.arange(plain.size)
-    exponent[plain, 0] = 1
-    total = plain.size
-    if rows:
-        column, exponent, total = _coupled(rows, column, exponent, total, modulo_two)
-    return Solution(total, column[root], exponent[root])
+    table = _Rows.stacked(rows)
+    while True:
+        # The first thread of a class stands for it: its factor is the one that stays free.
+        pinned = np.zeros(int(root.max(initial=-1)) + 1, dtype=bool)
+        pinned[root[fixed]] = True
+        table = table.reduced(root, pinned, modulo_two)
+        alone, pairs = table.implied(modulo_two)
+        if not alone.size and not pairs[0].size:
+            break
+        fixed[_first_of(root)[alone]] = True
+        if pairs[0].size:
+            first = _first_of(root)
+            merged = merge(int(root.max()) + 1, [pairs])
+            back = first[_first_of(merged)]
+            root = merged[root]
+            table = _Rows(np.where(table.threads >= 0, back[merged[table.threads]], -1),
+                          table.coefficients)  # fmt: skip
+        else:
+            table = _Rows(
+                np.where(table.threads >= 0, _first_of(root)[table.threads], -1),
+                table.coefficients,
+            )
+    return _eliminate(table, root, pinned, modulo_two)
+
+
+def _first_of(root: IntArray) -> IntArray:
+    """Return the first member of every class."""
+    return np.unique(root, return_index=True)[1]
 
 
 def _is_equality(coefficients: tuple[int, ...], modulo_two: bool) -> bool:
@@ -104,133 +124,244 @@ def _is_equality(coefficients: tuple[int, ...], modulo_two: bool) -> bool:
     return sum(coefficients) == 0 and coefficients[0] != 0
 
 
-def _propagate(
-    blocks: list[Equations], root: IntArray, pinned: npt.NDArray[np.bool_], modulo_two: bool
-) -> list[dict[int, int]]:
-    """Reduce equations to roots, pin what is alone in one, and return those that remain."""
-    rows: list[dict[int, int]] = []
-    seen = set()
-    for block in blocks:
-        threads = np.where(block.threads >= 0, root[np.maximum(block.threads, 0)], -1)
-        for line in np.unique(threads, axis=0).tolist():
-            row: dict[int, int] = {}
-            for thread, coefficient in zip(line, block.coefficients, strict=True):
-                if thread >= 0:
-                    row[thread] = row.get(thread, 0) + coefficient
-            if modulo_two:
-                row = {thread: 1 for thread, c in row.items() if c % 2}
-            else:
-                row = {thread: c for thread, c in row.items() if c}
-            key = tuple(sorted(row.items()))
-            if row and key not in seen:
-                seen.add(key)
-                rows.append(row)
-    changed = True
-    while changed:
-        changed = False
-        remaining = []
-        for row in rows:
-            live = {thread: c for thread, c in row.items() if not pinned[thread]}
-            if len(live) == 1:
-                pinned[next(iter(live))] = True
-                changed = True
-            elif live:
-                remaining.append(live)
-        rows = remaining
-    return rows
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Equations of several lengths in one table.
+
+    Attributes:
+        threads: ``(m, k)`` unknowns; -1 fills up.
+        coefficients: ``(m, k)``; 0 fills up.
+    """
+
+    threads: IntArray
+    coefficients: IntArray
+
+    @staticmethod
+    def of(block: Equations) -> _Rows:
+        """Return the distinct equations of a block, by thread."""
+        threads = unique_rows(np.maximum(block.threads, -1))[0]
+        coefficients = np.where(threads >= 0, np.array(block.coefficients, dtype=np.int64), 0)
+        return _Rows(threads, coefficients)
+
+    @staticmethod
+    def stacked(parts: list[_Rows]) -> _Rows:
+        """Return all equations in one table."""
+        width = max((part.threads.shape[1] for part in parts), default=1)
+        tables = []
+        for array, fill in (("threads", -1), ("coefficients", 0)):
+            padded = [
+                np.pad(
+                    getattr(part, array),
+                    ((0, 0), (0, width - part.threads.shape[1])),
+                    constant_values=fill,
+                )
+                for part in parts
+            ]
+            tables.append(np.concatenate(padded) if padded else np.zeros((0, 1), dtype=np.int64))
+        return _Rows(tables[0], tables[1])
+
+    def reduced(self, root: IntArray, pinned: npt.NDArray[np.bool_], modulo_two: bool) -> _Rows:
+        """Write the equations over classes: equal unknowns summed, pinned ones left out."""
+        threads = np.where(self.threads >= 0, root[self.threads], -1)
+        coefficients = np.where(threads >= 0, self.coefficients, 0)
+        coefficients[(threads >= 0) & pinned[threads]] = 0
+        order = np.argsort(threads, axis=1, kind="stable")
+        threads = np.take_along_axis(threads, order, axis=1)
+        coefficients = np.take_along_axis(coefficients, order, axis=1)
+        for place in range(1, threads.shape[1]):  # sum up equal neighbours, on the last one
+            same = threads[:, place] == threads[:, place - 1]
+            coefficients[same, place] += coefficients[same, place - 1]
+            coefficients[same, place - 1] = 0
+        if modulo_two:
+            coefficients = coefficients % 2
+        threads = np.where(coefficients != 0, threads, -1)
+        order = np.argsort(-threads, axis=1, kind="stable")
+        threads = np.take_along_axis(threads, order, axis=1)
+        coefficients = np.take_along_axis(coefficients, order, axis=1)
+        both = np.concatenate([threads, coefficients], axis=1)
+        both = unique_rows(both[threads[:, 0] >= 0])[0]
+        width = threads.shape[1]
+        return _Rows(both[:, :width], both[:, width:])
+
+    def implied(self, modulo_two: bool) -> tuple[IntArray, tuple[IntArray, IntArray]]:
+        """Return the unknowns that are alone in a row, and the pairs that are equal."""
+        length = (self.threads >= 0).sum(1)
+        alone = self.threads[length == 1, 0]
+        if self.threads.shape[1] < 2:
+            return alone, (alone[:0], alone[:0])
+        pair = length == 2
+        if not modulo_two:
+            pair &= self.coefficients[:, 0] == -self.coefficients[:, 1]
+        return alone, (self.threads[pair, 0], self.threads[pair, 1])
 
 
-def _coupled(
-    rows: list[dict[int, int]],
-    column: IntArray,
-    exponent: IntArray,
-    total: int,
-    modulo_two: bool,
-) -> tuple[IntArray, IntArray, int]:
-    """Solve the equations that remain, component by component."""
-    variables = np.unique(np.concatenate([list(row) for row in rows]))
-    position = {int(v): i for i, v in enumerate(variables)}
-    left = [position[t] for row in rows for t in row]
-    right = [position[next(iter(row))] for row in rows for _ in row]
-    component = merge(variables.size, [(np.array(left), np.array(right))])
-    members: dict[int, list[int]] = {}
-    for index, label in enumerate(component.tolist()):
-        members.setdefault(label, []).append(int(variables[index]))
-    grouped: dict[int, list[dict[int, int]]] = {}
-    for row in rows:
-        grouped.setdefault(int(component[position[next(iter(row))]]), []).append(row)
-    cache: dict[tuple[Matrix, int], Matrix] = {}
-    terms: dict[int, list[tuple[int, int]]] = {}
-    for label, lines in grouped.items():
-        inside = members[label]
-        place = {thread: i for i, thread in enumerate(inside)}
-        matrix = []
-        for row in lines:
-            entries = [0] * len(inside)
-            for thread, c in row.items():
-                entries[place[thread]] = c
-            matrix.append(tuple(entries))
-        key = (tuple(matrix), len(inside))
-        if key not in cache:
-            cache[key] = null_space(key[0], len(inside), modulo_two)
-        for vector in cache[key]:
-            for thread, power in zip(inside, vector, strict=True):
-                if power:
-                    terms.setdefault(thread, []).append((total, power))
-            total += 1
-    width = max([1, *(len(entry) for entry in terms.values())])
-    wide_column = np.full((len(column), width), -1, dtype=np.int64)
-    wide_exponent = np.zeros((len(column), width), dtype=np.int64)
-    wide_column[:, :1], wide_exponent[:, :1] = column, exponent
-    for thread, entry in terms.items():
-        for slot, (free, power) in enumerate(entry):
-            wide_column[thread, slot] = free
-            wide_exponent[thread, slot] = power
-    return wide_column, wide_exponent, total
+def _eliminate(
+    table: _Rows, root: IntArray, pinned: npt.NDArray[np.bool_], modulo_two: bool
+) -> Solution:
+    """Solve the equations that remain, over classes, and return the factor of every thread."""
+    size = pinned.size
+    last, core, links = _last_links(table, size)
+    solved = null_space(
+        [
+            {t: c for t, c in zip(threads, coefficients, strict=True) if t >= 0}
+            for threads, coefficients in zip(
+                core.threads.tolist(), core.coefficients.tolist(), strict=True
+            )
+        ],
+        modulo_two,
+    )
+    free = ~pinned
+    free[list(solved)] = False
+    free[last] = False
+    # A factor with denominators becomes a power of itself, so that exponents are whole.
+    powers = np.ones(size, dtype=np.int64)
+    for terms in solved.values():
+        for unknown, value in terms.items():
+            powers[unknown] = lcm(int(powers[unknown]), value.denominator)
+    entries = [
+        (thread, unknown, int(value * int(powers[unknown])))
+        for thread, terms in solved.items()
+        for unknown, value in terms.items()
+    ]
+    at = np.array(entries, dtype=np.int64).reshape(-1, 3)
+    own = np.flatnonzero(free)
+    expressed = sparse.csr_matrix(
+        (
+            np.concatenate([powers[own], at[:, 2]]),
+            (np.concatenate([own, at[:, 0]]), np.concatenate([own, at[:, 1]])),
+        ),
+        shape=(size, size),
+    )
+    # X = L X + E, where L leads from each determined unknown to those that determine it.
+    while links.nnz:
+        expressed = _tidy(expressed + links @ expressed, modulo_two)
+        links = _tidy(links @ links, modulo_two)
+    expressed.sort_indices()
+    length = np.diff(expressed.indptr)
+    column = np.full((size, max(int(length.max(initial=0)), 1)), -1, dtype=np.int64)
+    exponent = np.zeros_like(column)
+    rows = np.repeat(np.arange(size), length)
+    slots = np.arange(rows.size) - np.repeat(expressed.indptr[:-1], length)
+    column[rows, slots] = (np.cumsum(free) - 1)[expressed.indices]
+    exponent[rows, slots] = expressed.data
+    return Solution(int(free.sum()), column[root], exponent[root])
 
 
-def null_space(matrix: Matrix, width: int, modulo_two: bool) -> Matrix:
-    """Return an integer basis of the null space, sparse where it can be.
+def _last_links(table: _Rows, size: int) -> tuple[IntArray, _Rows, sparse.csr_matrix]:
+    """Set aside the equations that determine an unknown which no other one needs.
 
     Args:
-        matrix: Rows of integer coefficients.
-        width: Number of unknowns.
+        table: Equations, each with its unknowns in descending order.
+        size: How many unknowns there are.
+
+    Returns:
+        The unknowns that are determined so, the equations that are left, and a matrix that
+        leads from each of those unknowns to the ones that determine it.
+    """
+    threads, coefficients = table.threads, table.coefficients
+    ends: list[IntArray] = []
+    sources: list[IntArray] = []
+    values: list[IntArray] = []
+    while len(threads):
+        count = np.bincount(threads[threads >= 0], minlength=size)
+        leaf = (count[threads[:, 0]] == 1) & (np.abs(coefficients[:, 0]) == 1)
+        if not leaf.any():
+            break
+        rest = threads[leaf, 1:]
+        inside = rest >= 0
+        ends.append(np.broadcast_to(threads[leaf, :1], rest.shape)[inside])
+        sources.append(rest[inside])
+        values.append((-coefficients[leaf, :1] * coefficients[leaf, 1:])[inside])
+        threads, coefficients = threads[~leaf], coefficients[~leaf]
+    flat = [np.concatenate(part) if part else np.zeros(0, np.int64)
+            for part in (values, ends, sources)]  # fmt: skip
+    links = sparse.csr_matrix((flat[0], (flat[1], flat[2])), shape=(size, size))
+    return np.unique(flat[1]), _Rows(threads, coefficients), links
+
+
+def _tidy(matrix: sparse.csr_matrix, modulo_two: bool) -> sparse.csr_matrix:
+    """Drop what cancels."""
+    if modulo_two:
+        matrix.data %= 2
+    matrix.eliminate_zeros()
+    return matrix
+
+
+def null_space(
+    rows: Iterable[Mapping[int, int]], modulo_two: bool
+) -> dict[int, dict[int, Fraction | int]]:
+    """Express the unknowns that equations determine by those that they leave free.
+
+    Every row determines its last unknown, so that early ones stay free and bases read like
+    the network.
+
+    Args:
+        rows: Coefficients by unknown, of equations ``sum = 0``.
         modulo_two: Over GF(2) instead of the rationals.
 
     Returns:
-        Basis vectors with coprime integer entries, first non-zero entry positive.
+        For each determined unknown its non-zero coefficients by free unknown.
     """
-    work = [[Fraction(c % 2 if modulo_two else c) for c in row] for row in matrix]
-    pivots: list[int] = []
-    level = 0
-    # Pivot from the right: early variables stay free, so that bases read like the network.
-    for col in reversed(range(width)):
-        pick = next((r for r in range(level, len(work)) if work[r][col]), None)
-        if pick is None:
-            continue
-        work[level], work[pick] = work[pick], work[level]
-        scale = work[level][col]
-        work[level] = [entry / scale for entry in work[level]]
-        for r in range(len(work)):
-            if r != level and work[r][col]:
-                factor = work[r][col]
-                work[r] = [a - factor * b for a, b in zip(work[r], work[level], strict=True)]
-                if modulo_two:
-                    work[r] = [Fraction(int(a) % 2) for a in work[r]]
-        pivots.append(col)
-        level += 1
-    basis = []
-    for free in range(width):
-        if free in pivots:
-            continue
-        vector = [Fraction(0)] * width
-        vector[free] = Fraction(1)
-        for row, pivot in zip(work, pivots, strict=False):
-            vector[pivot] = -row[free]
-        scale_up = lcm(*(entry.denominator for entry in vector))
-        whole = [int(entry * scale_up) for entry in vector]
-        basis.append(tuple(abs(v) % 2 if modulo_two else v for v in whole))
-    return tuple(basis)
+    if modulo_two:
+        return _null_space_of_signs(rows)
+    expressed: dict[int, dict[int, Fraction | int]] = {}
+    for row in rows:
+        left: dict[int, Fraction | int] = dict(row)
+        while left:
+            last = max(left)
+            scale = left.pop(last)
+            if last not in expressed:
+                sign = {unknown: -value for unknown, value in left.items()}
+                expressed[last] = sign if scale == 1 else {
+                    unknown: _ratio(value, scale) for unknown, value in sign.items()
+                }  # fmt: skip
+                break
+            _add(left, expressed[last], scale)
+    # What a row is expressed by may be determined by a row before it.
+    for last in sorted(expressed):
+        terms = expressed[last]
+        for unknown in [unknown for unknown in terms if unknown in expressed]:
+            _add(terms, expressed[unknown], terms.pop(unknown))
+    return expressed
+
+
+def _add(
+    target: dict[int, Fraction | int], terms: Mapping[int, Fraction | int], scale: Fraction | int
+) -> None:
+    """Add a multiple of a combination to another, in place."""
+    for unknown, value in terms.items():
+        total = target.get(unknown, 0) + scale * value
+        if total:
+            target[unknown] = total
+        else:
+            target.pop(unknown, None)
+
+
+def _ratio(value: Fraction | int, scale: Fraction | int) -> Fraction | int:
+    ratio = Fraction(value) / Fraction(scale)
+    return int(ratio) if ratio.denominator == 1 else ratio
+
+
+def _null_space_of_signs(
+    rows: Iterable[Mapping[int, int]],
+) -> dict[int, dict[int, Fraction | int]]:
+    """Do the same over GF(2), where a row is a set of unknowns and adding is the difference."""
+    expressed: dict[int, set[int]] = {}
+    for row in rows:
+        left = set(row)
+        while left:
+            last = max(left)
+            left.remove(last)
+            if last not in expressed:
+                expressed[last] = left
+                break
+            left ^= expressed[last]
+    for last in sorted(expressed):
+        terms = expressed[last]
+        for unknown in [unknown for unknown in terms if unknown in expressed]:
+            terms.remove(unknown)
+            terms ^= expressed[unknown]
+    return {last: dict.fromkeys(terms, 1) for last, terms in expressed.items()}
 
 
 def couple_uses(ledger: Ledger) -> None:
@@ -299,7 +430,7 @@ def _couple_block(
     flat = np.stack([a.reshape(-1) for a in spread[: len(arrays)]], axis=1)
     if both is not None:
         flat = flat[spread[-1].reshape(-1)]
-    labels = np.unique(flat[:, : len(inside)], axis=0)
+    labels = unique_rows(flat[:, : len(inside)])[0]
     extra = np.full(len(labels), constant, dtype=np.int64)
     for wanted, attribute in (("scale", "power"), ("sign", "sign_power")):
         terms = [

@@ -178,7 +178,7 @@ class _Reader(Observer):
         self._original, self._model = model, clone(model)
         self._context = _context(self._model)
         self._buffers = {id(tensor): name for name, tensor in self._context.buffers.items()}
-        self._buffer_reads: dict[str, str] = {}
+        self._buffer_reads: dict[str, dict[int, str]] = {}
         self._integers: set[int] = set()
         self._unborn: dict[int, Tensor] = {}
         self._first_node = 0
@@ -203,8 +203,8 @@ class _Reader(Observer):
         _pin_partly_read(context)
         self._pin_read_buffers()
         couple_uses(context.ledger)
-        return _without_dead_ends(_assemble(context, self._original, self._model),
-                                  self._original, examples)  # fmt: skip
+        found = _assemble(context, self._original, self._model)
+        return _without_dead_ends(found, self._model, examples)
 
     def tracked(self, tensor: Tensor) -> bool:
         """See :meth:`Observer.tracked`."""
@@ -268,14 +268,20 @@ class _Reader(Observer):
             statistics = (id(call.argument(1, "running_mean")), id(call.argument(2, "running_var")))
         for tensor in operands:
             name = self._buffers.get(id(tensor))
-            if name is not None and id(tensor) not in statistics:
-                self._buffer_reads.setdefault(name, str(call.place))
+            if name is not None and id(tensor) not in statistics and call.out is not tensor:
+                self._buffer_reads.setdefault(name, {})[call.node] = str(call.place)
 
     def _pin_read_buffers(self) -> None:
         """Stop what would rewrite a buffer that something else reads as a constant."""
         ledger = self._context.ledger
-        for name, place in self._buffer_reads.items():
-            for use in ledger.uses.get(name, ()):
+        for name, places in self._buffer_reads.items():
+            unanswered = [
+                place
+                for node, place in places.items()
+                if (name, node) not in self._context.answered
+            ]
+            for use in ledger.uses.get(name, ()) if unanswered else ():
+                place = unanswered[0]
                 stop = ledger.stop(place, "", f"reads `{name}`, too", SCALE + SIGN + MOVE)
                 for leg in use.legs:
                     ledger.pin(leg.labels, stop, scale=True, sign=True, move=True)
@@ -293,7 +299,8 @@ def _without_dead_ends(
     ]
     if not ends:
         return found
-    moved = clone(model)
+    with torch.no_grad():
+        plain = [all_tensors_in(model(*inputs)) for inputs in examples]
     values = {
         kind: -1.0 if kind is Kind.SIGN_FLIP else 2.0 for kind in (*SCALING_KINDS, Kind.SIGN_FLIP)
     }
@@ -304,16 +311,14 @@ def _without_dead_ends(
             if g.kind in values
         )
     )
-    write_tensors(moved, element.act(named_tensors(moved), found))
-    plain = clone(model)
+    write_tensors(model, element.act(named_tensors(model), found))
     with torch.no_grad():
-        kept = all(
-            _close(a, b)
-            for inputs in examples
-            for a, b in zip(
-                all_tensors_in(plain(*inputs)), all_tensors_in(moved(*inputs)), strict=True
-            )
-        )
+        moved = [all_tensors_in(model(*inputs)) for inputs in examples]
+    kept = all(
+        _close(a, b)
+        for old, new in zip(plain, moved, strict=True)
+        for a, b in zip(old, new, strict=True)
+    )
     if kept:
         return found
     places = {place for place, _ in ends}

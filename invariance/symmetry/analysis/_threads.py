@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +45,33 @@ def mix_hash(*parts: int | IntArray | UIntArray) -> UIntArray:
             state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             state = state ^ (state >> np.uint64(31))
     return np.asarray(state, dtype=np.uint64)
+
+
+def unique_rows(table: IntArray) -> tuple[IntArray, IntArray]:
+    """Return the distinct rows of a table in order, and the place of every row among them.
+
+    What ``np.unique(axis=0)`` does by comparing rows, done by sorting one number a row.
+
+    Args:
+        table: ``(m, k)``.
+    """
+    if not table.size:
+        unique, inverse = np.unique(table, axis=0, return_inverse=True)
+        return unique, inverse.reshape(-1)
+    low = table.min(axis=0)
+    spans = [int(b) - int(a) + 1 for a, b in zip(low, table.max(axis=0), strict=True)]
+    if prod(spans) < 2**62:
+        key = np.zeros(len(table), dtype=np.int64)
+        for column, span in enumerate(spans):
+            key = key * span + (table[:, column] - low[column])
+        _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
+        return table[first], inverse.reshape(-1)
+    order = np.lexsort(table.T[::-1])
+    ordered = table[order]
+    new = np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(axis=1)])
+    inverse = np.empty(len(table), dtype=np.int64)
+    inverse[order] = np.cumsum(new) - 1
+    return ordered[new], inverse
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,8 +240,7 @@ class Ledger:
         move: bool = False,
     ) -> None:
         """Forbid scaling, flipping or moving the threads, for the reason ``stop``."""
-        flat = np.unique(threads)
-        flat = flat[flat > 0]
+        flat = threads[threads > 0]
         for wanted, pins in (
             (scale, self.pins.scale),
             (sign, self.pins.sign),

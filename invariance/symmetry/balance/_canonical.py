@@ -26,7 +26,9 @@ from torch import nn
 
 from invariance.core._errors import MeasureError, TransformError
 from invariance.core._modules import clone
+from invariance.symmetry._preconditions import example_or_default, refuse_train_mode
 from invariance.symmetry._structures import SCALING_KINDS, Symmetries, SymmetryGroup
+from invariance.symmetry._verify import verify
 from invariance.symmetry.balance._scalings import (
     BalanceResult,
     ScalingDesign,
@@ -109,8 +111,6 @@ def canonical_form(model: nn.Module, example_input: Any = None) -> CanonicalForm
             if the balancing does not converge.
     """
     from invariance.symmetry.analysis._symmetries import symmetries as analyse
-    from invariance.transforms._preconditions import example_or_default, refuse_train_mode
-    from invariance.transforms._verify import verify
 
     who = "canonicalize"
     refuse_train_mode(model, who)

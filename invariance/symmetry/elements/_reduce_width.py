@@ -19,17 +19,20 @@ dependent, stay: no single weight certifies those.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from invariance.core._applied import Applied
 from invariance.core._errors import TransformError
 from invariance.core._modules import clone, evaluation_mode
 from invariance.core._rng import generator
 from invariance.symmetry._examples import each
+from invariance.symmetry._preconditions import example_or_default, refuse_train_mode
 from invariance.symmetry._structures import SCALING_KINDS, IntArray, Kind, Leg, Role, Symmetries
+from invariance.symmetry._verify import verify
 from invariance.symmetry.elements._group_elements import (
     Element,
     GroupElement,
@@ -37,9 +40,6 @@ from invariance.symmetry.elements._group_elements import (
     write_tensors,
 )
 from invariance.symmetry.elements._width_surgery import Surgery
-
-if TYPE_CHECKING:
-    from invariance.transforms._base import Applied
 
 _INCOMING = (Role.PRODUCER, Role.SLOPE, Role.STATISTIC)
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -75,9 +75,6 @@ def reduce_width(model: nn.Module, example_input: Any = None) -> Applied:
         [[[1.0]], [[5.0]]]
     """
     from invariance.symmetry.analysis._symmetries import symmetries as analyse
-    from invariance.transforms._base import Applied
-    from invariance.transforms._preconditions import example_or_default, refuse_train_mode
-    from invariance.transforms._verify import verify
 
     who = "reduce_width"
     refuse_train_mode(model, who)

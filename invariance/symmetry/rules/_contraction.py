@@ -9,9 +9,10 @@ from torch import Tensor
 
 from invariance.symmetry._structures import IntArray
 from invariance.symmetry.analysis._context import MOVE, Context, NotUnderstoodError
-from invariance.symmetry.analysis._entries import ParameterView, Value
-from invariance.symmetry.analysis._threads import OUTSIDE, ZERO
+from invariance.symmetry.analysis._entries import Computed, ParameterView, Value
+from invariance.symmetry.analysis._threads import OUTSIDE, ZERO, unique_rows
 from invariance.symmetry.analysis._tracing import Call
+from invariance.symmetry.rules._computed import deferred
 from invariance.symmetry.rules._pairwise import pair, tie_result
 from invariance.symmetry.rules._registry import rule
 from invariance.symmetry.rules._weight import (
@@ -116,7 +117,7 @@ def _contract_channels(
     live = (a != ZERO) & (b != ZERO)
     context.ledger.tie_moves(a[live], b[live])
     triples = np.stack([result[live], a[live], b[live]], axis=1)
-    triples = np.unique(triples, axis=0)
+    triples = unique_rows(triples)[0]
     context.ledger.relate((triples[:, 0], 1), (triples[:, 1], -1), (triples[:, 2], -1))
     if out.size > 1:
         stop = context.stop(call, "contracts channels block by block", MOVE)
@@ -133,22 +134,24 @@ def _contract_channels(
 
 def _pairs_once(a: IntArray, b: IntArray) -> bool:
     """Whether every thread of ``a`` meets one thread of ``b``, and the other way round."""
-    pairs = np.unique(np.stack([a.reshape(-1), b.reshape(-1)], axis=1), axis=0)
+    pairs = unique_rows(np.stack([a.reshape(-1), b.reshape(-1)], axis=1))[0]
     return np.unique(pairs[:, 0]).size == len(pairs) == np.unique(pairs[:, 1]).size
 
 
 @rule("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv")
+@deferred("matrix product")
 def matmul(context: Context, call: Call) -> None:
     """Matrix products; with a parameter on one side they are linear layers."""
     a, b = call.args[0], call.argument(1, "other", call.kwargs.get("mat2"))
     if call.name == "__rmatmul__":
         a, b = b, a
     left, right = context.entry(a), context.entry(b)
-    both = isinstance(left, ParameterView) and isinstance(right, ParameterView)
+    weights = (ParameterView, Computed)
+    both = isinstance(left, weights) and isinstance(right, weights)
     if right is not None and not isinstance(right, Value) and b.dim() == 2 and not both:
         _times_weight(context, call, a, b, None)
         return
-    if isinstance(left, ParameterView) and a.dim() == 2 and b.dim() >= 2 and not both:
+    if isinstance(left, weights) and a.dim() == 2 and b.dim() >= 2 and not both:
         value = context.operand(b)
         inputs, addresses = features(context, call, value, -2)
         outputs = context.ledger.fresh(a.shape[0], call.node)

@@ -17,7 +17,7 @@ from invariance.symmetry.analysis._context import (
     NotUnderstoodError,
     refuse_random,
 )
-from invariance.symmetry.analysis._entries import ParameterView, Value
+from invariance.symmetry.analysis._entries import Computed, ParameterView, Value
 from invariance.symmetry.analysis._threads import RawLeg
 from invariance.symmetry.analysis._tracing import Call
 from invariance.symmetry.rules._registry import rule
@@ -143,6 +143,11 @@ def identity(context: Context, call: Call) -> None:
         apply_elementwise(context, call, homogeneous=False, odd=False)
     elif source.is_complex() and not call.out.is_complex():
         raise NotUnderstoodError("drops the imaginary part")
+    elif isinstance(entry, Computed):
+        again = Computed(
+            entry.shape, entry.demand, lambda: context.assign(call.out, context.operand(source))
+        )
+        context.assign(call.out, again)
     else:
         context.assign(call.out, entry)
 

@@ -19,6 +19,7 @@ from invariance.symmetry.analysis._context import (
 from invariance.symmetry.analysis._entries import ParameterView, Value
 from invariance.symmetry.analysis._threads import RawLeg
 from invariance.symmetry.analysis._tracing import Call
+from invariance.symmetry.rules._computed import demand, standardised
 from invariance.symmetry.rules._registry import rule
 from invariance.symmetry.rules._weight import along, features, use_parameter
 
@@ -94,6 +95,8 @@ def batch_norm(context: Context, call: Call) -> None:
 def _without_statistics(context: Context, call: Call, x: Any, gamma: Any, beta: Any) -> None:
     if call.argument(5, "training") and call.argument(1, "running_mean") is not None:
         raise refuse_random(call)
+    if beta is None and x.dim() == 3 and x.shape[0] == 1 and standardised(context, call, x, gamma):
+        return
     _group_norm(context, call, x, None, gamma, beta, "takes its statistics from the batch: "
                 "it absorbs a factor only up to its eps")  # fmt: skip
 
@@ -104,15 +107,13 @@ def _affine(
 ) -> None:  # fmt: skip
     if tensor is None:
         return
-    view = context.entry(tensor)
-    if not isinstance(view, ParameterView):
-        raise NotUnderstoodError("has an affine part that is not a parameter")
     site = str(call.place)
-    use_parameter(
+    demand(
         context,
-        view,
+        call,
+        tensor,
         [
-            RawLeg(view.name, labels, power, sign, role, addresses, site=site)
+            RawLeg("", labels, power, sign, role, addresses, site=site)
             for labels, power, sign, role in legs
         ],
     )

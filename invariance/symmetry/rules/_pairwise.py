@@ -14,8 +14,9 @@ from torch import Tensor
 from invariance.symmetry._structures import IntArray
 from invariance.symmetry.analysis._context import MOVE, SCALE, SIGN, Context, NotUnderstoodError
 from invariance.symmetry.analysis._entries import Value, compress
-from invariance.symmetry.analysis._threads import OUTSIDE, ZERO
+from invariance.symmetry.analysis._threads import OUTSIDE, ZERO, unique_rows
 from invariance.symmetry.analysis._tracing import Call
+from invariance.symmetry.rules._computed import deferred
 from invariance.symmetry.rules._elementwise import relate
 from invariance.symmetry.rules._registry import rule
 
@@ -58,7 +59,7 @@ def pair(context: Context, call: Call, first: Value, second: Value, *, product: 
     labels = np.broadcast_arrays(first.labels, second.labels)
     tied = _tie_or_pin(context, call, first, second, shape, product=product)
     pairs = np.stack([array.reshape(-1) for array in labels], axis=1)
-    unique, inverse = np.unique(pairs, axis=0, return_inverse=True)
+    unique, inverse = unique_rows(pairs)
     a, b = unique[:, 0], unique[:, 1]
     dead = (a == ZERO) | (b == ZERO) if product else (a == ZERO) & (b == ZERO)
     fixed = (a <= OUTSIDE) & (b <= OUTSIDE) & ~dead
@@ -244,6 +245,7 @@ def _with_constant(
 
 @rule("add", "sub", "subtract", "__add__", "__radd__", "__sub__", "__rsub__", "rsub",
       "__iadd__", "__isub__")  # fmt: skip
+@deferred("sum")
 def addition(context: Context, call: Call) -> None:
     """Sums: both operands scale, flip and move as one."""
     first, second = _operands(call)
@@ -268,6 +270,7 @@ def equal_pair(context: Context, call: Call, a: Value, b: Value) -> Pairing:
 
 
 @rule("mul", "multiply", "__mul__", "__rmul__", "__imul__")
+@deferred("product")
 def multiplication(context: Context, call: Call) -> None:
     """Products: the factors multiply."""
     first, second = _operands(call)
@@ -275,6 +278,7 @@ def multiplication(context: Context, call: Call) -> None:
 
 
 @rule("div", "divide", "true_divide", "__truediv__", "__rtruediv__", "__rdiv__", "__itruediv__")
+@deferred("quotient")
 def division(context: Context, call: Call) -> None:
     """Quotients: the factors divide."""
     if call.kwargs.get("rounding_mode") is not None:

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from invariance.symmetry.analysis._context import SCALE, SIGN, Context, NotUnderstoodError
 from invariance.symmetry.analysis._entries import (
+    Computed,
     ParameterView,
     Value,
     compress,
@@ -21,6 +22,7 @@ from invariance.symmetry.analysis._entries import (
 )
 from invariance.symmetry.analysis._threads import OUTSIDE, ZERO
 from invariance.symmetry.analysis._tracing import Call, tensors_in
+from invariance.symmetry.rules._computed import deferred
 from invariance.symmetry.rules._registry import rule
 
 
@@ -32,6 +34,7 @@ from invariance.symmetry.rules._registry import rule
       "__getitem__", "broadcast_to", "ravel", "view_as", "reshape_as", "expand_as", "hsplit",
       "vsplit", "dsplit", "adjoint", "take_along_dim", "rot90", "diagonal", "numpy_T",
       "column_stack", "unsafe_chunk", "unsafe_split", "__iter__")  # fmt: skip
+@deferred("view")
 def rearrangement(context: Context, call: Call) -> None:
     """Anything that only moves entries: the same is done to their threads."""
     source = call.args[0] if call.args else call.kwargs.get("input")
@@ -46,6 +49,8 @@ def rearrangement(context: Context, call: Call) -> None:
     entry = context.entry(source)
     if entry is None:
         return  # only the shape comes from the tracked operand
+    if isinstance(entry, Computed):
+        entry = context.value(source)
     if call.name == "view" and rest and isinstance(rest[0], torch.dtype):
         raise NotUnderstoodError("reinterprets the bits of a tensor")
 

@@ -16,12 +16,17 @@ from invariance.symmetry.analysis._context import (
     NotUnderstoodError,
     WeightCall,
 )
-from invariance.symmetry.analysis._entries import NormalizedWeight, ParameterView, Value, compress
-from invariance.symmetry.analysis._threads import OUTSIDE, ZERO, RawLeg
+from invariance.symmetry.analysis._entries import (
+    Computed,
+    NormalizedWeight,
+    ParameterView,
+    Value,
+    compress,
+)
+from invariance.symmetry.analysis._threads import OUTSIDE, ZERO, RawLeg, unique_rows
 from invariance.symmetry.analysis._tracing import Call
+from invariance.symmetry.rules._computed import demand
 from invariance.symmetry.rules._registry import rule
-
-NO_ADDRESS = np.zeros((), dtype=np.int64)
 
 
 def features(context: Context, call: Call, value: Value, dim: int) -> tuple[IntArray, IntArray]:
@@ -46,7 +51,7 @@ def features(context: Context, call: Call, value: Value, dim: int) -> tuple[IntA
     first = columns.max(axis=1)
     if columns.shape[1] > 1:
         pairs = np.stack([np.broadcast_to(first[:, None], columns.shape), columns], axis=-1)
-        unique = np.unique(pairs.reshape(-1, 2), axis=0)
+        unique = unique_rows(pairs.reshape(-1, 2))[0]
         context.ledger.tie_moves(unique[:, 0], unique[:, 1])
         context.ledger.equate(unique[:, 0], unique[:, 1])
     addresses = np.zeros(1, dtype=np.int64)
@@ -161,6 +166,13 @@ def use_weight(
         context.ledger.use(entry.gain, gain)
         context.ledger.use(entry.direction, direction)
         return None
+    if isinstance(entry, Computed):
+        legs = [
+            RawLeg("", out_labels, 1, 1, Role.PRODUCER, flat, site=site),
+            RawLeg("", in_labels, -1, -1, Role.CONSUMER, in_addresses, site=site),
+        ]
+        _ask_or_pin(context, call, weight, legs)
+        return None
     reason = (
         "has a constant weight: nothing can take up a change of its inputs or outputs"
         if entry is None
@@ -175,6 +187,24 @@ def use_weight(
         context.note_use(entry.direction)
         context.note_use(entry.gain)
     return None
+
+
+def _ask_or_pin(context: Context, call: Call, weight: Any, legs: list[RawLeg]) -> None:
+    """Ask a computed weight to follow; where it cannot, everything stays as it is."""
+    start = context.ledger.threads
+    try:
+        demand(context, call, weight, legs)
+    except NotUnderstoodError as error:
+        stop = context.stop(
+            call,
+            f"has a weight that {error}: its inputs and outputs stay as they are",
+            SCALE + SIGN + MOVE,
+        )
+        born = np.arange(start, context.ledger.threads)
+        for threads in (born, *(leg.labels for leg in legs)):
+            context.pin(threads, stop, scale=True, sign=True, move=True)
+        value = context.operand(weight)
+        context.pin(value.labels, stop, scale=True, sign=True, move=True)
 
 
 def _only_dim(labels: IntArray) -> int:
@@ -193,6 +223,13 @@ def use_bias(context: Context, call: Call, bias: Any, out: IntArray) -> str | No
         )
         use_parameter(context, entry, [leg])
         return entry.name if entry.index is None else None
+    if isinstance(entry, Computed) and bias.dim() == 1:
+        flat = np.zeros(1, dtype=np.int64)
+        leg = RawLeg("", out, 1, 1, Role.PRODUCER, flat, site=str(call.place))
+        _ask_or_pin(context, call, bias, [leg])
+        return None
+    if isinstance(entry, Computed):
+        entry = context.operand(bias)
     if isinstance(entry, Value):
         context.ledger.equate(np.broadcast_to(entry.labels.reshape(-1), out.shape), out)
         context.ledger.tie_moves(np.broadcast_to(entry.labels.reshape(-1), out.shape), out)

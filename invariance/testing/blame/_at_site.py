@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor, nn
 
+from invariance.core._applied import Applied
 from invariance.core._errors import TransformError, UsageError
 from invariance.core._groups import ABOUT, Group
-from invariance.transforms._base import Applied, Transform
+from invariance.transforms._base import Transform
 
 if TYPE_CHECKING:
     from invariance.symmetry._structures import Symmetries, SymmetryGroup

@@ -26,6 +26,7 @@ from invariance.papers.recipes._perceptrons import PUBLISHED_TRAIN_SEED, train
 from invariance.papers.recipes._profile import Profile, profile, regions_of
 from invariance.studies._config import Config, Setting
 from invariance.studies._study import Context, Options, Study, Trained
+from invariance.transforms import UNITS_RESCALED
 
 HIDDEN = (64, 16)
 
@@ -151,4 +152,5 @@ STUDY = Study(
     figures=figures,
     batch_size=batch_size,
     cost=cost,
+    rescaling=UNITS_RESCALED,
 )

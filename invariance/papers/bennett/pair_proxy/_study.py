@@ -30,6 +30,7 @@ from invariance.papers.recipes._perceptrons import (
 )
 from invariance.studies._config import Config, Setting
 from invariance.studies._study import Context, Options, Study, Trained
+from invariance.transforms import UNITS_RESCALED
 
 HIDDEN = (64, 8)
 
@@ -171,4 +172,5 @@ STUDY = Study(
     figures=figures,
     batch_size=batch_size,
     cost=cost,
+    rescaling=UNITS_RESCALED,
 )

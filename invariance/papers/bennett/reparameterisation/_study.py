@@ -37,6 +37,7 @@ from invariance.papers.recipes._perceptrons import PUBLISHED_TRAIN_SEED, network
 from invariance.papers.recipes._profile import Bits, Profile, pack, profile
 from invariance.studies._config import Config, Setting
 from invariance.studies._study import Context, Options, Study, Trained
+from invariance.transforms import UNITS_RESCALED
 
 #: How many wide networks have their pairs counted: each takes seconds, and says the same.
 WIDE_COUNTED = 3
@@ -224,4 +225,5 @@ STUDY = Study(
     figures=figures,
     batch_size=batch_size,
     cost=cost,
+    rescaling=UNITS_RESCALED,
 )

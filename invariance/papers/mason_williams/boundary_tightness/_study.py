@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from invariance import measures as M
-from invariance.checking._correlate import random_neuron_scaling
 from invariance.data import Task, cast_task
 from invariance.outcomes import expected_calibration_error
 from invariance.papers.mason_williams.boundary_tightness._circles import (
@@ -37,6 +36,7 @@ from invariance.papers.recipes._measure_perceptrons import (
 from invariance.papers.recipes._perceptrons import network
 from invariance.studies._config import Config, Setting
 from invariance.studies._study import Context, Options, Study, Trained
+from invariance.transforms import UNITS_RESCALED, random_rescaling
 
 #: Common values that networks are brought to, fixed before any result was seen.
 MATCHED_LOSS, MATCHED_MARGIN = 0.05, 4.0
@@ -93,7 +93,8 @@ def measure(
 def measure_network(config: Config, weights: Trained, task: Task) -> dict[str, Any]:
     """Measure one network; every version of it also after the same random rescaling."""
     model = network(config, weights).to(task.x_train.device)
-    rescaled = random_neuron_scaling(model, rescaling_seed(config))(model, task.x_train[:8])
+    example = task.x_train[:8]
+    rescaled = random_rescaling(model, example, rescaling_seed(config))(model, example)
     targets, labels = outcomes(model, task)
     logits = logits_of(model, task.x_train)
     factors = {
@@ -202,4 +203,5 @@ STUDY = Study(
     figures=figures,
     batch_size=batch_size,
     cost=cost,
+    rescaling=UNITS_RESCALED,
 )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 
 from invariance.core._errors import InvarianceError
 from invariance.core._estimate import Estimate
-from invariance.core._rng import generator
 from invariance.measures._registry import get_measure
 from invariance.outcomes import (
     adversarial_accuracy,
@@ -23,9 +21,6 @@ from invariance.outcomes import (
     expected_calibration_error,
 )
 from invariance.outcomes._outputs import logits_of
-from invariance.symmetry import symmetries
-from invariance.symmetry._structures import Kind
-from invariance.transforms import NeuronScaling
 
 #: Measure to the arguments that differ from its defaults: fewer draws and steps, since a
 #: study looks at many networks. Draws are the same for all networks.
@@ -48,42 +43,11 @@ MEASURES: Mapping[str, Mapping[str, int]] = {
     "parameter_norm": {},
 }
 
-#: Largest factor that a whole layer's units, and then each unit, may be scaled by.
-LAYER_SPREAD, UNIT_SPREAD = 30.0, 10.0
-
 #: Largest relative standard error of an estimate that is used, and what counts as rounding.
 NOISIEST, _ROUNDING = 0.1, 1e-6
 
 #: Rows whose predicted labels are kept, and of these, rows whose probabilities are.
 LABEL_ROWS, PROBABILITY_ROWS = 500, 100
-
-
-def rescaled(model: nn.Module, x: Tensor, seed: int) -> nn.Module:
-    """Return the same function in other coordinates: every layer and every unit rescaled.
-
-    Each group of units that scale together draws a factor log-uniform in [1/30, 30], and
-    each unit of it one in [1/10, 10].
-
-    Args:
-        model: A network in eval mode.
-        x: A few inputs.
-        seed: Seed of the factors.
-
-    Returns:
-        A new network.
-    """
-    groups = symmetries(model, x).of(Kind.SCALING, Kind.BATCHNORM_AFFINE)
-    draws = generator(seed, "rescaling")
-    factors = []
-    for group in groups:
-        layer = _log_uniform(1, LAYER_SPREAD, draws)
-        factors.append((layer * _log_uniform(group.size, UNIT_SPREAD, draws)).tolist())
-    return NeuronScaling(factors=factors)(model, x)
-
-
-def rescaling_seed(name: str) -> int:
-    """Return the seed that goes with a network's name: networks are rescaled independently."""
-    return int(hashlib.sha256(f"rescaling {name}".encode()).hexdigest()[:12], 16)
 
 
 def measure_all(
@@ -240,8 +204,3 @@ def _entropy(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
     found: npt.NDArray[np.float64] = entr(p).sum(-1)
     return found
-
-
-def _log_uniform(count: int, spread: float, draws: torch.Generator) -> Tensor:
-    uniform = torch.rand(count, generator=draws, dtype=torch.float64)
-    return torch.exp((2 * uniform - 1) * math.log(spread))

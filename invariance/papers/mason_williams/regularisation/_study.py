@@ -22,9 +22,11 @@ from invariance.papers.mason_williams.regularisation._methods import (
     METHODS,
     PUBLISHED_METHODS,
 )
+from invariance.papers.recipes._measure_perceptrons import rescaling_seed
 from invariance.studies._config import Config, Setting
 from invariance.studies._study import Context, Options, Study, Trained
 from invariance.training._augmentation import image_shape
+from invariance.transforms import UNITS_RESCALED, random_rescaling
 
 #: Two tasks in one run; one name, or several joined like this, may be given.
 BOTH = "mnist+fashion-mnist"
@@ -94,7 +96,7 @@ def grid(options: Options) -> Sequence[Config]:
 def measurement(options: Options) -> Mapping[str, Setting]:
     """Return what decides the measured numbers beyond the network."""
     return {
-        "version": 1,
+        "version": 2,  # 2: random factors as in every other study
         "measures": tuple(sharpness.MEASURES),
         "score_rows": options.scale["score_rows"],
         "test_rows": options.scale["test_rows"],
@@ -133,7 +135,7 @@ def measure(
             out.append({"measures": {}, "rescaled": {}, "targets": {}, "predictions": None})
             continue
         model = images.network(config, network, dtype=dtype).to(context.device)
-        other = sharpness.rescaled(model, x[:8], sharpness.rescaling_seed(config.id))
+        other = random_rescaling(model, x[:8], rescaling_seed(config))(model, x[:8])
         values, refused, estimated = sharpness.measure_all(
             [model, other], x, y, score_rows=score_rows
         )
@@ -238,4 +240,5 @@ STUDY = Study(
     figures=figures,
     batch_size=batch_size,
     cost=cost,
+    rescaling=UNITS_RESCALED,
 )

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from invariance import measures as M
-from invariance.checking._correlate import random_neuron_scaling
 from invariance.core._modules import clone, weight_layers
 from invariance.core._perceptron import read_perceptron
 from invariance.curvature import exact_curvature
@@ -29,6 +28,7 @@ from invariance.papers.recipes._measure_perceptrons import Values, device_of, re
 from invariance.studies._config import Config, Setting
 from invariance.studies._study import Context, Options, Study, Trained
 from invariance.symmetry.balance._scalings import minimise_over_scalings
+from invariance.transforms import UNITS_RESCALED, random_rescaling
 
 
 def grid(options: Options) -> Sequence[Config]:
@@ -66,7 +66,7 @@ def measure_network(config: Config, trained: Trained, device: torch.device) -> d
     x, y = data.x.to(device), data.y.to(device)
     logged = [int(epoch) for epoch in trained.facts["logged"]]
     model = network_at(config, trained, logged[-1]).to(device)
-    rescaled = random_neuron_scaling(model, rescaling_seed(config))(model, x[:8])
+    rescaled = random_rescaling(model, x[:8], rescaling_seed(config))(model, x[:8])
     early = {}
     for epoch in logged:
         swept = exact_curvature(network_at(config, trained, epoch).to(device), x, y, loss="mse")
@@ -202,4 +202,5 @@ STUDY = Study(
     figures=figures,
     batch_size=batch_size,
     cost=cost,
+    rescaling=UNITS_RESCALED,
 )

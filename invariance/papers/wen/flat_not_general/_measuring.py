@@ -9,14 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invariance.core._rng import generator
+from invariance.measures import minimum_sharpness, path_norm
 from invariance.papers.wen.flat_not_general._networks import BatchNormalised
 from invariance.papers.wen.flat_not_general._problem import Problem
 from invariance.papers.wen.flat_not_general._sharpness import sharpness, stacked, with_bias
 from invariance.papers.wen.flat_not_general._training import Recipe, summary
+from invariance.transforms._random_rescaling import UNITS_RESCALED, rescaling_factors
 
-#: Standard deviation of the logarithm of the factors that units are rescaled by.
-SPREAD = 1.0
+#: How networks are rescaled at random, in words.
+RESCALING = (
+    f"{UNITS_RESCALED}; with the LayerNorm, whose floor bounds it from below, one factor or its "
+    "reciprocal, the larger, for all"
+)
 
 
 def measured(model: nn.Module, data: Problem, recipe: Recipe, seed: int) -> dict[str, Any]:
@@ -60,8 +64,12 @@ def _measures(model: nn.Module, data: Problem, recipe: Recipe) -> dict[str, floa
         "hessian_trace": found.trace,
         "gauss_newton_trace": found.gauss_newton,
         "excess_sharpness": found.gauss_newton / least if least > 0 else None,
-        "minimum_sharpness": neuron_minimum(model, data.x_train) if plain else None,
-        "path_norm": path_norm(model) if plain else None,
+        "minimum_sharpness": float(
+            minimum_sharpness(model, data.x_train, data.y_train[:, None], loss="mse")
+        )
+        if plain
+        else None,
+        "path_norm": float(path_norm(model)) if plain else None,
         "parameter_norm": math.sqrt(square),
     }
 
@@ -97,37 +105,6 @@ def least_sharpness(model: nn.Module, x: Tensor, outputs: Tensor, recipe: Recipe
     return 4 * float(product[live].abs().sum())
 
 
-def neuron_minimum(model: nn.Module, x: Tensor) -> float:
-    """Return the least trace over rescalings of the units of a network without normalisation.
-
-    Unit j contributes ``A_j / c^2 + B_j c^2`` when its incoming weights are scaled by c and its
-    outgoing one by 1/c, at least ``2 sqrt(A_j B_j)``.
-
-    Args:
-        model: The network.
-        x: ``(n, d)`` training inputs.
-
-    Returns:
-        The minimum.
-    """
-    hidden, output = model.get_submodule("hidden"), model.get_submodule("output")
-    assert isinstance(hidden, nn.Linear)
-    inputs = with_bias(x, hidden)
-    pre = inputs @ stacked(hidden).T
-    active = (pre > 0).double() * inputs.square().sum(1, keepdim=True)
-    incoming = 2 * active.mean(0) * torch.as_tensor(output.weight).detach()[0].square()
-    outgoing = 2 * pre.relu().square().mean(0)
-    return float(2 * (incoming * outgoing).sqrt().sum())
-
-
-def path_norm(model: nn.Module) -> float:
-    """Return ``sqrt(sum_j a_j^2 |w_j|^2)``, the bias counted as a path."""
-    hidden, output = model.get_submodule("hidden"), model.get_submodule("output")
-    assert isinstance(hidden, nn.Linear)
-    readout = torch.as_tensor(output.weight).detach()[0].double()
-    return math.sqrt(float((readout.square() * stacked(hidden).square().sum(1)).sum()))
-
-
 def rescaled(model: nn.Module, seed: int) -> nn.Module:
     """Return a network with the same function and other weights.
 
@@ -138,7 +115,7 @@ def rescaled(model: nn.Module, seed: int) -> nn.Module:
 
     Args:
         model: The network, left as it is.
-        seed: Seed of the factors, ``exp(normal)``.
+        seed: Seed of the factors; see :data:`RESCALING`.
 
     Returns:
         The rescaled copy.
@@ -146,12 +123,12 @@ def rescaled(model: nn.Module, seed: int) -> nn.Module:
     moved = deepcopy(model)
     hidden, output = moved.get_submodule("hidden"), moved.get_submodule("output")
     assert isinstance(hidden, nn.Linear)
-    rng = generator(seed, "parity", "rescaling")
-    normal = torch.randn(hidden.out_features, generator=rng, dtype=torch.float64)
-    factors = (SPREAD * normal).exp()
+    (drawn,) = rescaling_factors([hidden.out_features], seed)
+    factors = torch.tensor(drawn, dtype=torch.float64)
     plain = not isinstance(moved, BatchNormalised) and "norm" not in dict(moved.named_children())
     if not plain and not isinstance(moved, BatchNormalised):
-        factors = (SPREAD * normal[0].abs()).exp().expand_as(factors)
+        ((shared, *_),) = rescaling_factors([hidden.out_features], seed, units=False)
+        factors = torch.full_like(factors, max(shared, 1 / shared))
     with torch.no_grad():
         hidden.weight.mul_(factors[:, None])
         if hidden.bias is not None:

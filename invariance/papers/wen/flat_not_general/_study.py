@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from invariance.papers.recipes._measure_perceptrons import rescaling_seed
 from invariance.papers.wen.flat_not_general import _figures as figures
 from invariance.papers.wen.flat_not_general import _findings as findings
 from invariance.papers.wen.flat_not_general import _measuring as measuring
@@ -77,14 +78,14 @@ def measure(
     for index, (config, one) in enumerate(zip(configs, trained, strict=True)):
         data = problem_of(config)
         model = network(config, one, data)
-        found.append(measuring.measured(model, data, recipe_of(config), config.seed))
+        found.append(measuring.measured(model, data, recipe_of(config), rescaling_seed(config)))
         context.tell((index + 1) / len(configs))
     return found
 
 
 def measurement(options: Options) -> dict[str, Setting]:
     """Say how networks are measured."""
-    return {"version": 1, "dtype": "float64"}
+    return {"version": 2, "dtype": "float64"}  # 2: random factors as in every other study
 
 
 def batch_size(config: Config) -> int:
@@ -147,4 +148,5 @@ STUDY = Study(
     figures=figures.draw,
     batch_size=batch_size,
     cost=cost,
+    rescaling=measuring.RESCALING,
 )

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from invariance.core._applied import Verification
 from invariance.core._errors import TransformError
 from invariance.core._modules import clone, weight_layers
 from invariance.core._rng import generator
 from invariance.symmetry._examples import each
 from invariance.symmetry.analysis._tracing import all_tensors_in, tensors_in
-from invariance.transforms._base import Verification
 
 #: How many rounding errors a layer's output may accumulate, in units of eps times its scale.
 ROUNDINGS_PER_LAYER = 32.0
