@@ -17,6 +17,13 @@ def test_scalar_is_a_float():
     assert str(estimate) == "2.5 (exact; closed form)"
 
 
+def test_no_standard_error_is_not_zero():
+    assert Estimate(1.0).stderr == 0.0
+    assert str(Estimate(1.0, exact=False)) == "1 (standard error unknown)"
+    assert Estimate(1.0, exact=False).stderr is None
+    assert str(Estimate(1.0, stderr=0.0, exact=False)) == "1 (+- 0)"
+
+
 def test_vector_indexes_and_iterates_but_is_no_float():
     estimate = Estimate([3.0, 1.0])
     assert list(estimate) == [3.0, 1.0]
@@ -53,3 +60,15 @@ def test_a_tensor_loses_its_graph():
     import torch
 
     assert float(Estimate(torch.tensor(2.0, requires_grad=True) * 3)) == 6.0
+
+
+def test_what_is_not_known_is_not_exact():
+    for value in (float("nan"), [1.0, float("nan")]):
+        assert not Estimate(value).exact
+        assert Estimate(value).stderr is None
+    stopped = Estimate(1.0, converged=False)
+    assert not stopped.exact
+    assert stopped.stderr is None
+    assert Estimate(1.0, stderr=0.5, converged=False).stderr == 0.5
+    assert Estimate(1.0, converged=True).exact
+    assert Estimate(float("inf")).exact

@@ -13,7 +13,8 @@ from invariance.core._estimate import Estimate
 from invariance.core._intake import takes_any
 from invariance.curvature._batches import Data
 from invariance.curvature.losses._resolve import LossLike
-from invariance.curvature.products._operators import CurvatureOperator, MatrixName, build_operator
+from invariance.curvature.products._matrix import SymmetricOperator
+from invariance.curvature.products._operators import MatrixName, build_operator
 from invariance.curvature.spectrum._certificates import (
     Criterion,
     Eigenpairs,
@@ -45,7 +46,7 @@ DENSE_DIM = 256
 
 
 def eigenpairs(
-    operator: CurvatureOperator,
+    operator: SymmetricOperator,
     *,
     k: int = 1,
     which: Which = "largest",
@@ -113,7 +114,7 @@ def eigenpairs(
 
 @takes_any(streams=True)
 def hessian_eigenvalues(
-    model: nn.Module | CurvatureOperator,
+    model: nn.Module | SymmetricOperator,
     x: Data | None = None,
     y: Tensor | None = None,
     *,
@@ -197,6 +198,6 @@ def hessian_eigenvalues(
             "spectral_norm": pairs.scale,
             "which": which,
             "matrix": matrix,
-            **operator.objective.notes(),
+            **operator.notes(),
         },
     )

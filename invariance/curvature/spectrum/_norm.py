@@ -13,10 +13,12 @@ from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
 from invariance.core._intake import takes_any
 from invariance.curvature._batches import Data
+from invariance.curvature.estimates._interval import standard_error
 from invariance.curvature.estimates._sketch import sketch
 from invariance.curvature.estimates._trace import block_sums, blocks_of_probes, random_signs
 from invariance.curvature.losses._resolve import LossLike
-from invariance.curvature.products._operators import CurvatureOperator, MatrixName, build_operator
+from invariance.curvature.products._matrix import SymmetricOperator
+from invariance.curvature.products._operators import MatrixName, build_operator
 
 #: Up to this many parameters the norm is summed from the whole matrix.
 EXACT_DIM = 1024
@@ -24,7 +26,7 @@ EXACT_DIM = 1024
 
 @takes_any(streams=True)
 def hessian_norm(
-    model: nn.Module | CurvatureOperator,
+    model: nn.Module | SymmetricOperator,
     x: Data | None = None,
     y: Tensor | None = None,
     *,
@@ -80,16 +82,17 @@ def hessian_norm(
         return _exact(operator)
     before = operator.products
     third = budget // 3
-    basis, images = sketch(operator, third, seed, "norm")
-    fixed = block_sums(operator, images.square()).sum(0)
-    found = []
+    basis, moved = sketch(operator, third, seed, "norm")
+    fixed = block_sums(operator, moved.square()).sum(0)
+    found, images = [], []
     for probes in blocks_of_probes(operator, budget - 2 * third, seed, random_signs, "norm rest"):
         rest = probes - (probes @ basis.mT) @ basis
-        found.append(block_sums(operator, operator.rows(rest).square()))
+        images.append(operator.rows(rest))
+        found.append(block_sums(operator, images[-1].square()))
     samples = torch.cat(found)
     squares = fixed + samples.mean(0)
     value = math.sqrt(float(squares.sum()))
-    spread = float(samples.sum(1).std()) / math.sqrt(len(samples))
+    spread = float(standard_error(samples.sum(1), _missing_variance(torch.cat(images), samples)))
     products = operator.products - before
     return Estimate(
         value,
@@ -102,12 +105,25 @@ def hessian_norm(
         iterations=products,
         detail={
             "squared_rows": dict(zip(operator.names, squares.tolist(), strict=True)),
-            **operator.objective.notes(),
+            **operator.notes(),
         },
     )
 
 
-def _exact(operator: CurvatureOperator) -> Estimate:
+def _missing_variance(images: Tensor, samples: Tensor) -> Tensor:
+    """Return by how much the samples' variance of the mean falls short of what products say.
+
+    ``|A P g|^2 = g^T B g`` with ``B = P A^2 P`` has variance at most ``2 |B|_F^2``, and the inner
+    products of two images, ``g_i^T B g_j``, have mean square ``|B|_F^2``: many more of them than
+    samples.
+    """
+    n = len(samples)
+    gram = (images @ images.mT).cpu().double()
+    pairs = (gram.square().sum() - gram.diagonal().square().sum()) / (n * (n - 1))
+    return (2 * pairs - samples.sum(1).var()).clamp_min(0) / n
+
+
+def _exact(operator: SymmetricOperator) -> Estimate:
     dim = operator.shape[0]
     squares = torch.zeros(len(operator.names), dtype=torch.float64)
     for start in range(0, dim, 256):
@@ -120,6 +136,6 @@ def _exact(operator: CurvatureOperator) -> Estimate:
         iterations=dim,
         detail={
             "squared_rows": dict(zip(operator.names, squares.tolist(), strict=True)),
-            **operator.objective.notes(),
+            **operator.notes(),
         },
     )
