@@ -55,6 +55,11 @@ class Adapted(nn.Module):
         if self.adapted_inputs is None:
             out = self.adapted_call(x)
         else:
+            if x.is_floating_point() and x.dtype.itemsize < 4:
+                raise ModelError(
+                    f"Rows are numbered, and {x.dtype} cannot count them. Convert a copy of the "
+                    "model: copy.deepcopy(model).float()."
+                )
             number = x.reshape(-1).long()
             if isinstance(self.adapted_inputs, tuple):
                 out = self.adapted_call(*(self._rows(v, number) for v in self.adapted_inputs))
@@ -436,7 +441,7 @@ def _holding(module: nn.Module, found: dict[str, Any], sources: list[str]) -> nn
     start = 0
     for name in several:
         rows = len(_tensors(found[name])[0])
-        found[name] = torch.arange(start, start + rows, device="cpu")[:, None]
+        found[name] = torch.arange(start, start + rows, dtype=torch.float64, device="cpu")[:, None]
         start += rows
     return _adapt(module, held, None)
 
