@@ -34,7 +34,7 @@ def volume_weakness(
 ) -> Estimate:
     """Effective number of labels left open by the version space, whitened: affine-invariant.
 
-    See :func:`invariance.weakness.version_space.version_space`.
+    See :func:`invariance.weakness.version_space`.
     """
     options = {"coordinates": "whitened", **options}
     return version_space(model, x_train, y_train, x_unseen, **options).weakness()
@@ -46,7 +46,7 @@ def volume_weakness_raw(
 ) -> Estimate:
     """Effective number of labels left open, by solid angle in the network's own coordinates.
 
-    See :func:`invariance.weakness.version_space.version_space`.
+    See :func:`invariance.weakness.version_space`.
     """
     options = {"coordinates": "raw", **options}
     return version_space(model, x_train, y_train, x_unseen, **options).weakness()
