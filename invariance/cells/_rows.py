@@ -25,7 +25,8 @@ class CellRow:
         verdict: What was measured, or ``contradicts`` where that is not what was declared.
         model: Which of the report's models.
         label: The transform with its arguments, as it can be replayed.
-        tolerance: Largest difference that float error explains, as measured.
+        tolerance: Largest difference that is no move: the relative tolerance asked for, or the
+            measured float error where that is larger.
         method: How the value was computed.
         note: Anything a reader should know about this cell.
         claimed: False where the measure says nothing about this kind of map: ``declared`` is

@@ -19,9 +19,16 @@ from invariance.cells import (
 )
 from invariance.cells._mapped_network import COMPARED_ROWS, EXAMPLE_ROWS
 from invariance.checking._environment import describe_environment, describe_model, describe_task
+from invariance.core._arguments import as_seed, as_tolerance
 from invariance.core._errors import InvarianceError, MeasureError, UsageError
 from invariance.core._forward import reading
-from invariance.core._modules import clone, in_train_mode, model_device
+from invariance.core._modules import (
+    clone,
+    floating_dtype,
+    in_train_mode,
+    model_device,
+    require_module,
+)
 from invariance.core._progress import Progress
 from invariance.data import Task, cast_task
 from invariance.data._given import TaskLike, as_task
@@ -84,7 +91,8 @@ def check(
     task = as_task(task, "check", *models.values())
     chosen = resolve(measures)
     given = None if transforms is None else as_transforms(transforms)
-    policy = Policy(rtol=rtol, seed=seed)
+    dtype = floating_dtype(dtype)
+    policy = Policy(rtol=as_tolerance(rtol), seed=as_seed(seed))
     found: list[FunctionRow | CellRow | Refusal] = []
     for title, original in models.items():
         _require_evaluation_mode(original)
@@ -148,12 +156,7 @@ def _require_models(models: Mapping[str, Any]) -> None:
     if not models:
         raise UsageError("There is no model to check: the mapping of models is empty.")
     for title, entry in models.items():
-        if not isinstance(entry, nn.Module):
-            own = isinstance(getattr(entry, "model", None), nn.Module)
-            hint = " Pass its .model." if own else ""
-            raise UsageError(
-                f"check needs an nn.Module as {title}. Got {type(entry).__name__}.{hint}"
-            )
+        require_module(entry, f"check needs an nn.Module as {title}")
 
 
 def _require_fit(model: nn.Module, task: Task) -> None:

@@ -11,12 +11,46 @@ from types import CellType, FunctionType, MethodType
 import torch
 from torch import Tensor, nn
 
-from invariance.core._errors import MeasureError, ModelError, unknown_name
+from invariance.core._errors import MeasureError, ModelError, UsageError, unknown_name
 
 #: The modules that hold a weight matrix or kernel: "weight layers" everywhere here.
 WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def require_module(model: object, needed: str = "Expected an nn.Module as the model") -> nn.Module:
+    """Refuse what is no module where a model is meant.
+
+    Args:
+        model: What was given.
+        needed: How the message begins.
+
+    Returns:
+        The module.
+
+    Raises:
+        UsageError: Names what it is, and the module in it if it holds one.
+    """
+    if not isinstance(model, nn.Module):
+        own = isinstance(getattr(model, "model", None), nn.Module)
+        hint = " Pass its .model." if own else ""
+        raise UsageError(f"{needed}. Got {type(model).__name__}.{hint}")
+    return model
+
+
+def floating_dtype(dtype: object) -> torch.dtype:
+    """Return a floating-point type given as such or by its name, such as ``"float64"``.
+
+    Raises:
+        UsageError: If it is anything else.
+    """
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UsageError(
+            f"dtype must be a floating-point type, such as torch.float64. Got {dtype!r}."
+        )
+    return found
 
 
 def clone(model: nn.Module) -> nn.Module:
@@ -29,6 +63,7 @@ def clone(model: nn.Module) -> nn.Module:
         A copy that shares no storage with ``model``; train/eval mode, devices and
         dtypes are kept, ``.grad`` fields are dropped.
     """
+    require_module(model)
     # deepcopy refuses non-leaf tensors and copies gradients: hide the latter meanwhile.
     grads = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
@@ -183,6 +218,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
     Yields:
         The same module, in eval mode.
     """
+    require_module(model)
     flags = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -201,6 +237,7 @@ def weight_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     Returns:
         ``(qualified name, module)`` pairs; a shared module appears once.
     """
+    require_module(model)
     return [
         (name, module)
         for name, module in model.named_modules()
@@ -210,6 +247,7 @@ def weight_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def model_device(model: nn.Module) -> torch.device:
     """Return the device of the first parameter or buffer (CPU when there is none)."""
+    require_module(model)
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
@@ -217,6 +255,7 @@ def model_device(model: nn.Module) -> torch.device:
 
 def model_dtype(model: nn.Module) -> torch.dtype:
     """Return the dtype of the first floating-point parameter or buffer (else the default)."""
+    require_module(model)
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
             return tensor.dtype
@@ -240,6 +279,7 @@ def in_train_mode(
 
     A dropout that drops nothing does not count.
     """
+    require_module(model)
     for name, module in model.named_modules():
         share = getattr(module, "p", getattr(module, "dropout", 1.0))
         if isinstance(module, kinds) and module.training and share != 0:
@@ -312,6 +352,7 @@ def parameter_names(model: nn.Module, parameters: Iterable[str] | None = None) -
         UsageError: An unknown name; lists the known ones.
         MeasureError: No parameter is left.
     """
+    require_module(model)
     unique = dict(model.named_parameters())
     frozen = [name for name, parameter in unique.items() if not parameter.requires_grad]
     if parameters is None:

@@ -92,6 +92,14 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(
             f"--invariance-report expects a path ending in {' or '.join(SUFFIXES)}. Got {path!r}."
         )
+    if path is not None and not hasattr(config, "workerinput"):
+        from invariance.core._errors import UsageError
+        from invariance.core._files import require_writable
+
+        try:
+            require_writable(path)
+        except UsageError as error:
+            raise pytest.UsageError(f"--invariance-report: {error}") from error
     config.pluginmanager.register(_Summary(config), "invariance-summary")
 
 

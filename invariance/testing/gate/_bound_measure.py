@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from invariance.cells import CellEngine, MappedNetwork, Policy
 from invariance.cells._mapped_network import EXAMPLE_ROWS
+from invariance.core._arguments import as_seed, as_tolerance
 from invariance.core._errors import UsageError, unknown_name
 from invariance.core._groups import RESCALINGS, Group
 from invariance.core._modules import model_device
@@ -92,8 +93,7 @@ def bind(
 ) -> BoundMeasure:
     """Bind a measure to a model and data; see :func:`assert_invariant` for the arguments."""
     require_evaluation_mode(model)
-    if not 0 <= rtol < 1:
-        raise UsageError(f"rtol must be in [0, 1). Got {rtol!r}.")
+    rtol, seed = as_tolerance(rtol), as_seed(seed)
     bound = bind_measure(measure, name)
     inputs = bind_inputs(bound, x, y, data)
     plain = registered(measure) is None
@@ -143,7 +143,7 @@ def wanted_groups(
 ) -> frozenset[Group]:
     """Return the groups to check: the named ones, the declared ones, or all."""
     if groups is not None:
-        return frozenset(as_group(entry) for entry in groups)
+        return frozenset(as_groups(groups))
     if bound.plain:
         return frozenset(set(Group) - {Group.COORDINATES})
     declared = set(bound.measure.invariant_under)
@@ -168,6 +168,19 @@ def claim_note(
     ]
     named = [group.value for group in Group if group in claimed]
     return f"claimed: {', '.join(named) or 'nothing'}; not claimed: {', '.join(said)}"
+
+
+def as_groups(groups: Iterable[Group | str] | Group | str) -> list[Group]:
+    """Return one group or several as a list.
+
+    Raises:
+        UsageError: For an unknown name, or what is no list of names.
+    """
+    if isinstance(groups, str):
+        return [as_group(groups)]
+    if not isinstance(groups, Iterable):
+        raise UsageError(f"groups must be a list of names. Got {groups!r}.")
+    return [as_group(entry) for entry in groups]
 
 
 def as_group(entry: Group | str) -> Group:

@@ -15,7 +15,7 @@ from invariance.core._groups import Group
 from invariance.measures._registry import AnyMeasure, Declaration
 from invariance.testing.blame._explain import explained
 from invariance.testing.gate._binding import precisions
-from invariance.testing.gate._bound_measure import RTOL, BoundMeasure, as_group, bind
+from invariance.testing.gate._bound_measure import RTOL, BoundMeasure, as_group, as_groups, bind
 from invariance.testing.gate._findings import Finding
 from invariance.testing.gate._recorder import record
 from invariance.transforms._members import members
@@ -203,7 +203,7 @@ def describe(
     wanted = (
         [group for group in Group if group is not Group.COORDINATES]
         if groups is None
-        else [as_group(entry) for entry in groups]
+        else as_groups(groups)
     )
     cells = {group: _cell(bound, engine, group) for group in wanted}
     found = Description(
