@@ -193,14 +193,11 @@ def constant_operand(
     context: Context, call: Call, value: Value, constant: Any, *, multiply: bool
 ) -> None:
     """Pin what adding or multiplying by a constant stops."""
-    if not isinstance(constant, Tensor):
-        zero = constant == 0
-        varies = False
-    else:
-        zero = not bool(torch.count_nonzero(constant))
+    zero = _is_zero(constant)
+    varies = False
+    if isinstance(constant, Tensor):
         ndim = max(len(value.shape), constant.dim())
         padded = constant.reshape((1,) * (ndim - constant.dim()) + tuple(constant.shape))
-        varies = False
         for dim in value.padded(ndim).varying:
             if padded.shape[dim] > 1 and not torch.equal(
                 padded.narrow(dim, 0, 1).expand_as(padded), padded
@@ -215,6 +212,13 @@ def constant_operand(
             call, "adds a constant: no scaling and no sign flip through it", SCALE + SIGN
         )
         context.pin(value.labels, stop, scale=True, sign=True)
+
+
+def _is_zero(constant: Any) -> bool:
+    """Whether a number or a tensor is zero throughout."""
+    if isinstance(constant, Tensor):
+        return not bool(torch.count_nonzero(constant))
+    return bool(constant == 0)
 
 
 def _operands(call: Call) -> tuple[Any, Any]:
@@ -232,14 +236,14 @@ def _with_constant(
     alike = not isinstance(constant, Tensor) or constant.numel() == 1
     context.touch(value, call, entrywise=alike)
     wide = value.padded(ndim)
-    if multiply and power > 0 and not bool(torch.as_tensor(constant).count_nonzero()):
+    if multiply and power > 0 and _is_zero(constant):
         context.assign(call.out, Value(np.full((1,) * ndim, ZERO, dtype=np.int64), shape))
         return
     if multiply:
         wide = Value(wide.labels, shape, wide.addresses)
         result = context.renew(wide, call, zero_stays=power > 0)
     else:
-        zero = alike and not bool(torch.as_tensor(constant).count_nonzero())
+        zero = alike and _is_zero(constant)
         result = context.renew(Value(wide.labels, shape, wide.addresses), call, zero_stays=zero)
     context.ledger.relate((result.labels, 1), (wide.labels, -power))
     if power != 1:
