@@ -2,22 +2,22 @@
 
 A network and its copies under maps (:class:`MappedNetwork`), one measure on it
 (:class:`CellEngine`), what counts as the same value (:class:`Policy`), and what comes out
-(:class:`Row`, :class:`FunctionRow`, :class:`Refusal`).
+(:class:`CellRow`, :class:`FunctionRow`, :class:`Refusal`).
 """
 
 from invariance.cells._engine import Cell, CellEngine, Policy
 from invariance.cells._faults import FaultyMeasureError
 from invariance.cells._mapped_network import BrokenTransformError, MappedNetwork
-from invariance.cells._rows import FunctionRow, Refusal, Row
+from invariance.cells._rows import CellRow, FunctionRow, Refusal
 
 __all__ = [
     "BrokenTransformError",
     "Cell",
     "CellEngine",
+    "CellRow",
     "FaultyMeasureError",
     "FunctionRow",
     "MappedNetwork",
     "Policy",
     "Refusal",
-    "Row",
 ]

@@ -6,6 +6,7 @@ Whoever asks whether a value stays under a map asks this engine: ``check``, the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,14 +23,13 @@ from invariance.cells._faults import (
 )
 from invariance.cells._mapped_network import MappedNetwork
 from invariance.cells._roundoff import float_error
-from invariance.cells._rows import Row
-from invariance.cells._verdict import judge
+from invariance.cells._rows import CellRow, CellVerdict
 from invariance.core._applied import Applied
 from invariance.core._errors import InvarianceError, MeasureError
 from invariance.core._estimate import Estimate
 from invariance.core._modules import clone
 from invariance.core._rng import generator
-from invariance.measures._registry import Measure, Setting
+from invariance.measures._registry import Declaration, Measure, Setting
 from invariance.transforms._base import Transform
 
 #: In less than float64, round-off may excuse no more than this share of the value: a
@@ -81,7 +81,7 @@ class Cell:
         dtype: The precision.
     """
 
-    row: Row
+    row: CellRow
     transform: Transform
     applied: Applied = field(repr=False, compare=False)
     dtype: torch.dtype = torch.float64
@@ -166,7 +166,7 @@ class CellEngine:
         verdict, note = judge(
             before, float(after), declared=declared, predicted=predicted, tolerance=tolerance
         )
-        row = Row(
+        row = CellRow(
             measure=self.measure.name,
             transform=transform.name,
             before=before,
@@ -270,6 +270,52 @@ class CellEngine:
             f"It gave {float(value)!r} for this network, for ones with random weights and for one "
             "whose weights are all zero.",
         )
+
+
+def judge(
+    before: float,
+    after: float,
+    *,
+    declared: Declaration,
+    predicted: float | None,
+    tolerance: float,
+) -> tuple[CellVerdict, str]:
+    """Compare what was measured with what was declared.
+
+    Args:
+        before: Value before the transform.
+        after: Value after it.
+        declared: What theory says.
+        predicted: What the law gives, if there is one.
+        tolerance: Absolute difference that float error explains.
+
+    Returns:
+        The verdict and a note. A measure declared invariant must not move; one with a
+        law must meet it; one declared to vary may do either, and the verdict is then
+        what happened. A value that is not finite contradicts every declaration.
+    """
+    if not (math.isfinite(before) and math.isfinite(after)):
+        return "contradicts", "The measure is not finite here."
+    still = abs(after - before) <= tolerance
+    if declared == "invariant":
+        if still:
+            return "invariant", ""
+        return "contradicts", f"Declared invariant, but it moved by {after - before:.3g}."
+    if declared == "law":
+        if predicted is None:
+            note = "No law for this transform; the value is reported as it came out."
+            return ("invariant" if still else "varies"), note
+        if abs(after - predicted) <= tolerance:
+            return "law", ""
+        return "contradicts", f"The law gives {predicted:.6g}, measured {after:.6g}."
+    return (
+        ("invariant", "Declared to vary in general; it does not move here.")
+        if still
+        else (
+            "varies",
+            "",
+        )
+    )
 
 
 def _undecidable(before: Estimate, after: Estimate, tolerance: float) -> str | None:

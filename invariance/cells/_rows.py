@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from invariance.measures._registry import Declaration
 
-Verdict = Literal["invariant", "law", "varies", "contradicts"]
+CellVerdict = Literal["invariant", "law", "varies", "contradicts"]
 
 
 @dataclass(frozen=True)
-class Row:
+class CellRow:
     """One cell of measures x transforms.
 
     Attributes:
@@ -25,7 +25,8 @@ class Row:
         verdict: What was measured, or ``contradicts`` where that is not what was declared.
         model: Which of the report's models.
         label: The transform with its arguments, as it can be replayed.
-        tolerance: Largest difference that float error explains, as measured.
+        tolerance: Largest difference that is no move: the relative tolerance asked for, or the
+            measured float error where that is larger.
         method: How the value was computed.
         note: Anything a reader should know about this cell.
         claimed: False where the measure says nothing about this kind of map: ``declared`` is
@@ -39,7 +40,7 @@ class Row:
     ratio: float | None
     declared: Declaration
     predicted: float | None
-    verdict: Verdict
+    verdict: CellVerdict
     model: str = "model"
     label: str = ""
     tolerance: float = 0.0
@@ -57,7 +58,7 @@ class Row:
 
 @dataclass(frozen=True)
 class FunctionRow:
-    """The proof that one transform kept the function.
+    """How far one transform kept the function.
 
     Attributes:
         transform: The transform's Python name.

@@ -1,18 +1,18 @@
 """Measures x transforms: before, after, what theory says, and the verdict."""
 
-from invariance.cells import FunctionRow, Refusal, Row
+from invariance.cells import CellRow, FunctionRow, Refusal
 from invariance.checking._alpha_sweep import alpha_sweep
 from invariance.checking._check import check
 from invariance.checking._correlate import correlate
 from invariance.reporting import CorrelationRow, CorrelationStudy, Report, Sweep
 
 __all__ = [
+    "CellRow",
     "CorrelationRow",
     "CorrelationStudy",
     "FunctionRow",
     "Refusal",
     "Report",
-    "Row",
     "Sweep",
     "alpha_sweep",
     "check",

@@ -11,18 +11,25 @@ from torch import nn
 from invariance.cells import (
     BrokenTransformError,
     CellEngine,
+    CellRow,
     FunctionRow,
     MappedNetwork,
     Policy,
     Refusal,
-    Row,
 )
 from invariance.cells._mapped_network import COMPARED_ROWS, EXAMPLE_ROWS
 from invariance.checking._environment import describe_environment, describe_model, describe_task
+from invariance.core._arguments import as_seed, as_tolerance
 from invariance.core._errors import InvarianceError, MeasureError, UsageError
 from invariance.core._forward import reading
-from invariance.core._modules import clone, in_train_mode, model_device
-from invariance.core._progress import Progress, silent
+from invariance.core._modules import (
+    clone,
+    floating_dtype,
+    in_train_mode,
+    model_device,
+    require_module,
+)
+from invariance.core._progress import Progress
 from invariance.data import Task, cast_task
 from invariance.data._given import TaskLike, as_task
 from invariance.measures._registry import AnyMeasure, Measure, resolve
@@ -84,8 +91,9 @@ def check(
     task = as_task(task, "check", *models.values())
     chosen = resolve(measures)
     given = None if transforms is None else as_transforms(transforms)
-    policy = Policy(rtol=rtol, seed=seed)
-    found: list[FunctionRow | Row | Refusal] = []
+    dtype = floating_dtype(dtype)
+    policy = Policy(rtol=as_tolerance(rtol), seed=as_seed(seed))
+    found: list[FunctionRow | CellRow | Refusal] = []
     for title, original in models.items():
         _require_evaluation_mode(original)
         base = clone(original).to(dtype)
@@ -96,13 +104,13 @@ def check(
         network = MappedNetwork(
             base, data.x_train[:EXAMPLE_ROWS], compared=points[:COMPARED_ROWS], title=title
         )
-        found += _cells(network, data, chosen, maps, policy, progress or silent)
+        found += _cells(network, data, chosen, maps, policy, progress or _silent)
     return Report(
         task=describe_task(task),
         model={title: describe_model(entry) for title, entry in models.items()},
         environment=describe_environment(dtype),
         function=tuple(entry for entry in found if isinstance(entry, FunctionRow)),
-        rows=tuple(entry for entry in found if isinstance(entry, Row)),
+        rows=tuple(entry for entry in found if isinstance(entry, CellRow)),
         refused=tuple(entry for entry in found if isinstance(entry, Refusal)),
     )
 
@@ -114,7 +122,7 @@ def _cells(
     maps: Sequence[Transform],
     policy: Policy,
     progress: Progress,
-) -> Iterator[FunctionRow | Row | Refusal]:
+) -> Iterator[FunctionRow | CellRow | Refusal]:
     """Go through all cells of one network, map by map."""
     title, total = network.title, len(measures) * (len(maps) + 1)
     engines: list[CellEngine] = []
@@ -140,16 +148,15 @@ def _cells(
                 yield Refusal(f"{engine.measure.name} under {transform!r}", str(error), title)
 
 
+def _silent(done: int, total: int, what: str) -> None:
+    """Tell nobody how far the work is."""
+
+
 def _require_models(models: Mapping[str, Any]) -> None:
     if not models:
         raise UsageError("There is no model to check: the mapping of models is empty.")
     for title, entry in models.items():
-        if not isinstance(entry, nn.Module):
-            own = isinstance(getattr(entry, "model", None), nn.Module)
-            hint = " Pass its .model." if own else ""
-            raise UsageError(
-                f"check needs an nn.Module as {title}. Got {type(entry).__name__}.{hint}"
-            )
+        require_module(entry, f"check needs an nn.Module as {title}")
 
 
 def _require_fit(model: nn.Module, task: Task) -> None:

@@ -12,10 +12,10 @@ from multiprocessing import get_context
 import torch
 
 from invariance.checking._alpha_sweep import alpha_sweep
-from invariance.checking._check import check
+from invariance.checking._check import _silent, check
 from invariance.checking._correlate import correlate
 from invariance.core._errors import UsageError
-from invariance.core._progress import Progress, silent
+from invariance.core._progress import Progress
 from invariance.data import Task, load_task
 from invariance.measures._registry import AnyMeasure
 from invariance.models import mlp
@@ -125,7 +125,7 @@ def run_report(
         DataError: If the data is missing or corrupt.
     """
     started = time.perf_counter()
-    tell = progress or silent
+    tell = progress or _silent
     task = _load(config)
     with _ensemble_part(config, task, tell, parallel=parallel) as finish:
         report = _single_networks(config, task, tell)
@@ -206,7 +206,7 @@ def run_correlation(
     Returns:
         The correlations, and remarks for a reader.
     """
-    tell = progress or silent
+    tell = progress or _silent
     task = task or _load(config)
     members = _ensemble(config, task, tell)
     study = correlate(

@@ -50,3 +50,26 @@ def as_seed(value: object, name: str = "seed") -> int:
             f"{name} has {number.bit_length()} bits, expected {MAX_SEED_BITS} at most."
         )
     return number
+
+
+def as_tolerance(value: object, name: str = "rtol") -> float:
+    """Return a relative tolerance: a number in [0, 1).
+
+    Raises:
+        UsageError: If it is anything else.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value < 1:  # type: ignore[operator]
+        raise UsageError(f"{name} must be a number in [0, 1). Got {value!r}.")
+    return float(value)  # type: ignore[arg-type]
+
+
+def as_flag(value: object, name: str) -> bool:
+    """Return a flag; a word such as ``"no"`` counts as true in Python, and is refused.
+
+    Raises:
+        UsageError: If it is neither true nor false.
+    """
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} must be True or False. Got {value!r}.")
+    return value

@@ -22,7 +22,8 @@ class Estimate:
 
     Attributes:
         value: The value: a ``float``, or a read-only ``(k,)`` float64 array.
-        stderr: Standard error of ``value`` (0.0 when exact; ``None`` when unknown).
+        stderr: Standard error of ``value``: 0.0 when exact, ``None`` when unknown, which is
+            what leaving it out means.
             For a vector estimate, the largest over the entries.
         exact: True if the value is exact up to floating-point round-off.
         method: How it was computed, in one line for a reader.
@@ -34,7 +35,7 @@ class Estimate:
     """
 
     value: float | npt.NDArray[np.float64]
-    stderr: float | None = 0.0
+    stderr: float | None = None
     exact: bool = True
     method: str = ""
     parts: Mapping[str, float] = field(default_factory=dict)
@@ -44,6 +45,8 @@ class Estimate:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.exact and self.stderr is None:
+            object.__setattr__(self, "stderr", 0.0)
         value = self.value
         if hasattr(value, "detach"):  # a tensor: its graph is not part of the result
             value = value.detach().cpu().numpy()

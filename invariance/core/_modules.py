@@ -4,17 +4,53 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import CellType, FunctionType, MethodType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from invariance.core._errors import MeasureError, ModelError, UsageError, unknown_name
 
 #: The modules that hold a weight matrix or kernel: "weight layers" everywhere here.
 WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def require_module(model: object, needed: str = "Expected an nn.Module as the model") -> nn.Module:
+    """Refuse what is no module where a model is meant.
+
+    Args:
+        model: What was given.
+        needed: How the message begins.
+
+    Returns:
+        The module.
+
+    Raises:
+        UsageError: Names what it is, and the module in it if it holds one.
+    """
+    if not isinstance(model, nn.Module):
+        own = isinstance(getattr(model, "model", None), nn.Module)
+        hint = " Pass its .model." if own else ""
+        raise UsageError(f"{needed}. Got {type(model).__name__}.{hint}")
+    return model
+
+
+def floating_dtype(dtype: object) -> torch.dtype:
+    """Return a floating-point type given as such or by its name, such as ``"float64"``.
+
+    Raises:
+        UsageError: If it is anything else.
+    """
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UsageError(
+            f"dtype must be a floating-point type, such as torch.float64. Got {dtype!r}."
+        )
+    return found
 
 
 def clone(model: nn.Module) -> nn.Module:
@@ -27,6 +63,7 @@ def clone(model: nn.Module) -> nn.Module:
         A copy that shares no storage with ``model``; train/eval mode, devices and
         dtypes are kept, ``.grad`` fields are dropped.
     """
+    require_module(model)
     # deepcopy refuses non-leaf tensors and copies gradients: hide the latter meanwhile.
     grads = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
@@ -181,6 +218,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
     Yields:
         The same module, in eval mode.
     """
+    require_module(model)
     flags = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -199,6 +237,7 @@ def weight_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     Returns:
         ``(qualified name, module)`` pairs; a shared module appears once.
     """
+    require_module(model)
     return [
         (name, module)
         for name, module in model.named_modules()
@@ -208,6 +247,7 @@ def weight_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def model_device(model: nn.Module) -> torch.device:
     """Return the device of the first parameter or buffer (CPU when there is none)."""
+    require_module(model)
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
@@ -215,6 +255,7 @@ def model_device(model: nn.Module) -> torch.device:
 
 def model_dtype(model: nn.Module) -> torch.dtype:
     """Return the dtype of the first floating-point parameter or buffer (else the default)."""
+    require_module(model)
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
             return tensor.dtype
@@ -236,7 +277,117 @@ def in_train_mode(
 
     A dropout that drops nothing does not count.
     """
+    require_module(model)
     for name, module in model.named_modules():
         if isinstance(module, kinds) and module.training and getattr(module, "p", 1.0) != 0:
             return name or type(module).__name__
     return None
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no entry is NaN or infinite.
+
+    NaN and infinity survive summation, so a finite sum settles it in one pass (several
+    times faster than ``isfinite``); a sum that is not finite may have overflowed, and only
+    then are the entries looked at one by one.
+
+    Args:
+        tensor: Of any dtype; integers are always finite.
+
+    Returns:
+        The verdict.
+    """
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    total = tensor.detach().sum()
+    return bool(torch.isfinite(total)) or bool(torch.isfinite(tensor).all())
+
+
+def require_deterministic(model: nn.Module) -> None:
+    """Refuse a model whose output in its present mode is random or depends on the batch.
+
+    Args:
+        model: Any module.
+
+    Raises:
+        ModelError: Names the first BatchNorm or dropout in train mode.
+    """
+    name = in_train_mode(model)
+    if name is not None:
+        raise ModelError(
+            f"Module {name!r} is in train mode, where the function depends on the batch or on "
+            "chance. Call model.eval() first."
+        )
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise ModelError(
+                f"BatchNorm {name!r} keeps no running statistics, so it uses the batch's even in "
+                "eval mode. Build it with track_running_stats=True."
+            )
+    for name, parameter in model.named_parameters():
+        if not all_finite(parameter):
+            raise ModelError(
+                f"Parameter {name!r} contains NaN or infinity: training diverged. "
+                "Curvature is not defined there."
+            )
+
+
+def parameter_names(model: nn.Module, parameters: Iterable[str] | None = None) -> tuple[str, ...]:
+    """Choose parameters.
+
+    Args:
+        model: Any module.
+        parameters: Names of parameters, or of modules (meaning all their parameters).
+            ``None``: every parameter that requires gradients. A frozen parameter is
+            included only when it is named.
+
+    Returns:
+        The names of the chosen ones in registration order; a shared one has its first name.
+
+    Raises:
+        UsageError: An unknown name; lists the known ones.
+        MeasureError: No parameter is left.
+    """
+    require_module(model)
+    unique = dict(model.named_parameters())
+    frozen = [name for name, parameter in unique.items() if not parameter.requires_grad]
+    if parameters is None:
+        chosen = [name for name in unique if name not in frozen]
+    else:
+        wanted = [parameters] if isinstance(parameters, str) else list(parameters)
+        chosen = _resolve_names(model, unique, wanted)
+    if not chosen:
+        raise MeasureError(
+            "There is no parameter to differentiate. "
+            + (
+                f"All of {', '.join(frozen)} are frozen; name them in parameters= to include them."
+                if frozen
+                else f"{type(model).__name__} has none."
+            )
+        )
+    return tuple(chosen)
+
+
+def _resolve_names(
+    model: nn.Module, unique: Mapping[str, nn.Parameter], wanted: Sequence[str]
+) -> list[str]:
+    """Turn names of parameters, aliases and modules into first names, in model order."""
+    first = {id(parameter): name for name, parameter in unique.items()}
+    aliases = {
+        name: first[id(parameter)]
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+    modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    picked: set[str] = set()
+    for name in wanted:
+        if name in aliases:
+            picked.add(aliases[name])
+        elif name in modules:
+            prefix = f"{name}." if name else ""
+            inside = {full for alias, full in aliases.items() if alias.startswith(prefix)}
+            if not inside:
+                raise MeasureError(f"Module {name!r} has no parameters. Name another in it.")
+            picked |= inside
+        else:
+            raise unknown_name("parameter", name, [*aliases, *sorted(modules - {""})])
+    return [name for name in unique if name in picked]

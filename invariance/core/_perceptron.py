@@ -40,10 +40,7 @@ class Dense:
         if weight.ndim == 2:
             return F.linear(a, weight, bias)
         if a.ndim == 2:
-            # Rows that all networks share make one wide product.
-            stack, out, _ = weight.shape
-            product = (a @ weight.flatten(0, 1).T).view(-1, stack, out).movedim(1, 0)
-            return product if bias is None else product + bias.unsqueeze(-2)
+            a = a.expand(len(weight), *a.shape)
         if bias is None:
             return torch.bmm(a, weight.mT)
         return torch.baddbmm(bias.unsqueeze(-2), a, weight.mT)
@@ -176,9 +173,9 @@ def _steps_of(name: str, module: nn.Module, *, training: bool) -> tuple[Step, ..
     if known.read is not None:
         known = activation_of(module)
         assert known is not None
-    if known.piecewise_linear and not known.slopes and not training:
+    if known.kinks and not known.slopes and not training:
         return None  # a PReLU: its slope is a parameter of no weight layer
-    return () if known.identity else (Slope(name, module, known),)
+    return (Slope(name, module, known),) if known.kinks != () else ()
 
 
 def _flatten(module: nn.Module, name: str, leaves: list[tuple[str, nn.Module]]) -> bool:

@@ -6,7 +6,3 @@ from collections.abc import Callable
 
 #: Called as ``progress(done, total, what)``.
 Progress = Callable[[int, int, str], None]
-
-
-def silent(done: int, total: int, what: str) -> None:
-    """Tell nobody."""

@@ -31,7 +31,9 @@ def generator(seed: int, *stream: object, device: torch.device | str = "cpu") ->
 
 
 def torch_seed(seed: int) -> int:
-    """Return a seed for torch's own generators: itself where torch takes it, else its digest.
+    """Return a seed for torch's own generators: itself below 2^32, else its digest.
+
+    On the CPU torch reads 32 bits of a seed: 0 and 2^32 would be the same one.
 
     Args:
         seed: Any integer.
@@ -40,7 +42,7 @@ def torch_seed(seed: int) -> int:
         An integer that ``manual_seed`` takes.
     """
     number = as_seed(seed)
-    return number if -(2**63) <= number < 2**64 else _bits(number)
+    return number if 0 <= number < 2**32 else _bits(number)
 
 
 def numpy_generator(seed: int) -> np.random.Generator:

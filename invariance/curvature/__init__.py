@@ -1,17 +1,12 @@
 """Second derivatives: exact where exactness exists, certified where it does not."""
 
-from invariance.curvature._trace_diagonal import hessian_diagonal, hessian_trace
+from invariance.curvature._trace_diagonal import exact_curvature, hessian_diagonal, hessian_trace
 from invariance.curvature.estimates._trace import hessian_trace_estimate
 from invariance.curvature.exact._ensemble import EnsembleCurvature, hessian_trace_ensemble
 from invariance.curvature.exact._result import DiagonalResult, ExactCurvature
-from invariance.curvature.exact._sweep import exact_curvature
-from invariance.curvature.losses._resolve import (
-    CrossEntropy,
-    CustomLoss,
-    Loss,
-    MeanSquaredError,
-    resolve_loss,
-)
+from invariance.curvature.losses._custom import CustomLoss
+from invariance.curvature.losses._resolve import CrossEntropy, Loss, MeanSquaredError, resolve_loss
+from invariance.curvature.products._matrix import MatrixOperator, SymmetricOperator
 from invariance.curvature.products._operators import (
     CurvatureOperator,
     EmpiricalFisherOperator,
@@ -41,8 +36,10 @@ __all__ = [
     "GGNOperator",
     "HessianOperator",
     "Loss",
+    "MatrixOperator",
     "MeanSquaredError",
     "SpectralDensity",
+    "SymmetricOperator",
     "eigenpairs",
     "exact_curvature",
     "fisher_vector_product",

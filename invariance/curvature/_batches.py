@@ -1,4 +1,4 @@
-"""The data of a curvature computation: checked once, then the same in every pass.
+"""The rows of a curvature computation: checked once, the same in every pass, and summed over.
 
 A curvature operator visits its data many times, so data that cannot be visited twice, or
 that changes between visits, would give the product with a different matrix each time.
@@ -7,7 +7,7 @@ that changes between visits, would give the product with a different matrix each
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias, cast
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invariance.core._errors import DataError
-from invariance.curvature.losses._resolve import check_batch
+from invariance.core._errors import DataError, MeasureError
+from invariance.core._modules import all_finite
 
 #: Inputs: one tensor of rows, or a re-iterable of ``(x, y)`` batches such as a DataLoader.
 Data: TypeAlias = "Tensor | Iterable[tuple[Tensor, Tensor]]"
@@ -174,3 +174,123 @@ def _undisturbed_generators() -> Iterator[None]:
     finally:
         random.setstate(state)
         np.random.set_state(legacy)  # noqa: NPY002
+
+
+def check_batch(x: Tensor, y: Tensor) -> None:
+    """Refuse data that no loss can be measured on.
+
+    Args:
+        x: Inputs, first dimension the rows.
+        y: Targets, first dimension the rows.
+
+    Raises:
+        DataError: Not tensors, empty, unequal lengths, NaN or infinity in ``x``.
+    """
+    for label, tensor in (("x", x), ("y", y)):
+        if not isinstance(tensor, Tensor):
+            raise DataError(f"{label} must be a torch tensor. Got {type(tensor).__name__}.")
+        if tensor.ndim == 0 or tensor.shape[0] == 0:
+            raise DataError(f"{label} is empty (shape {tuple(tensor.shape)}). Give some rows.")
+    if x.shape[0] != y.shape[0]:
+        raise DataError(f"x has {x.shape[0]} rows and y has {y.shape[0]}. They must agree.")
+    if not all_finite(x):
+        raise DataError("x contains NaN or infinity. Remove or impute those entries.")
+
+
+def check_outputs(outputs: Tensor) -> None:
+    """Refuse outputs that are not a finite, non-empty ``(n, K)`` matrix."""
+    if outputs.ndim != 2 or 0 in outputs.shape:
+        raise DataError(
+            "The model's outputs must have shape (n, K), rows by classes. "
+            f"Got {tuple(outputs.shape)}; flatten or average the other dimensions."
+        )
+    if not all_finite(outputs):
+        raise DataError(
+            "The model's outputs contain NaN or infinity: its parameters overflowed, or training "
+            "diverged. Curvature is not defined there."
+        )
+
+
+def check_budget(memory_budget: int) -> None:
+    """Refuse a memory budget that is not a positive number of bytes."""
+    if not memory_budget > 0:
+        raise MeasureError(
+            f"memory_budget must be a positive number of bytes. Got {memory_budget!r}."
+        )
+
+
+class Sums:
+    """Running sums over chunks of rows, before the division by the loss's total mass.
+
+    Scalars are kept in float64 on the CPU (some devices have none), diagonals where and
+    as they were computed. ``lead`` is the shape in front of every sum: ``()`` for one
+    model, ``(M,)`` for a stack of M.
+    """
+
+    def __init__(self, lead: tuple[int, ...] = ()) -> None:
+        self.rows = 0
+        self.mass = torch.zeros(lead, dtype=torch.float64)
+        self.scalars: dict[tuple[str, str], Tensor] = {}
+        self.diagonals: dict[str, Tensor] = {}
+
+    def add_chunk(self, rows: int, mass: Tensor, scalars: Mapping[tuple[str, str], Tensor]) -> None:
+        """Add one chunk's scalars with a single transfer from the device.
+
+        Args:
+            rows: Number of rows in the chunk.
+            mass: Sum of the rows' masses, shape ``lead``.
+            scalars: ``(kind, name)`` to a sum of shape ``lead``.
+        """
+        self.rows += rows
+        moved = torch.stack([mass, *scalars.values()]).cpu().double()
+        self.mass = self.mass + moved[0]
+        for key, value in zip(scalars, moved[1:], strict=True):
+            self.scalars[key] = self.scalars[key] + value if key in self.scalars else value
+
+    def add_diagonal(self, name: str, value: Tensor) -> None:
+        """Add one chunk's contribution to a parameter's diagonal."""
+        if name in self.diagonals:
+            self.diagonals[name] += value
+        else:
+            self.diagonals[name] = value
+
+    def of(self, kind: str) -> dict[str, Tensor]:
+        """Return name to mean (sum over mass) for one kind of scalar.
+
+        Raises:
+            DataError: No row counts (every label is ignored, or has class weight 0).
+        """
+        self._require_mass()
+        return {
+            name: value / self.mass for (this, name), value in self.scalars.items() if this == kind
+        }
+
+    def _require_mass(self) -> None:
+        if bool((self.mass <= 0).any()):
+            raise DataError(
+                "No row counts towards the loss: every label is ignored or has class weight 0."
+            )
+
+    def mean_diagonals(self) -> dict[str, Tensor]:
+        """Return parameter name to its diagonal, in its shape (behind ``lead``)."""
+        self._require_mass()
+        ones = {name: [1] * (d.ndim - self.mass.ndim) for name, d in self.diagonals.items()}
+        return {
+            name: whole / self.mass.to(whole).view(*self.mass.shape, *ones[name])
+            for name, whole in self.diagonals.items()
+        }
+
+    @staticmethod
+    def joined(parts: Sequence[Sums]) -> Sums:
+        """Put stacks of models one behind the other."""
+        if len(parts) == 1:
+            return parts[0]
+        whole = Sums()
+        whole.rows, whole.mass = parts[0].rows, torch.cat([part.mass for part in parts])
+        whole.scalars = {
+            key: torch.cat([part.scalars[key] for part in parts]) for key in parts[0].scalars
+        }
+        whole.diagonals = {
+            name: torch.cat([part.diagonals[name] for part in parts]) for name in parts[0].diagonals
+        }
+        return whole

@@ -19,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from invariance.core._errors import DataError, MeasureError, ModelError
 from invariance.core._forward import reading, run
-from invariance.core._modules import clone, model_device, model_dtype
+from invariance.core._modules import clone, model_device, model_dtype, require_module
 from invariance.core._reads import Reads, left_behind
 from invariance.curvature._batches import Batches, Data, collect_batches
 from invariance.curvature.losses._resolve import Loss, LossLike, resolve_loss
@@ -186,7 +186,7 @@ def refuse_random_modules(model: nn.Module) -> None:
     Raises:
         ModelError: Names the first offender and the fix.
     """
-    for name, module in model.named_modules():
+    for name, module in require_module(model).named_modules():
         label = f"{type(module).__name__} {name!r}" if name else type(module).__name__
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
             raise ModelError(

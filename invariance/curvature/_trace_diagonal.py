@@ -1,4 +1,4 @@
-"""The front doors: trace and diagonal of the Hessian, by the best method that applies.
+"""The front doors: exact curvature, and trace and diagonal by the best method that applies.
 
 ``method="auto"`` decides parameter by parameter, and says what it did in the result:
 
@@ -12,31 +12,45 @@ So a smooth network that is no perceptron (convolutions or attention with GELU, 
 exact behind its last curved operation only, unless it is small: carrying second derivatives
 through a convolution takes, for every row, a matrix over all entries of a feature map.
 ``method="exact"`` forces one product an entry, whatever it costs.
+
+With everything else fixed, a network of linear layers and piecewise-linear functions is
+piecewise linear in each parameter tensor, so the diagonal blocks of the Hessian carry no
+second derivative of the network: they equal the Gauss-Newton blocks, and their traces
+follow from K - 1 cotangents per row. Nothing is sampled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from invariance.core._arguments import as_seed
-from invariance.core._errors import unknown_name
+from invariance.core._errors import MeasureError, unknown_name
 from invariance.core._estimate import Estimate
-from invariance.core._perceptron import read_perceptron
-from invariance.curvature._batches import Data, collect_batches
+from invariance.core._modules import parameter_names, require_deterministic
+from invariance.core._perceptron import Step, read_perceptron
+from invariance.curvature._batches import Batches, Data, Sums, check_budget, collect_batches
 from invariance.curvature.estimates._diagonal import basis_diagonal, estimate_diagonal
+from invariance.curvature.estimates._trace import hessian_trace_estimate
 from invariance.curvature.exact._directional import move_like
-from invariance.curvature.exact._linearity import analyse_linearity
-from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET, DiagonalResult
-from invariance.curvature.exact._sweep import exact_curvature, require_deterministic
-from invariance.curvature.losses._resolve import Loss
-from invariance.curvature.products._parameter_space import select_parameters
+from invariance.curvature.exact._general import make_plan, sweep_module
+from invariance.curvature.exact._linearity import Linearity, analyse_linearity
+from invariance.curvature.exact._mlp import is_curved, sweep_perceptrons
+from invariance.curvature.exact._result import (
+    DEFAULT_MEMORY_BUDGET,
+    DiagonalResult,
+    ExactCurvature,
+    Wants,
+)
+from invariance.curvature.losses._resolve import Loss, LossLike, resolve_loss
+from invariance.curvature.products._operators import HessianOperator
 
 Method: TypeAlias = Literal["auto", "exact", "estimate"]
-LossArgument: TypeAlias = "str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Loss"
 
 #: Hessian-vector products that ``auto`` spends on exactness before it turns to estimates.
 DEFAULT_MAX_PRODUCTS = 1024
@@ -45,12 +59,183 @@ DEFAULT_MAX_PRODUCTS = 1024
 DEFAULT_PROBES = 96
 
 
+class Swept(NamedTuple):
+    """The sums of one network's sweep, and how they were found."""
+
+    sums: Sums
+    method: str
+    gauss_newton: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A network and its data, checked once, and what is known of its second derivatives.
+
+    Attributes:
+        model: The network, in eval mode where that matters.
+        batches: The data.
+        loss: The loss.
+        names: The parameters to cover.
+        steps: Its steps, if it is a perceptron and the data rows of features.
+    """
+
+    model: nn.Module
+    batches: Batches
+    loss: Loss
+    names: tuple[str, ...]
+    steps: tuple[Step, ...] | None
+
+    @cached_property
+    def row(self) -> Tensor:
+        """``(1, ...)``: the first input, as the network takes it."""
+        return move_like(self.batches.first()[0][:1], next(iter(self.model.parameters())))
+
+    @cached_property
+    def linearity(self) -> Linearity:
+        """In which parameters the network is piecewise linear."""
+        return analyse_linearity(self.model, self.row)
+
+    def split(self, method: str) -> tuple[Sequence[str], Sequence[str], str]:
+        """Return the names to sweep, all others, and why there are others (in words)."""
+        if method not in ("auto", "exact", "estimate"):
+            raise unknown_name("method", method, ("auto", "exact", "estimate"))
+        if method == "estimate":
+            return (), self.names, ""
+        if self.steps is not None:
+            return self.names, (), ""
+        reasons = self.linearity.reasons
+        rest = [name for name in self.names if name in reasons]
+        why = f" (for {rest[0]!r}, {reasons[rest[0]]})" if rest else ""
+        return [name for name in self.names if name not in reasons], rest, why
+
+    def sweep(self, names: Sequence[str], wants: Wants, memory_budget: int) -> Swept:
+        """Sweep the parameters ``names``, in all of which the network is known exactly."""
+        batches, loss = self.batches, self.loss
+        if self.steps is not None:
+            sums = sweep_perceptrons(
+                self.steps, batches, batches.rows, loss, wants, memory_budget, names
+            )
+            curved = is_curved(self.steps, names)
+            how = "recursion, with second derivatives of the activations" if curved else "sweep"
+            return Swept(sums, f"exact {how} ({loss.name})", not curved)
+        check_budget(memory_budget)
+        plan = make_plan(self.model, self.linearity, names, self.row)
+        sums = sweep_module(self.model, plan, batches, loss, wants, memory_budget)
+        zero = f"; no influence, hence zero: {', '.join(plan.silent)}" if plan.silent else ""
+        return Swept(sums, f"exact sweep ({loss.name}){zero}", True)
+
+    def operator(self, names: Sequence[str]) -> HessianOperator:
+        """Return the Hessian in the parameters ``names``."""
+        return HessianOperator(self.model, self.batches, loss=self.loss, parameters=names)
+
+
+def prepare(
+    model: nn.Module,
+    x: Data,
+    y: Tensor | None,
+    loss: LossLike,
+    parameters: Iterable[str] | None,
+) -> Prepared:
+    """Check a network and its data, once for all that follows.
+
+    Raises:
+        ModelError: A model in train mode where that matters, NaN parameters.
+        DataError: Malformed data.
+    """
+    resolved = resolve_loss(loss, model)
+    batches = collect_batches(x, y)
+    names = parameter_names(model, parameters)
+    require_deterministic(model)
+    steps = read_perceptron(model) if batches.first()[0].ndim == 2 else None
+    return Prepared(model, batches, resolved, names, steps)
+
+
+def exact_curvature(
+    model: nn.Module,
+    x: Data,
+    y: Tensor | None = None,
+    *,
+    loss: LossLike = "cross_entropy",
+    parameters: Iterable[str] | None = None,
+    relative_flatness: bool = False,
+    diagonal: bool = False,
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+) -> ExactCurvature:
+    """Sweep a piecewise-linear network once for its exact diagonal-block curvature.
+
+    Args:
+        model: A network that is piecewise linear in each of its parameter tensors, in eval
+            mode if it has BatchNorm or dropout. It is left as it is.
+        x: ``(n, ...)`` inputs, or a re-iterable of ``(x, y)`` batches.
+        y: Targets; left out when ``x`` is a re-iterable of batches.
+        loss: The mean loss: a name, a torch loss or a callable.
+        parameters: Names of parameters or modules to cover; all trainable ones by default.
+        relative_flatness: Also compute every covered weight layer's relative flatness.
+        diagonal: Also compute the Hessian's diagonal.
+        memory_budget: Bytes for temporaries; rows are chunked to stay within it. A single
+            row is always swept whole.
+
+    Returns:
+        The traces, and what else was asked for.
+
+    Raises:
+        MeasureError: The network is not piecewise linear in a parameter tensor.
+        ModelError: It is in train mode where that matters, or has NaN parameters.
+        DataError: Malformed data.
+
+    Example:
+        One row with ``p = (1/2, 1/2)``: ``H = S (x) x x^T`` with ``Tr S = 1/2`` and ``|x|^2 = 4``.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> found = inv.curvature.exact_curvature(model, x, y, relative_flatness=True)
+        >>> round(float(found.trace), 9)
+        2.0
+    """
+    prepared = prepare(model, x, y, loss, parameters)
+    check_budget(memory_budget)
+    _, rest, _ = prepared.split("auto")
+    if rest:
+        raise MeasureError(
+            f"The network is not piecewise linear in {rest[0]!r}: "
+            f"{prepared.linearity.reasons[rest[0]]}. The exact sweep covers networks of linear "
+            "layers and piecewise-linear functions; name the parameters that qualify, or use "
+            "hessian_trace, which picks another method."
+        )
+    return swept_curvature(
+        prepared, prepared.names, Wants(relative_flatness, diagonal), memory_budget
+    )
+
+
+def swept_curvature(
+    prepared: Prepared, names: Sequence[str], wants: Wants, memory_budget: int
+) -> ExactCurvature:
+    """Sweep ``names``, and return what was found by parameter and layer."""
+    sums, method, gauss_newton = prepared.sweep(names, wants, memory_budget)
+    traces, diagonals = sums.of("trace"), sums.mean_diagonals()
+    layers = {name.rpartition(".")[0] for name in names if name.endswith("weight")}
+    return ExactCurvature(
+        traces={name: float(traces[name]) for name in names},
+        relative_flatness={
+            name: float(value)
+            for name, value in reversed(sums.of("kappa").items())
+            if name in layers
+        },
+        diagonal={name: diagonals[name] for name in names if name in diagonals},
+        rows=sums.rows,
+        gauss_newton=gauss_newton,
+        method=method,
+    )
+
+
 def hessian_trace(
     model: nn.Module,
     x: Data,
     y: Tensor | None = None,
     *,
-    loss: LossArgument = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     parameters: Iterable[str] | None = None,
     method: Method = "auto",
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
@@ -64,7 +249,7 @@ def hessian_trace(
         model: The network, in eval mode if it has BatchNorm or dropout.
         x: ``(n, ...)`` inputs, or a re-iterable of ``(x, y)`` batches.
         y: Targets; left out when ``x`` is a re-iterable of batches.
-        loss: See :func:`~invariance.curvature.losses._resolve.resolve_loss`.
+        loss: The mean loss: a name, a torch loss or a callable.
         parameters: Names of parameters or modules to cover; all trainable ones by default.
         method: ``"auto"`` (see the module), ``"exact"`` (never an estimate, whatever it
             costs) or ``"estimate"`` (products only).
@@ -91,32 +276,27 @@ def hessian_trace(
         >>> round(found.value, 9), found.exact
         (2.0, True)
     """
-    seed = as_seed(seed)
-    swept, rest, why = route(model, x, y, parameters, method)
+    if type(seed) is not int:
+        seed = as_seed(seed)
+    prepared = prepare(model, x, y, loss, parameters)
+    swept, rest, why = prepared.split(method)
     parts: dict[str, float] = {}
     words: list[str] = []
     stderr: float | None = 0.0
     if swept:
-        result = exact_curvature(
-            model, x, y, loss=loss, parameters=swept, memory_budget=memory_budget
-        )
-        parts |= result.traces
+        result = prepared.sweep(swept, Wants(), memory_budget)
+        traces = result.sums.of("trace")
+        parts |= {name: float(traces[name]) for name in swept}
         words.append(result.method)
     if rest and _by_products(model, rest, method, max_products):
-        diagonal = basis_diagonal(model, x, y, loss=loss, parameters=rest)
+        diagonal = basis_diagonal(prepared.operator(rest))
         parts |= {name: float(value.cpu().double().sum()) for name, value in diagonal.items()}
         words.append(_products_words(model, rest, why))
     elif rest:
-        from invariance.curvature.estimates._trace import hessian_trace_estimate
-
-        found = hessian_trace_estimate(
-            model, x, y, loss=loss, parameters=rest, budget=budget, seed=seed
-        )
+        found = hessian_trace_estimate(prepared.operator(rest), budget=budget, seed=seed)
         parts |= found.parts
         stderr = found.stderr
         words.append(f"{found.method}{why}")
-        if found.exact:  # a budget of at least one product an entry
-            stderr = 0.0
     return assembled(model, parts, stderr, words)
 
 
@@ -125,7 +305,7 @@ def hessian_diagonal(
     x: Data,
     y: Tensor | None = None,
     *,
-    loss: LossArgument = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     parameters: Iterable[str] | None = None,
     method: Method = "auto",
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
@@ -139,7 +319,7 @@ def hessian_diagonal(
         model: The network, in eval mode if it has BatchNorm or dropout.
         x: ``(n, ...)`` inputs, or a re-iterable of ``(x, y)`` batches.
         y: Targets; left out when ``x`` is a re-iterable of batches.
-        loss: See :func:`~invariance.curvature.losses._resolve.resolve_loss`.
+        loss: The mean loss: a name, a torch loss or a callable.
         parameters: Names of parameters or modules to cover; all trainable ones by default.
         method: ``"auto"`` (see the module), ``"exact"`` or ``"estimate"``.
         memory_budget: Bytes for temporaries.
@@ -165,28 +345,27 @@ def hessian_diagonal(
         >>> found["linear1.weight"].round(decimals=9).tolist()  # p (1 - p) x_j^2
         [[1.0, 0.0], [1.0, 0.0]]
     """
-    seed = as_seed(seed)
-    swept, rest, why = route(model, x, y, parameters, method)
+    if type(seed) is not int:
+        seed = as_seed(seed)
+    prepared = prepare(model, x, y, loss, parameters)
+    swept, rest, why = prepared.split(method)
     values: dict[str, Tensor] = {}
     errors: dict[str, Tensor] = {}
     words: list[str] = []
     gauss_newton = not rest
     if swept:
-        result = exact_curvature(
-            model, x, y, loss=loss, parameters=swept, diagonal=True, memory_budget=memory_budget
-        )
-        values |= result.diagonal
+        result = prepared.sweep(swept, Wants(diagonal=True), memory_budget)
+        diagonals = result.sums.mean_diagonals()
+        values |= {name: diagonals[name] for name in swept if name in diagonals}
         gauss_newton = gauss_newton and result.gauss_newton
         words.append(result.method)
     exact = True
     if rest and _by_products(model, rest, method, max_products):
-        values |= basis_diagonal(model, x, y, loss=loss, parameters=rest)
+        values |= basis_diagonal(prepared.operator(rest))
         words.append(_products_words(model, rest, why))
     elif rest:
         exact = False
-        found, spread = estimate_diagonal(
-            model, x, y, loss=loss, parameters=rest, budget=budget, seed=seed
-        )
+        found, spread = estimate_diagonal(prepared.operator(rest), budget=budget, seed=seed)
         errors = {name: torch.zeros_like(value) for name, value in values.items()} | spread
         values |= found
         words.append(f"Hutchinson estimate of the diagonal, {budget} products{why}")
@@ -200,59 +379,10 @@ def hessian_diagonal(
     )
 
 
-def route(
-    model: nn.Module,
-    x: Data,
-    y: Tensor | None,
-    parameters: Iterable[str] | None,
-    method: str,
-) -> tuple[Sequence[str], Sequence[str], str]:
-    """Split the parameters by the method that knows their curvature exactly.
-
-    Args:
-        model: The network.
-        x: Inputs, or a re-iterable of ``(x, y)`` batches.
-        y: Targets.
-        parameters: Names of parameters or modules; all trainable ones by default.
-        method: A :data:`Method`.
-
-    Returns:
-        Names to sweep, all others, and why there are others (for ``Estimate.method``).
-
-    Raises:
-        ModelError: A model in train mode where that matters.
-        UsageError: An unknown method.
-    """
-    if method not in ("auto", "exact", "estimate"):
-        raise unknown_name("method", method, ("auto", "exact", "estimate"))
-    names = select_parameters(model, parameters).names
-    require_deterministic(model)
-    if method == "estimate":
-        return (), names, ""
-    first = collect_batches(x, y).first()[0]
-    if first.ndim == 2 and read_perceptron(model) is not None:
-        return names, (), ""
-    row = move_like(first[:1], next(iter(model.parameters())))
-    reasons = analyse_linearity(model, row).reasons
-    swept = [name for name in names if name not in reasons]
-    rest = [name for name in names if name in reasons]
-    return swept, rest, f" (for {rest[0]!r}, {reasons[rest[0]]})" if rest else ""
-
-
 def assembled(
     model: nn.Module, parts: Mapping[str, float], stderr: float | None, words: Sequence[str]
 ) -> Estimate:
-    """Put a trace together from its parts.
-
-    Args:
-        model: The network, for the order of its parameters.
-        parts: Parameter name to its share.
-        stderr: Standard error of the sum; 0 if it is exact.
-        words: How each portion was computed.
-
-    Returns:
-        The sum, with its parts in the order of the parameters.
-    """
+    """Put a trace together from its parts, in the order of the model's parameters."""
     order = [name for name, _ in model.named_parameters() if name in parts]
     return Estimate(
         sum(parts[name] for name in order),
@@ -288,7 +418,7 @@ def exact_parameters(
         ModelError: A model in train mode where that matters, NaN parameters.
         DataError: Malformed data.
     """
-    swept, rest, _ = route(model, x, y, parameters, "auto")
+    swept, rest, _ = prepare(model, x, y, "cross_entropy", parameters).split("auto")
     if _by_products(model, rest, "auto", max_products):
         return [*swept, *rest], []
     return list(swept), list(rest)

@@ -119,13 +119,13 @@ def _read_part(which: BinarySet, folder: Path, files: Mapping[str, int]) -> tupl
 def _read_file(path: Path, records: int, which: BinarySet) -> Bytes:
     width = which.label_bytes + _PIXELS
     try:
-        content = np.fromfile(path, dtype=np.uint8)
+        content = np.fromfile(path, dtype=np.uint8, count=records * width + 1)  # no more than that
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error}. Check the path and permissions.") from error
     if content.size != records * width:
         raise DataError(
-            f"{path} has {content.size} bytes, expected {records * width} ({records} records of "
-            f"{width} bytes, the binary version of {which.name}). {_REMEDY}"
+            f"{path} has {path.stat().st_size} bytes, expected {records * width} ({records} "
+            f"records of {width} bytes, the binary version of {which.name}). {_REMEDY}"
         )
     table: Bytes = content.reshape(records, width)
     labels = table[:, which.label_bytes - 1]

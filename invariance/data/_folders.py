@@ -68,6 +68,6 @@ def _candidates(
 
 def _existing(base: str | os.PathLike[str], what: str) -> Path:
     folder = Path(base).expanduser()
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DataError(f"The data folder {folder}, given by {what}, is not a folder.")
     return folder

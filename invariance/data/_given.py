@@ -40,7 +40,8 @@ def as_task(data: Any, who: str, *models: object) -> Task:
     if _is_pair(data):
         pairs: list[Any] = [data]
     elif isinstance(data, Iterable) and not isinstance(data, (Tensor, nn.Module, dict)):
-        pairs = list(data)
+        with torch.random.fork_rng(devices=[]):  # a DataLoader draws from the global generator
+            pairs = list(data)
     else:
         pairs = []
     if not pairs or not all(_is_pair(pair) for pair in pairs):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import math
 import zlib
 from pathlib import Path
@@ -20,6 +21,9 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _UNSIGNED_BYTE = 0x08
 
 Bytes = npt.NDArray[np.uint8]
+
+#: Bytes of the largest official file, 60,000 images of 28 x 28; nothing larger is read.
+LARGEST = 16 + 60_000 * 28 * 28
 
 #: Verified arrays of this process by file identity, so that a second load costs nothing.
 _VERIFIED: dict[tuple[str, int, int, str], Bytes] = {}
@@ -45,10 +49,16 @@ def read_verified(path: Path, sha256: str) -> Bytes:
         key = (str(path.resolve()), status.st_mtime_ns, status.st_size, sha256)
         if key in _VERIFIED:
             return _VERIFIED[key]
-        packed = path.read_bytes()
+        with path.open("rb") as file:
+            packed = file.read(LARGEST + 1)
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error}. Check the path and permissions.") from error
     content = _decompress(path, packed, sha256)
+    if len(content) > LARGEST:
+        raise DataError(
+            f"{path} holds more than {LARGEST:,} bytes, the largest of the official files; no more "
+            f"of it was unpacked. {_REMEDY}"
+        )
     actual = hashlib.sha256(content).hexdigest()
     if actual != sha256:
         raise DataError(
@@ -97,7 +107,8 @@ def _decompress(path: Path, packed: bytes, sha256: str) -> bytes:
     if not packed.startswith(_GZIP_MAGIC):
         return packed
     try:
-        return gzip.decompress(packed)
+        with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
+            return file.read(LARGEST + 1)
     except (EOFError, OSError, zlib.error) as error:
         raise DataError(
             f"{path} is truncated or damaged: unpacking its {len(packed)} bytes failed "

@@ -110,7 +110,7 @@ def _layouts(base: Path, images: ImageSet) -> tuple[Path, ...]:
 
 
 def _existing(base: Path, what: str) -> Path:
-    if not base.is_dir():
+    if not os.path.isdir(base):
         raise DataError(
             f"The data folder {base}, given by {what}, is not a folder. "
             "Expected one that holds <name>/raw in torchvision's layout."

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from invariance.core._estimate import Estimate
 from invariance.core._groups import Group
+from invariance.core._modules import require_module
 from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET
 from invariance.curvature.losses._resolve import LossLike
 from invariance.curvature.products._scaled import scaled_trace
@@ -65,5 +66,5 @@ def adaptive_trace(
         >>> round(float(adaptive_trace(model, x, y)), 9)
         2.0
     """
-    scales = {name: value.detach() for name, value in model.named_parameters()}
+    scales = {name: value.detach() for name, value in require_module(model).named_parameters()}
     return scaled_trace(model, x, y, scales=scales, loss=loss, memory_budget=memory_budget)

@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 from invariance.core._estimate import Estimate
 from invariance.core._groups import Group
+from invariance.core._modules import require_deterministic
 from invariance.core._perceptron import qualified
 from invariance.curvature._batches import collect_batches
 from invariance.curvature._trace_diagonal import hessian_diagonal
 from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET
-from invariance.curvature.exact._sweep import require_deterministic
 from invariance.curvature.losses._resolve import LossLike
 from invariance.measures._registry import measure
 from invariance.measures.shared._layer_choice import chosen_layer

@@ -11,12 +11,12 @@ from invariance.core._errors import DataError, MeasureError
 from invariance.core._estimate import Estimate
 from invariance.core._forward import reading, run
 from invariance.core._groups import Group
-from invariance.core._modules import weight_layers
-from invariance.curvature._batches import collect_batches
+from invariance.core._modules import require_deterministic, weight_layers
+from invariance.curvature._batches import check_budget, collect_batches
 from invariance.curvature.exact._directional import directional_chunks, frozen_state, move_like
 from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET
-from invariance.curvature.exact._sweep import check_budget, require_deterministic
-from invariance.curvature.losses._resolve import CustomLoss, LossLike, resolve_loss
+from invariance.curvature.losses._custom import CustomLoss
+from invariance.curvature.losses._resolve import LossLike, resolve_loss
 from invariance.curvature.products._parameter_space import select_parameters
 from invariance.measures._registry import measure
 

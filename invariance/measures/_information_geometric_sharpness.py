@@ -10,9 +10,10 @@ from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
 from invariance.core._forward import reading, run
 from invariance.core._groups import Group
+from invariance.core._modules import require_deterministic
+from invariance.curvature._batches import check_batch, check_budget
 from invariance.curvature.exact._directional import frozen_state, move_like
-from invariance.curvature.exact._sweep import check_budget, require_deterministic
-from invariance.curvature.losses._resolve import CrossEntropy, check_batch, softmax_root
+from invariance.curvature.losses._resolve import CrossEntropy, softmax_root
 from invariance.curvature.products._parameter_space import select_parameters
 from invariance.measures._registry import measure
 

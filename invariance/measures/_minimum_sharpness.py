@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
 from invariance.core._groups import Group
+from invariance.core._modules import require_deterministic
 from invariance.core._perceptron import (
     Dense,
     Norm,
@@ -26,8 +27,8 @@ from invariance.curvature._trace_diagonal import (
     exact_parameters,
     hessian_diagonal,
 )
+from invariance.curvature.exact._mlp import sweep_perceptrons
 from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET, Wants
-from invariance.curvature.exact._sweep import require_deterministic, sweep_steps
 from invariance.curvature.losses._resolve import Loss, LossLike, resolve_loss
 from invariance.measures._registry import measure
 from invariance.measures.shared._folded_weights import folded_model
@@ -100,10 +101,12 @@ def minimum_sharpness(
     parsed = read_perceptron(model)
     if parsed is not None and isinstance(x, Tensor) and x.ndim == 2:
         steps = _homogeneous_steps(parsed)
-        curvature = sweep_steps(
-            steps, collect_batches(x, y), resolved, None, Wants(diagonal=True), memory_budget
+        batches = collect_batches(x, y)
+        sums = sweep_perceptrons(
+            steps, batches, batches.rows, resolved, Wants(diagonal=True), memory_budget
         )
-        diagonal, design = dict(curvature.diagonal), mlp_design(steps, group)
+        diagonal = dict(reversed(sums.mean_diagonals().items()))
+        design = mlp_design(steps, group)
     else:
         diagonal, design = _general(model, x, y, resolved, group, memory_budget)
     result = minimise_over_scalings(diagonal, design)

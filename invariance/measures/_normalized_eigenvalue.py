@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from invariance.core._estimate import Estimate
 from invariance.core._groups import Group
+from invariance.core._modules import require_module
 from invariance.curvature.losses._resolve import LossLike
 from invariance.measures._registry import measure
 from invariance.measures.shared._scaled_hessian import scaled_top_eigenvalue
@@ -55,7 +56,7 @@ def normalized_eigenvalue(
         >>> round(float(normalized_eigenvalue(model, x, y)), 9)
         8.0
     """
-    scales = {name: p.detach().norm() for name, p in model.named_parameters()}
+    scales = {name: p.detach().norm() for name, p in require_module(model).named_parameters()}
     return scaled_top_eigenvalue(
         model, x, y, scales, loss=loss, name="each tensor's norm", seed=seed
     )

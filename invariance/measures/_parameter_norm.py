@@ -9,6 +9,7 @@ from torch import nn
 from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
 from invariance.core._groups import Group
+from invariance.core._modules import require_module
 from invariance.measures._registry import measure
 
 
@@ -34,6 +35,7 @@ def parameter_norm(model: nn.Module, *, p: float = 2.0) -> Estimate:
     """
     if not p >= 1:
         raise MeasureError(f"The order p of a norm must be at least 1. Got {p}.")
+    require_module(model)
     parts = {
         name: float(parameter.detach().cpu().double().flatten().norm(p))
         for name, parameter in model.named_parameters()

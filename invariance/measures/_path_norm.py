@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
 from invariance.core._groups import Group
+from invariance.core._modules import require_deterministic
 from invariance.core._perceptron import Dense, Norm, Slope, Step, fold_norms, read_perceptron
-from invariance.curvature.exact._sweep import require_deterministic
 from invariance.measures._registry import measure
 
 

@@ -9,8 +9,9 @@ from invariance.core._errors import DataError, MeasureError
 from invariance.core._estimate import Estimate
 from invariance.core._forward import reading, run
 from invariance.core._groups import Group
+from invariance.curvature._batches import check_batch
 from invariance.curvature.exact._directional import move_like
-from invariance.curvature.losses._resolve import check_batch, resolve_loss
+from invariance.curvature.losses._resolve import resolve_loss
 from invariance.measures._path_norm import path_norm
 from invariance.measures._registry import measure
 

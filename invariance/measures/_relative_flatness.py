@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 from invariance.core._estimate import Estimate
 from invariance.core._groups import Group
-from invariance.core._modules import weight_layers
+from invariance.core._modules import require_deterministic, weight_layers
 from invariance.curvature._batches import collect_batches
 from invariance.curvature.exact._flatness import layer_relative_flatness
 from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET
-from invariance.curvature.exact._sweep import require_deterministic
 from invariance.curvature.losses._resolve import LossLike
 from invariance.measures._registry import measure
 from invariance.measures.shared._layer_choice import chosen_layer, executed_layers

@@ -12,12 +12,11 @@ from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
 from invariance.core._forward import first_input, reading, run
 from invariance.core._groups import Group
-from invariance.core._modules import clone, computes_as_its_class
+from invariance.core._modules import clone, computes_as_its_class, require_deterministic
 from invariance.curvature._batches import Batches, collect_batches
 from invariance.curvature.exact._directional import move_like
 from invariance.curvature.exact._flatness import layer_relative_flatness
 from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET
-from invariance.curvature.exact._sweep import require_deterministic
 from invariance.curvature.losses._resolve import LossLike
 from invariance.measures._registry import measure
 from invariance.measures.shared._layer_choice import chosen_layer

@@ -32,6 +32,6 @@ def activation_module(name: str) -> nn.Module:
     Raises:
         UsageError: For an unknown name; lists the known ones.
     """
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise unknown_name("activation", name, ACTIVATIONS)
     return ACTIVATIONS[name]()

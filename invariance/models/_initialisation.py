@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from invariance.core._modules import floating_dtype
 from invariance.core._rng import torch_seed
 
 
@@ -35,4 +36,4 @@ def as_dtype(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     Converting after initialisation keeps the network that a seed stands for: drawing in
     float64 would give other weights than drawing in float32.
     """
-    return model if dtype is None else model.to(dtype)
+    return model if dtype is None else model.to(floating_dtype(dtype))

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from invariance.core._arguments import as_flag
 from invariance.core._errors import ModelError
 from invariance.models._activations import activation_module
 from invariance.models._initialisation import as_dtype, seeded
@@ -27,7 +28,7 @@ def mlp(
 
     Layer l is ``linear{l}``, then ``norm{l}`` if asked for, then ``act{l}``; the last
     layer is ``linear{L}`` alone. The weights are those that torch's default
-    initialisation gives right after ``torch.manual_seed(seed)``.
+    initialisation gives right after ``torch.manual_seed(seed)``, for a seed below 2^32.
 
     Args:
         sizes: Features, hidden widths, classes: ``(784, 256, 128, 10)``.
@@ -50,6 +51,7 @@ def mlp(
         50890
     """
     widths = check_sizes(sizes)
+    bias, batch_norm = as_flag(bias, "bias"), as_flag(batch_norm, "batch_norm")
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     depth = len(widths) - 1
     with seeded(seed):

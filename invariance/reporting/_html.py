@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from invariance.cells import Row
+from invariance.cells import CellRow
 from invariance.reporting._report import CorrelationStudy, Report, Sweep, renders
 from invariance.reporting._words import (
     LEGEND,
@@ -97,7 +97,7 @@ def _td(text: str, kind: str = "", title: str = "") -> str:
 
 def _model(report: Report, model: str) -> list[str]:
     maps, rows = matrix(report, model)
-    proof = _table(
+    verified = _table(
         ["#", "map", "max difference", "labels changed", "bitwise"],
         (
             [
@@ -119,17 +119,17 @@ def _model(report: Report, model: str) -> list[str]:
     )
     return [
         f"<h2>{escape(model)}: is it still the same function?</h2>",
-        proof,
+        verified,
         f"<h2>{escape(model)}: what each measure does under map #</h2>",
         cells,
     ]
 
 
-def _value(line: Sequence[Row | None]) -> str:
+def _value(line: Sequence[CellRow | None]) -> str:
     return number(next((row.before for row in line if row), None))
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: CellRow | None) -> str:
     if row is None:
         return _td("-")
     declared = row.declared if row.claimed else "nothing (not claimed)"

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from invariance.cells import FunctionRow, Refusal, Row
+from invariance.cells import CellRow, FunctionRow, Refusal
 from invariance.core._errors import UsageError
 from invariance.core._files import write_atomically
 
@@ -141,7 +141,7 @@ class Report:
         task: Name, sizes and origin of the data.
         model: One entry a model: kind, layers, size, and how it was trained.
         environment: Versions, precision and threads.
-        function: The proof that each map kept each model's function.
+        function: How far each map kept each model's function.
         rows: One row for every measure under every map of every model.
         refused: Maps and measures that do not apply, each with its reason.
         sweep: The trace along one scaling, with its law.
@@ -153,14 +153,14 @@ class Report:
     model: Mapping[str, Mapping[str, Any]]
     environment: Mapping[str, Any]
     function: tuple[FunctionRow, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[CellRow, ...]
     refused: tuple[Refusal, ...] = ()
     sweep: Sweep | None = None
     correlations: CorrelationStudy | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property
-    def contradictions(self) -> tuple[Row, ...]:
+    def contradictions(self) -> tuple[CellRow, ...]:
         """The rows whose measurement contradicts their declaration."""
         return tuple(row for row in self.rows if row.verdict == "contradicts")
 

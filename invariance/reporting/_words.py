@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from invariance.cells import FunctionRow, Row
+from invariance.cells import CellRow, FunctionRow
 from invariance.reporting._report import Report
 
 #: How a cell of the matrix reads.
@@ -29,7 +29,7 @@ def signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.2f}"
 
 
-def cell(row: Row | None) -> str:
+def cell(row: CellRow | None) -> str:
     """Say in a few characters what happened to one measure under one map."""
     if row is None:
         return "-"
@@ -44,7 +44,7 @@ def cell(row: Row | None) -> str:
     return "=" if row.declared == "invariant" else "(=)"
 
 
-def _moved(row: Row) -> str:
+def _moved(row: CellRow) -> str:
     ratio = row.ratio
     if ratio is None:
         return f"->{row.after:.2g}"
@@ -71,7 +71,7 @@ def maps_of(report: Report, model: str) -> list[FunctionRow]:
 
 def matrix(
     report: Report, model: str
-) -> tuple[list[FunctionRow], list[tuple[str, list[Row | None]]]]:
+) -> tuple[list[FunctionRow], list[tuple[str, list[CellRow | None]]]]:
     """Arrange the rows of one model as measures by maps.
 
     Args:
@@ -125,14 +125,14 @@ def headline(report: Report) -> list[str]:
     return lines
 
 
-def _is_bitwise(report: Report, row: Row) -> bool:
+def _is_bitwise(report: Report, row: CellRow) -> bool:
     return any(
         entry.bitwise and entry.label == row.label and entry.model == row.model
         for entry in report.function
     )
 
 
-def _fixed(report: Report, top: Row) -> str:
+def _fixed(report: Report, top: CellRow) -> str:
     fixed = [
         row.measure
         for row in report.rows

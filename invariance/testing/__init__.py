@@ -83,7 +83,8 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"{__name__}.{name}")
     if name in _HOME_OF:
-        return getattr(import_module(_HOME_OF[name]), name)
+        globals()[name] = found = getattr(import_module(_HOME_OF[name]), name)
+        return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

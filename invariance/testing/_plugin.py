@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from invariance.core._groups import Group
-from invariance.testing.gate._recorder import Record, collecting
+from invariance.testing.gate._recorder import ClaimRecord, collecting
 
 if TYPE_CHECKING:
     from invariance.testing._networks import Networks, TrainedNetwork
@@ -92,6 +92,14 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(
             f"--invariance-report expects a path ending in {' or '.join(SUFFIXES)}. Got {path!r}."
         )
+    if path is not None and not hasattr(config, "workerinput"):
+        from invariance.core._errors import UsageError
+        from invariance.core._files import require_writable
+
+        try:
+            require_writable(path)
+        except UsageError as error:
+            raise pytest.UsageError(f"--invariance-report: {error}") from error
     config.pluginmanager.register(_Summary(config), "invariance-summary")
 
 
@@ -215,7 +223,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
                 )
 
 
-_FOUND = pytest.StashKey[list[Record]]()
+_FOUND = pytest.StashKey[list[ClaimRecord]]()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -232,7 +240,7 @@ class _Summary:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.claims: list[Record] = []
+        self.claims: list[ClaimRecord] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for entry in getattr(report, "invariance", ()):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from torch import nn
 
 from invariance.core._arguments import as_seed
-from invariance.core._errors import ModelError, UsageError
+from invariance.core._errors import ModelError, UsageError, unknown_name
+from invariance.core._foreign import foreign
 from invariance.core._modules import clone
 from invariance.data._given import TaskLike, as_task
 from invariance.data._task import Task
@@ -24,32 +27,51 @@ ModelSource = Sequence[int] | nn.Module | Callable[[int], nn.Module]
 OnDivergence = Literal["raise", "keep"]
 
 
+class Training(TypedDict, total=False):
+    """How to train: the keyword arguments that :func:`fit` explains.
+
+    The defaults are those of :class:`Options`, and of ``_RUN_DEFAULTS`` for what does not decide
+    the network.
+    """
+
+    lr: float
+    batch_size: int | None
+    max_epochs: int
+    target_accuracy: float | None
+    optimizer: str
+    momentum: float
+    weight_decay: float
+    betas: tuple[float, float]
+    eps: float
+    lr_drop_at: float | None
+    lr_drop_factor: float
+    check_every: int
+    sam_rho: float
+    sam_adaptive: bool
+    sam_eta: float
+    augmentation: str | Sequence[str] | None
+    device: str | torch.device
+    dtype: torch.dtype | None
+    vectorize: bool | None
+    progress: ProgressCallback | None
+    on_divergence: OnDivergence
+
+
+_RUN_DEFAULTS: dict[str, Any] = {
+    "device": "cpu",
+    "dtype": None,
+    "vectorize": None,
+    "progress": None,
+    "on_divergence": "raise",
+}
+
+
 def fit(
     model: nn.Module,
     task: TaskLike,
     *,
     seed: int = 0,
-    lr: float = 0.1,
-    batch_size: int | None = 64,
-    max_epochs: int = 500,
-    target_accuracy: float | None = 1.0,
-    optimizer: str = "sgd",
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    lr_drop_at: float | None = None,
-    lr_drop_factor: float = 0.1,
-    check_every: int = 1,
-    sam_rho: float = 0.0,
-    sam_adaptive: bool = False,
-    sam_eta: float = 0.0,
-    augmentation: str | Sequence[str] | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    vectorize: bool | None = None,
-    progress: ProgressCallback | None = None,
-    on_divergence: OnDivergence = "raise",
+    **training: Unpack[Training],
 ) -> Fit:
     """Train a copy of one network by minimising the mean cross-entropy.
 
@@ -114,32 +136,7 @@ def fit(
             f"fit needs an nn.Module. Got {type(model).__name__}; "
             "build one with invariance.models.mlp(sizes), or call fit_ensemble(sizes, ...)."
         )
-    return fit_ensemble(
-        model,
-        task,
-        seeds=[as_seed(seed)],
-        lr=lr,
-        batch_size=batch_size,
-        max_epochs=max_epochs,
-        target_accuracy=target_accuracy,
-        optimizer=optimizer,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        betas=betas,
-        eps=eps,
-        lr_drop_at=lr_drop_at,
-        lr_drop_factor=lr_drop_factor,
-        check_every=check_every,
-        sam_rho=sam_rho,
-        sam_adaptive=sam_adaptive,
-        sam_eta=sam_eta,
-        augmentation=augmentation,
-        device=device,
-        dtype=dtype,
-        vectorize=vectorize,
-        progress=progress,
-        on_divergence=on_divergence,
-    )[0]
+    return fit_ensemble(model, task, seeds=[as_seed(seed)], **training)[0]
 
 
 def fit_ensemble(
@@ -147,27 +144,7 @@ def fit_ensemble(
     task: TaskLike,
     *,
     seeds: Iterable[int],
-    lr: float = 0.1,
-    batch_size: int | None = 64,
-    max_epochs: int = 500,
-    target_accuracy: float | None = 1.0,
-    optimizer: str = "sgd",
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    lr_drop_at: float | None = None,
-    lr_drop_factor: float = 0.1,
-    check_every: int = 1,
-    sam_rho: float = 0.0,
-    sam_adaptive: bool = False,
-    sam_eta: float = 0.0,
-    augmentation: str | Sequence[str] | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    vectorize: bool | None = None,
-    progress: ProgressCallback | None = None,
-    on_divergence: OnDivergence = "raise",
+    **training: Unpack[Training],
 ) -> list[Fit]:
     """Train many networks at once, each exactly as it would be trained alone.
 
@@ -187,33 +164,14 @@ def fit_ensemble(
             ``seed -> module``: the network of seed s starts as ``function(s)``.
         task: The data; see :func:`fit`.
         seeds: One network for each.
-        lr: See :func:`fit`, here and below.
-        batch_size: Points a step.
-        max_epochs: Passes over the training set, at most.
-        target_accuracy: Where a network stops.
-        optimizer: ``"sgd"`` or ``"adam"``.
-        momentum: SGD's momentum.
-        weight_decay: L2 penalty.
-        betas: Adam's decay rates.
-        eps: Adam's addition to the denominator.
-        lr_drop_at: When the rate drops.
-        lr_drop_factor: By what factor.
-        check_every: Epochs between looks.
-        sam_rho: Radius of sharpness-aware minimisation; each network climbs by its own
-            gradient's norm.
-        sam_adaptive: Adaptive SAM.
-        sam_eta: Its addition to the weights' size.
-        augmentation: Random changes of training images.
-        device: Where to train.
-        dtype: Floating-point type to train in.
-        vectorize: Perceptrons (``nn.Sequential`` of linear layers, activations and
-            BatchNorm) are batched over networks with derivatives by hand, everywhere.
-            Other modules: ``True`` batches them with ``torch.func``, ``False`` trains
-            one after another, ``None`` batches them except on the CPU. There, one after
-            another is as reproducible for any module as perceptrons are and, for
-            convolutions, faster. Modules with dropout are trained one after another.
-        progress: Progress callback.
-        on_divergence: ``"raise"`` or ``"keep"``.
+        **training: How to train, by the names and defaults of :func:`fit`. With ``sam_rho`` each
+            network climbs by its own gradient's norm. ``vectorize``: perceptrons
+            (``nn.Sequential`` of linear layers, activations and BatchNorm) are batched over
+            networks with derivatives by hand, everywhere. Other modules: ``True`` batches them
+            with ``torch.func``, ``False`` trains one after another, ``None`` batches them except
+            on the CPU. There, one after another is as reproducible for any module as perceptrons
+            are and, for convolutions, faster. Modules with dropout are trained one after
+            another.
 
     Returns:
         One :class:`Fit` for each seed, in the order of ``seeds``.
@@ -229,42 +187,60 @@ def fit_ensemble(
         >>> [found.train_accuracy for found in inv.fit_ensemble([64, 32, 10], task, seeds=[0, 1])]
         [1.0, 1.0]
     """
-    options = Options(
-        lr=lr,
-        batch_size=batch_size,
-        max_epochs=max_epochs,
-        target_accuracy=target_accuracy,
-        optimizer=optimizer,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        betas=betas,
-        eps=eps,
-        lr_drop_at=lr_drop_at,
-        lr_drop_factor=lr_drop_factor,
-        check_every=check_every,
-        sam_rho=sam_rho,
-        sam_adaptive=sam_adaptive,
-        sam_eta=sam_eta,
-        augmentation=(augmentation,)
-        if isinstance(augmentation, str)
-        else tuple(augmentation or ()),
-    )
-    where = resolve_device(device)
+    for name in training:
+        if name not in Training.__annotations__:
+            known = unknown_name("option", name, Training.__annotations__)
+            raise TypeError(f"An unexpected keyword argument. {known}")
+    given: dict[str, Any] = {
+        **training,
+        "augmentation": _augmentations(training.get("augmentation")),
+    }
+    options = Options(**{name: given[name] for name in given if name not in _RUN_DEFAULTS})
+    run: dict[str, Any] = _RUN_DEFAULTS | {k: v for k, v in given.items() if k in _RUN_DEFAULTS}
+    where = resolve_device(run["device"])
     numbers = _check_seeds(seeds)
     task = as_task(task, "fit", model_or_sizes)
-    if on_divergence not in ("raise", "keep"):
-        raise UsageError(f"on_divergence must be 'raise' or 'keep'. Got {on_divergence!r}.")
+    if run["on_divergence"] not in ("raise", "keep"):
+        raise UsageError(f"on_divergence must be 'raise' or 'keep'. Got {run['on_divergence']!r}.")
     return run_all(
         _starts(model_or_sizes, numbers, task),
         numbers,
         task,
         options,
         device=where,
-        dtype=dtype,
-        vectorize=vectorize,
-        progress=progress,
-        keep_diverged=on_divergence == "keep",
+        dtype=run["dtype"],
+        vectorize=run["vectorize"],
+        progress=run["progress"],
+        keep_diverged=run["on_divergence"] == "keep",
     )
+
+
+def _shown(function: Callable[..., Any]) -> None:
+    """Show a function's training options, with their defaults, wherever its signature is shown."""
+    own = inspect.signature(function)
+    hints = {name: hint.__forward_arg__ for name, hint in Training.__annotations__.items()}
+    fields = {field.name: field.default for field in dataclasses.fields(Options)}
+    defaults = fields | {"augmentation": None} | _RUN_DEFAULTS
+    options = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=hints[name]
+        )
+        for name, value in defaults.items()
+    ]
+    kept = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    function.__signature__ = own.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
+
+
+_shown(fit)
+_shown(fit_ensemble)
+
+
+def _augmentations(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    if given is None or isinstance(given, str):
+        return () if given is None else (given,)
+    if not isinstance(given, Sequence):
+        raise UsageError(f"augmentation must be a name or a list of names. Got {given!r}.")
+    return tuple(given)
 
 
 def _check_seeds(seeds: Iterable[int]) -> list[int]:
@@ -283,7 +259,8 @@ def _starts(source: ModelSource, seeds: list[int], task: Task) -> list[nn.Module
     if isinstance(source, nn.Module):
         return [clone(source) for _ in seeds]
     if callable(source):
-        models = [source(seed) for seed in seeds]
+        with foreign("The function given as a model"):
+            models = [source(seed) for seed in seeds]
         for model in models:
             if not isinstance(model, nn.Module):
                 raise ModelError(

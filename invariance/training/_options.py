@@ -152,7 +152,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         resolved = torch.device(device)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise unknown_name("device", device, DEVICES) from error
     if resolved.type not in DEVICES:
         raise unknown_name("device", device, DEVICES)

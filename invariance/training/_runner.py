@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core._errors import DataError, ModelError, UsageError
-from invariance.core._modules import BATCH_NORMS, clone, model_device, model_dtype
+from invariance.core._modules import BATCH_NORMS, clone, floating_dtype, model_device, model_dtype
 from invariance.data._task import Task
 from invariance.training._augmentation import image_shape
 from invariance.training._engine import Engine, PerceptronEngine
@@ -54,7 +54,7 @@ def run_all(
         ModelError: If a network does not fit the task, or diverges.
     """
     home = model_device(models[0])
-    kind = dtype or model_dtype(models[0])
+    kind = model_dtype(models[0]) if dtype is None else floating_dtype(dtype)
     if device.type == "mps" and kind == torch.float64:
         raise UsageError("MPS has no float64. Use device='cpu', or dtype=torch.float32.")
     if not kind.is_floating_point:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -31,8 +32,10 @@ class Compose(Transform):
 
     group = Group.NEURON_SCALING  # the kinds are those of the parts: see ``groups``
 
-    def __init__(self, transforms: Sequence[Transform]) -> None:
-        self.transforms = tuple(transforms)
+    def __init__(self, transforms: Sequence[Transform] | Transform) -> None:
+        given: Any = transforms
+        one = isinstance(given, (Transform, type)) or not isinstance(given, Iterable)
+        self.transforms: tuple[Transform, ...] = (given,) if one else tuple(given)
         if not self.transforms:
             raise TransformError("Compose needs at least one transform, got an empty list.")
         for entry in self.transforms:

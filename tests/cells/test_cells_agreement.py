@@ -93,14 +93,31 @@ def test_they_agree_where_a_value_moves_a_little(change, stays, network, task):
         assert exact == "contradicts"
 
 
-def test_a_map_that_changes_the_function_is_refused_by_both(network, task):
-    class Broken(T.Permutation):
-        def apply(self, model, example_input=None):
-            applied = super().apply(model, example_input)
-            with torch.no_grad():
-                next(applied.model.parameters()).mul_(1.01)
-            return applied
+class Broken(T.Permutation):
+    """A map that changes the function, and does not say so."""
 
+    def apply(self, model, example_input=None):
+        applied = super().apply(model, example_input)
+        with torch.no_grad():
+            next(applied.model.parameters()).mul_(1.01)
+        return applied
+
+
+def test_no_assertion_takes_a_map_that_changes_the_function(network, task):
+    def field(model, x, y):
+        return {name: p.detach() for name, p in model.named_parameters()}
+
+    def noisy(model, x, y, seed):
+        return float(inv.measures.path_norm(model))
+
+    x, y = task.x_train, task.y_train
+    with pytest.raises(BrokenTransformError, match="does not keep the function"):
+        inv.testing.assert_covariant(field, network, x, y, degree=-1, transforms=[Broken()])
+    with pytest.raises(BrokenTransformError, match="does not keep the function"):
+        inv.testing.assert_equal_in_law(noisy, network, x, y, transforms=[Broken()])
+
+
+def test_a_map_that_changes_the_function_is_refused_by_both(network, task):
     report = inv.check(network, task, transforms=[Broken()], measures=["path_norm"])
     assert report.rows == ()
     assert report.function[0].max_abs_logit_diff > 1e-4

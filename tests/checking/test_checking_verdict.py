@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from invariance.cells._engine import judge
 from invariance.cells._roundoff import _reordered, float_error, jitter
-from invariance.cells._verdict import judge
 from invariance.core._estimate import Estimate
 from invariance.measures._registry import Measure, as_measure
 

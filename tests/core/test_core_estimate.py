@@ -17,6 +17,13 @@ def test_scalar_is_a_float():
     assert str(estimate) == "2.5 (exact; closed form)"
 
 
+def test_no_standard_error_is_not_zero():
+    assert Estimate(1.0).stderr == 0.0
+    assert str(Estimate(1.0, exact=False)) == "1 (standard error unknown)"
+    assert Estimate(1.0, exact=False).stderr is None
+    assert str(Estimate(1.0, stderr=0.0, exact=False)) == "1 (+- 0)"
+
+
 def test_vector_indexes_and_iterates_but_is_no_float():
     estimate = Estimate([3.0, 1.0])
     assert list(estimate) == [3.0, 1.0]

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from invariance.core._finite import all_finite
+from invariance.core._modules import all_finite
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from invariance.curvature import (
     hessian_eigenvalues_ensemble,
     resolve_loss,
 )
-from invariance.curvature.losses._resolve import CustomLoss
+from invariance.curvature.losses._custom import CustomLoss
 
 ROWS, FEATURES, CLASSES = 12, 5, 3
 

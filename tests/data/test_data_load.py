@@ -6,6 +6,7 @@ from the documented formula, unseen points that were trained on.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 from pathlib import Path
@@ -274,3 +275,21 @@ def test_the_real_files(name):
         assert whole.y_train[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     order = torch.randperm(60_000, generator=torch.Generator().manual_seed(42))[:250]
     assert torch.equal(whole.x_train[order], task.x_train)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_nothing_beyond_the_largest_official_file_is_unpacked(tmp_path, monkeypatch, packed):
+    import tracemalloc
+
+    from invariance.data import _idx
+
+    monkeypatch.setattr(_idx, "LARGEST", 10_000)
+    path = tmp_path / "bomb"
+    content = bytes(10_000_000)
+    path.write_bytes(gzip.compress(content) if packed else content)
+    del content
+    tracemalloc.start()
+    with pytest.raises(DataError, match="more than 10,000 bytes"):
+        read_verified(path, "0" * 64)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()

@@ -25,7 +25,13 @@ TINY = {
         "networks": 4,
         "n_train": (40, 80),
         "n_unseen": 200,
-        "scale": {"subsets": 1, "subset_networks": 4, "subset_n": 40},
+        "scale": {
+            "subsets": 1,
+            "subset_networks": 4,
+            "subset_n": 40,
+            "early_networks": 4,
+            "early_n": 40,
+        },
     },
     "model-selection": {
         "networks": 6,

@@ -6,6 +6,7 @@ verdicts that cannot fail.
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from bennett_cases import MODULES, tiny
@@ -18,7 +19,7 @@ from invariance.papers.bennett.model_selection import _study as model_selection
 from invariance.papers.bennett.pair_proxy import _study as pair_proxy
 from invariance.papers.bennett.reparameterisation._axes import law_of
 from invariance.papers.bennett.vanishing_advantage import _study as vanishing_advantage
-from invariance.studies import Record
+from invariance.studies import Findings, Record, run_study
 
 # -- the law -----------------------------------------------------------------------------
 
@@ -43,21 +44,25 @@ def test_the_law_is_the_trace_of_the_moved_network(small_digits, first):
 def test_regimes_are_the_published_ones():
     options = vanishing_advantage.STUDY.full.but(task="digits", networks=2)
     table = {
-        500: (0.05, 0.5, 500, 500, None),
-        2_000: (0.03, 0.5, 2_000, 500, None),
-        6_000: (0.01, 0.5, 4_096, 500, None),
-        12_000: (0.01, 0.5, 4_096, 500, 0.8),
-        24_000: (0.01, 0.3, 4_096, 500, 0.8),
-        60_000: (0.01, 0.3, 4_096, 600, 0.8),
+        500: (0.05, 0.5, 500, 500, None, 0.9999),
+        2_000: (0.03, 0.5, 2_000, 500, None, 0.9999),
+        6_000: (0.01, 0.5, 4_096, 500, None, 0.9999),
+        12_000: (0.01, 0.5, 4_096, 500, 0.8, 1.0),
+        24_000: (0.01, 0.3, 4_096, 500, 0.8, 1.0),
+        60_000: (0.01, 0.3, 4_096, 600, 0.8, 1.0),
     }
     assert vanishing_advantage.STUDY.full.n_train == tuple(table)
-    for n, (small_lr, large_lr, large_batch, epochs, drop) in table.items():
+    for n, (small_lr, large_lr, large_batch, epochs, drop, stop) in table.items():
         for regime, lr, batch, seeds in (
             ("small", small_lr, 64, [0, 1]),
             ("large", large_lr, large_batch, [100, 101]),
         ):
             configs = regime_configs(options, n, regime)
             assert [config.seed for config in configs] == seeds
+            early = regime_configs(options, n, regime, early=True)
+            assert [dict(c.settings) for c in early] == [
+                {**c.settings, "target_accuracy": 0.995} for c in configs
+            ]
             assert dict(configs[0].settings) == {
                 "task": "digits",
                 "n_train": n,
@@ -66,7 +71,7 @@ def test_regimes_are_the_published_ones():
                 "lr": lr,
                 "batch_size": batch,
                 "max_epochs": epochs,
-                "target_accuracy": 0.995,
+                "target_accuracy": stop,
                 "check_every": 10,
                 "lr_drop_at": drop,
             }
@@ -102,10 +107,44 @@ def test_the_configuration_of_a_published_network_keeps_its_name(mnist):
     mnist(n_train=1)
     options = vanishing_advantage.STUDY.full
     assert regime_configs(options, 500, "small")[0].id == PINNED
+    assert regime_configs(options, 500, "small", early=True)[0].id == PINNED_EARLY
 
 
-#: Weights are found by this name: a change of it loses every trained network.
-PINNED = "16b2a515554d39e25411d3b0"
+#: Weights are found by this name: a change of it loses every trained network. The second is
+#: what every network was called while all of them stopped early.
+PINNED = "21b2c4be71e1f4573ce334ff"
+PINNED_EARLY = "16b2a515554d39e25411d3b0"
+
+
+def test_records_of_the_early_stop_never_pass_for_the_published_one(tmp_path):
+    """A folder from when all stopped early: its networks are kept as what they are."""
+    study, options = tiny("vanishing-advantage")
+    options = options.but(n_train=(40,), networks=2)
+    options = options.but(scale={**options.scale, "subsets": 0})
+    early = [
+        config
+        for regime in ("small", "large")
+        for config in regime_configs(options, 40, regime, early=True)
+    ]
+    old = replace(study, grid=lambda options: early, analyse=lambda records, options: Findings(),
+                  figures=lambda records, findings, folder: [])  # fmt: skip
+    run_study(old, options, out=tmp_path, resume=True, workers=1)
+    found = run_study(study, options, out=tmp_path, resume=True, workers=1).results
+    assert [entry["trained"] for entry in found["run"]["runs"]] == [4, 4]
+    stops = [network["settings"]["target_accuracy"] for network in found["networks"]]
+    assert stops == [0.9999] * 4 + [0.995] * 4
+    titles = [table["title"] for table in found["tables"]]
+    (place,) = [i for i, title in enumerate(titles) if title.startswith("What stopping early")]
+    rows = found["tables"][place]["rows"]
+    assert [row[0] for row in rows] == ["n=40", "n=40, stopped early"]
+    for row, stop in zip(rows, (0.9999, 0.995), strict=True):
+        for value, batch in zip(row[1:3], (64, 40), strict=True):
+            losses = [
+                network["facts"]["train_loss"] for network in found["networks"]
+                if network["settings"]["target_accuracy"] == stop
+                and network["settings"]["batch_size"] == batch
+            ]  # fmt: skip
+            assert value == pytest.approx(sum(losses) / 2)
 
 
 # -- the studies -------------------------------------------------------------------------

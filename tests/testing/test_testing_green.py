@@ -15,7 +15,7 @@ import torch
 import invariance as inv
 from invariance.cli._main import main
 from invariance.reporting._words import cell
-from invariance.testing.project._verdicts import Outcome, exit_code
+from invariance.testing.project._verdicts import MeasureOutcome, exit_code
 
 ROOT = Path(__file__).parents[2]
 
@@ -157,8 +157,8 @@ def test_the_same_measure_asked_for_twice_has_to_hold_twice(project, capsys):
         f'{{function = "{name}:right", groups = ["batchnorm_fold"]}}]\n'
     )
     assert main(["check"]) == 2  # there is no BatchNorm to fold
-    held = Outcome("m", "net", "holds", "")
-    refused = Outcome("m", "net", "refused", "", request=1)
+    held = MeasureOutcome("m", "net", "holds", "")
+    refused = MeasureOutcome("m", "net", "refused", "", request=1)
     assert exit_code([held]) == 0
     assert exit_code([held, refused]) == 2
     assert exit_code([]) == 2

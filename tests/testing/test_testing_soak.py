@@ -14,12 +14,12 @@ import invariance.measures  # noqa: F401 - importing fills the registry
 from invariance.core._errors import InvarianceError
 from invariance.core._groups import Group
 from invariance.measures._registry import all_measures, as_measure, get_measure
-from invariance.testing.gate._bound_measure import subject
+from invariance.testing.gate._bound_measure import bind
 from invariance.testing.gate._examine import examine
 from invariance.testing.soak import _command as soak_command
 from invariance.testing.soak import _soak as soak
 from invariance.testing.soak._cases import draw_case
-from invariance.testing.soak._progress import Progress
+from invariance.testing.soak._progress import SoakProgress
 
 QUICK_CASES, SLOW_CASES = 4, 60
 
@@ -94,7 +94,7 @@ def attempt(compare):
 def judged_alone(measure, number, maps):
     """Compare as ``assert_invariant`` does: the case drawn anew, every copy its own."""
     case = draw_case(7, number)
-    bound = subject(measure, case.model, case.x, case.y, seed=case.member_seed, allow_constant=True)
+    bound = bind(measure, case.model, case.x, case.y, seed=case.member_seed, allow_constant=True)
     return examine(bound, maps, judged=True, explained=False)
 
 
@@ -222,11 +222,11 @@ def test_results_do_not_depend_on_the_number_of_processes(tmp_path):
 
 def test_progress_forgets_and_refuses(tmp_path):
     path = tmp_path / "progress.jsonl"
-    kept = Progress(path)
+    kept = SoakProgress(path)
     kept.keep(0, {"path_norm": soak.Tally("path_norm", compared=7, cursor=9)})
-    assert Progress(path).of(0, ["path_norm"])["path_norm"].compared == 7
-    assert Progress(path, again=["path_norm"]).of(0, ["path_norm"])["path_norm"].cursor == 0
-    assert Progress(path).of(0, ["path_norm"])["path_norm"].cursor == 0
+    assert SoakProgress(path).of(0, ["path_norm"])["path_norm"].compared == 7
+    assert SoakProgress(path, again=["path_norm"]).of(0, ["path_norm"])["path_norm"].cursor == 0
+    assert SoakProgress(path).of(0, ["path_norm"])["path_norm"].cursor == 0
     path.write_text("something else\n")
     with pytest.raises(InvarianceError, match="is no progress of a soak"):
-        Progress(path)
+        SoakProgress(path)

@@ -1,43 +1,21 @@
-"""The Hessian's diagonal from Hessian-vector products: exact on a basis, or estimated."""
+"""The diagonal of a matrix from products with it: exact on a basis, or estimated."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from invariance.core._arguments import as_seed
 from invariance.core._errors import MeasureError
 from invariance.core._rng import generator
-from invariance.curvature._batches import Data
-from invariance.curvature.losses._resolve import Loss
-from invariance.curvature.products._operators import HessianOperator
+from invariance.curvature.products._matrix import SymmetricOperator
 
 #: Basis vectors or probes that are multiplied at once.
 _AT_ONCE = 32
 
 
-def basis_diagonal(
-    model: nn.Module,
-    x: Data,
-    y: Tensor | None = None,
-    *,
-    loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Loss = "cross_entropy",
-    parameters: Iterable[str] | None = None,
-) -> dict[str, Tensor]:
-    """Return the exact diagonal by one Hessian-vector product an entry.
-
-    Args:
-        model: The network; it is left as it is.
-        x: ``(n, ...)`` inputs, or a re-iterable of ``(x, y)`` batches.
-        y: Targets; left out when ``x`` is a re-iterable of batches.
-        loss: The mean loss.
-        parameters: Names of parameters or modules; all trainable ones by default.
-
-    Returns:
-        Parameter name to its diagonal, in the parameter's shape.
-    """
-    operator = HessianOperator(model, x, y, loss=loss, parameters=parameters)
+def basis_diagonal(operator: SymmetricOperator) -> dict[str, Tensor]:
+    """Return the exact diagonal by one product an entry: parameter name to its part."""
     dim = operator.shape[0]
     diagonal = torch.empty(dim, dtype=operator.dtype, device=operator.device)
     for low in range(0, dim, _AT_ONCE):
@@ -49,26 +27,15 @@ def basis_diagonal(
 
 
 def estimate_diagonal(
-    model: nn.Module,
-    x: Data,
-    y: Tensor | None = None,
-    *,
-    loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Loss = "cross_entropy",
-    parameters: Iterable[str] | None = None,
-    budget: int = 96,
-    seed: int = 0,
+    operator: SymmetricOperator, *, budget: int = 96, seed: int = 0
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Estimate the diagonal as the mean of ``v * H v`` over random signs v.
+    """Estimate the diagonal as the mean of ``v * A v`` over random signs v.
 
     Bekas, Kokiopoulou & Saad (2007), "An estimator for the diagonal of a matrix". Unbiased,
-    since ``E v_i v_j = [i = j]``; entry i has variance ``sum_{j != i} H_ij^2`` a probe.
+    since ``E v_i v_j = [i = j]``; entry i has variance ``sum_{j != i} A_ij^2`` a probe.
 
     Args:
-        model: The network; it is left as it is.
-        x: ``(n, ...)`` inputs, or a re-iterable of ``(x, y)`` batches.
-        y: Targets; left out when ``x`` is a re-iterable of batches.
-        loss: The mean loss.
-        parameters: Names of parameters or modules; all trainable ones by default.
+        operator: The matrix.
         budget: How many probes, at least 2.
         seed: Determines the probes.
 
@@ -80,8 +47,7 @@ def estimate_diagonal(
     """
     if budget < 2:
         raise MeasureError(f"A standard error needs at least 2 probes. Got budget={budget}.")
-    operator = HessianOperator(model, x, y, loss=loss, parameters=parameters)
-    draws = generator(seed, "curvature", "diagonal")
+    draws = generator(as_seed(seed), "curvature", "diagonal")
     mean = torch.zeros(operator.shape[0], dtype=operator.dtype, device=operator.device)
     spread = torch.zeros_like(mean)
     count = 0

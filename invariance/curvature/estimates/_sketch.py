@@ -12,10 +12,10 @@ from invariance.curvature.estimates._trace import (
     random_normals,
     random_signs,
 )
-from invariance.curvature.products._operators import CurvatureOperator
+from invariance.curvature.products._matrix import SymmetricOperator
 
 
-def hutchpp(operator: CurvatureOperator, budget: int, seed: int) -> Samples:
+def hutchpp(operator: SymmetricOperator, budget: int, seed: int) -> Samples:
     """Hutch++: ``tr(Q^T A Q)`` exactly, the rest by sign probes projected off Q.
 
     With ``P = I - Q Q^T`` the trace of A's block b is
@@ -42,7 +42,7 @@ def hutchpp(operator: CurvatureOperator, budget: int, seed: int) -> Samples:
     return samples, fixed, f"Hutch++, sketch of rank {basis.shape[0]}, {len(samples)} sign probes"
 
 
-def xtrace(operator: CurvatureOperator, budget: int, seed: int) -> Samples:
+def xtrace(operator: SymmetricOperator, budget: int, seed: int) -> Samples:
     """XTrace: Hutch++ for every choice of one probe, with the range found by all the others.
 
     Write ``Y = A Omega = Q R``. Leaving out column i leaves the range of
@@ -84,7 +84,7 @@ def xtrace(operator: CurvatureOperator, budget: int, seed: int) -> Samples:
 
 
 def sketch(
-    operator: CurvatureOperator, count: int, seed: int, stream: str
+    operator: SymmetricOperator, count: int, seed: int, stream: str
 ) -> tuple[Tensor, Tensor]:
     """Return orthonormal rows spanning the range of A on random signs, and their images."""
     probes = blocks_of_probes(operator, count, seed, random_signs, f"{stream} sketch")

@@ -25,7 +25,8 @@ from invariance.core._estimate import Estimate
 from invariance.core._rng import generator
 from invariance.curvature._batches import Data
 from invariance.curvature.losses._resolve import LossLike
-from invariance.curvature.products._operators import CurvatureOperator, MatrixName, build_operator
+from invariance.curvature.products._matrix import SymmetricOperator
+from invariance.curvature.products._operators import MatrixName, build_operator
 
 Estimator: TypeAlias = Literal["hutchinson", "hutchpp", "xtrace"]
 
@@ -40,7 +41,7 @@ _TOO_FEW = {"hutchinson": 2, "hutchpp": 6, "xtrace": 4}
 
 
 def hessian_trace_estimate(
-    model: nn.Module | CurvatureOperator,
+    model: nn.Module | SymmetricOperator,
     x: Data | None = None,
     y: Tensor | None = None,
     *,
@@ -110,7 +111,7 @@ def hessian_trace_estimate(
     return _summary(operator, samples, fixed, words, operator.products - before)
 
 
-def _exact(operator: CurvatureOperator) -> Estimate:
+def _exact(operator: SymmetricOperator) -> Estimate:
     """A budget of d products pays for the matrix itself."""
     diagonal = operator.to_dense().diagonal().double().cpu()
     parts = {
@@ -122,12 +123,12 @@ def _exact(operator: CurvatureOperator) -> Estimate:
         method=f"diagonal of the {operator.label} from {len(diagonal)} products; {operator.method}",
         parts=parts,
         iterations=len(diagonal),
-        detail=operator.objective.notes(),
+        detail=operator.notes(),
     )
 
 
 def _hutchinson(
-    operator: CurvatureOperator, budget: int, relative_error: float | None, seed: int
+    operator: SymmetricOperator, budget: int, relative_error: float | None, seed: int
 ) -> Samples:
     found: list[Tensor] = []
     count = 0
@@ -154,7 +155,7 @@ def random_normals(rows: int, dim: int, draws: torch.Generator) -> Tensor:
 
 
 def blocks_of_probes(
-    operator: CurvatureOperator,
+    operator: SymmetricOperator,
     count: int,
     seed: int,
     draw: Callable[[int, int, torch.Generator], Tensor],
@@ -167,14 +168,14 @@ def blocks_of_probes(
         yield draw(size, operator.shape[0], draws).to(operator.device, operator.dtype)
 
 
-def block_sums(operator: CurvatureOperator, rows: Tensor) -> Tensor:
+def block_sums(operator: SymmetricOperator, rows: Tensor) -> Tensor:
     """Sum ``(k, d)`` rows over each parameter's entries: ``(k, blocks)`` in float64."""
     parts = torch.split(rows, list(operator.space.sizes), dim=1)
     return torch.stack([part.sum(1, dtype=torch.float64) for part in parts], dim=1).cpu()
 
 
 def _summary(
-    operator: CurvatureOperator, samples: Tensor, fixed: Tensor, words: str, products: int
+    operator: SymmetricOperator, samples: Tensor, fixed: Tensor, words: str, products: int
 ) -> Estimate:
     means = samples.mean(0) + fixed
     count = samples.shape[0]
@@ -189,6 +190,6 @@ def _summary(
         iterations=products,
         detail={
             "part_stderr": dict(zip(operator.names, spread.tolist(), strict=True)),
-            **operator.objective.notes(),
+            **operator.notes(),
         },
     )

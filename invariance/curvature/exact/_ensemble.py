@@ -12,23 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core._errors import DataError, MeasureError
-from invariance.core._perceptron import (
-    Dense,
-    Step,
-    qualified,
-    read_perceptron,
-    slice_perceptrons,
-    stack_perceptrons,
-)
-from invariance.curvature.exact._mlp import (
-    bytes_per_row,
-    chunk_rows,
-    first_triangle,
-    sweep_chunk,
-)
-from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET, Sums, Wants
-from invariance.curvature.exact._sweep import check_budget, exact_curvature, require_deterministic
-from invariance.curvature.losses._resolve import Loss, check_batch, resolve_loss
+from invariance.core._modules import require_deterministic
+from invariance.core._perceptron import Step, qualified, read_perceptron, stack_perceptrons
+from invariance.curvature._batches import check_batch, check_budget
+from invariance.curvature._trace_diagonal import exact_curvature
+from invariance.curvature.exact._mlp import sweep_perceptrons
+from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET, Wants
+from invariance.curvature.losses._resolve import Loss, resolve_loss
 
 Array = npt.NDArray[np.float64]
 
@@ -118,13 +108,23 @@ def hessian_trace_ensemble(
     stack = stack_steps(models)
     if stack is None:
         return _one_by_one(models, x, y, resolved, wants, memory_budget)
-    own_rows = x.ndim == 3
-    if (x.shape[0] != len(models) or y.shape[:2] != x.shape[:2]) if own_rows else x.ndim != 2:
+    if (x.shape[0] != len(models) or y.shape[:2] != x.shape[:2]) if x.ndim == 3 else x.ndim != 2:
         raise DataError(
             f"x must be (n, d), or (M, n, d) with y (M, n) for M = {len(models)} networks. "
             f"Got x {tuple(x.shape)} and y {tuple(y.shape)}."
         )
-    return _sweep_stack(stack, len(models), x, y, resolved, wants, memory_budget)
+    sums = sweep_perceptrons(
+        stack, [(x, y)], x.shape[-2], resolved, wants, memory_budget, own_rows=x.ndim == 3
+    )
+    traces, kappas, diagonals = sums.of("trace"), sums.of("kappa"), sums.mean_diagonals()
+    layers = [step.name for step in stack]
+    names = [qualified(layer, leaf) for layer in layers for leaf in ("weight", "bias")]
+    return EnsembleCurvature(
+        {name: traces[name].numpy() for name in names if name in traces},
+        {name: kappas[name].numpy() for name in layers if name in kappas},
+        {name: diagonals[name] for name in names if name in diagonals},
+        f"exact sweep of {len(models)} stacked networks ({resolved.name})",
+    )
 
 
 def stack_steps(models: Sequence[nn.Module]) -> tuple[Step, ...] | None:
@@ -132,80 +132,6 @@ def stack_steps(models: Sequence[nn.Module]) -> tuple[Step, ...] | None:
     parsed = [read_perceptron(model) for model in models]
     known = [steps for steps in parsed if steps is not None]
     return stack_perceptrons(known) if len(known) == len(parsed) else None
-
-
-def _sweep_stack(
-    steps: Sequence[Step],
-    count: int,
-    x: Tensor,
-    y: Tensor,
-    loss: Loss,
-    wants: Wants,
-    memory_budget: int,
-) -> EnsembleCurvature:
-    """Sweep groups of networks that fit the budget with as many rows as fit with them."""
-    dense = [step for step in steps if isinstance(step, Dense)]
-    weight = dense[0].weight
-    rows = x.shape[-2]
-    if x.shape[-1] != weight.shape[-1]:
-        raise DataError(f"The networks take {weight.shape[-1]} features. Got {x.shape[-1]}.")
-    at_once = chunk_rows(
-        bytes_per_row(steps, channels=dense[-1].weight.shape[-2]), memory_budget, weight.device
-    )
-    group = max(1, min(count, at_once // rows))
-    chunk = max(1, at_once // group)
-    x, y = x.to(weight), y.to(weight.device)
-    own_rows = x.ndim == 3
-    found = []
-    with torch.no_grad():
-        for low in range(0, count, group):
-            part = slice_perceptrons(steps, low, min(low + group, count))
-            sums = Sums((min(low + group, count) - low,))
-            triangle = first_triangle(part[0], wants)
-            px = x[low : low + group] if own_rows else x
-            py = y[low : low + group] if own_rows else y.expand(sums.mass.shape[0], *y.shape)
-            for start in range(0, rows, chunk):
-                sweep_chunk(
-                    part,
-                    px[..., start : start + chunk, :],
-                    py[:, start : start + chunk],
-                    loss,
-                    wants,
-                    triangle,
-                    sums,
-                    0,
-                )
-            found.append(sums)
-    order = [
-        name
-        for step in steps
-        for name in (step.name, qualified(step.name, "weight"), qualified(step.name, "bias"))
-    ]
-    return _joined(found, order, f"exact sweep of {count} stacked networks ({loss.name})")
-
-
-def _joined(found: Sequence[Sums], order: Sequence[str], method: str) -> EnsembleCurvature:
-    """Concatenate the groups of networks, divide by their masses, put names in ``order``."""
-    masses = torch.cat([sums.mass for sums in found])
-    if bool((masses <= 0).any()):
-        raise DataError(
-            "No row counts towards the loss: every label is ignored or has class weight 0."
-        )
-    traces, kappas = (
-        {
-            name: torch.cat([sums.of(kind)[name] for sums in found]).numpy()
-            for name in order
-            if name in found[0].of(kind)
-        }
-        for kind in ("trace", "kappa")
-    )
-    diagonal = {}
-    for name in order:
-        if name not in found[0].diagonals:
-            continue
-        whole = torch.cat([sums.diagonals[name] for sums in found])
-        diagonal[name] = whole / masses.to(whole).view(-1, *[1] * (whole.ndim - 1))
-    return EnsembleCurvature(traces, kappas, diagonal, method)
 
 
 def _one_by_one(

@@ -10,10 +10,15 @@ from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
 from invariance.core._perceptron import qualified
 from invariance.curvature._batches import Data
-from invariance.curvature._trace_diagonal import DEFAULT_MAX_PRODUCTS, LossArgument, entries, route
-from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET
-from invariance.curvature.exact._sweep import exact_curvature
-from invariance.curvature.products._operators import HessianOperator
+from invariance.curvature._trace_diagonal import (
+    DEFAULT_MAX_PRODUCTS,
+    Prepared,
+    entries,
+    prepare,
+    swept_curvature,
+)
+from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET, Wants
+from invariance.curvature.losses._resolve import LossLike
 
 
 def layer_relative_flatness(
@@ -22,7 +27,7 @@ def layer_relative_flatness(
     y: Tensor | None = None,
     *,
     layers: Sequence[str],
-    loss: LossArgument = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
     max_products: int = DEFAULT_MAX_PRODUCTS,
 ) -> Estimate:
@@ -45,19 +50,13 @@ def layer_relative_flatness(
         MeasureError: A layer of a smooth network that is too large for ``max_products``.
     """
     weights = {layer: qualified(layer, "weight") for layer in layers}
-    swept, rest, why = route(model, x, y, list(weights.values()), "auto")
+    prepared = prepare(model, x, y, loss, weights.values())
+    swept, rest, why = prepared.split("auto")
     parts: dict[str, float] = {}
     words: list[str] = []
     if swept:
-        result = exact_curvature(
-            model,
-            x,
-            y,
-            loss=loss,
-            parameters=swept,
-            relative_flatness=True,
-            memory_budget=memory_budget,
-        )
+        wants = Wants(relative_flatness=True)
+        result = swept_curvature(prepared, swept, wants, memory_budget)
         parts |= result.relative_flatness
         words.append(result.method)
     for layer in (layer for layer, weight in weights.items() if weight in rest):
@@ -68,7 +67,7 @@ def layer_relative_flatness(
                 f"Raise max_products (now {max_products}), or choose a layer in which the "
                 "network is piecewise linear, such as the last."
             )
-        parts[layer] = _flatness_by_products(model, x, y, layer, weights[layer], loss)
+        parts[layer] = _flatness_by_products(prepared, layer, weights[layer])
         words.append(f"{size} exact Hessian-vector products{why}")
     values = [parts[layer] for layer in layers]
     return Estimate(
@@ -78,16 +77,10 @@ def layer_relative_flatness(
     )
 
 
-def _flatness_by_products(
-    model: nn.Module,
-    x: Data,
-    y: Tensor | None,
-    layer: str,
-    weight: str,
-    loss: LossArgument,
-) -> float:
+def _flatness_by_products(prepared: Prepared, layer: str, weight: str) -> float:
     """Form the weight's Hessian block, and sum ``<w_s, w_s'> Tr H_{s,s'}`` over its rows."""
-    block = HessianOperator(model, x, y, loss=loss, parameters=[weight]).to_dense()
+    block = prepared.operator([weight]).to_dense()
+    model = prepared.model
     module = model.get_submodule(layer)
     groups = int(getattr(module, "groups", 1))
     rows = model.get_parameter(weight).detach()

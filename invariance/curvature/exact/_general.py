@@ -21,10 +21,10 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from invariance.core._errors import MeasureError
 from invariance.core._forward import first_input, run
 from invariance.core._perceptron import qualified
-from invariance.curvature._batches import Batches
+from invariance.curvature._batches import Batches, Sums
 from invariance.curvature.exact._directional import forward_bytes, move_like
 from invariance.curvature.exact._linearity import Linearity
-from invariance.curvature.exact._result import Sums, Wants
+from invariance.curvature.exact._result import Wants
 from invariance.curvature.exact._rows import check_rows_independent, rows_bytes, sweep_rows
 from invariance.curvature.exact._taps import Tap, make_tap, tap_bytes, tappable
 from invariance.curvature.losses._resolve import HessianFactor, Loss

@@ -15,14 +15,24 @@ free in every layer but the first, where only its norm is needed: with W^T = Q T
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from invariance.core._perceptron import Dense, Norm, Slope, Step, derivatives, qualified
+from invariance.core._errors import DataError
+from invariance.core._perceptron import (
+    Dense,
+    Norm,
+    Slope,
+    Step,
+    derivatives,
+    qualified,
+    slice_perceptrons,
+)
+from invariance.curvature._batches import Sums, check_budget
 from invariance.curvature.exact._curved import Remainder
-from invariance.curvature.exact._result import Sums, Wants
+from invariance.curvature.exact._result import Wants
 from invariance.curvature.losses._resolve import HessianFactor, Loss
 
 #: Aim for temporaries of this many bytes a chunk on the CPU: they then stay in its cache.
@@ -33,7 +43,7 @@ _TRIANGLE_BLOCK = 64
 
 
 def bytes_per_row(steps: Sequence[Step], channels: int) -> int:
-    """Estimate the temporaries that one row of one model needs in :func:`sweep`, in bytes."""
+    """Estimate the temporaries that one row of one model needs in :func:`sweep_chunk`, in bytes."""
     widths = [0]
     stored, itemsize = 0, 4
     for step in steps:
@@ -213,6 +223,76 @@ class _Sweep:
         return energy if more is None else energy + more
 
 
+def sweep_perceptrons(
+    steps: Sequence[Step],
+    data: Iterable[tuple[Tensor, Tensor]],
+    rows: int,
+    loss: Loss,
+    wants: Wants,
+    memory_budget: int,
+    names: Collection[str] | None = None,
+    *,
+    own_rows: bool = False,
+) -> Sums:
+    """Sweep one network, or a stack of M of one shape.
+
+    Networks are taken in groups that fit the budget with as many rows as fit with them.
+
+    Args:
+        steps: Steps of one network, or with tensors ``(M, ...)``.
+        data: Batches, read again for every group: x ``(n, d)`` with y ``(n, ...)`` for all
+            networks, or, with ``own_rows``, x ``(M, n, d)`` with y ``(M, n, ...)``.
+        rows: Rows in all.
+        loss: The loss.
+        wants: What to compute besides the traces.
+        memory_budget: Bytes for temporaries.
+        names: Parameters to cover: layers below the first of them are left out.
+        own_rows: Whether every network has rows of its own.
+
+    Returns:
+        The sums, with ``lead = ()`` or ``(M,)``.
+    """
+    check_budget(memory_budget)
+    dense = [step for step in steps if isinstance(step, Dense)]
+    weight = dense[0].weight
+    lead = weight.shape[:-2]
+    count = lead.numel()
+    at_once = chunk_rows(
+        bytes_per_row(steps, channels=dense[-1].weight.shape[-2]), memory_budget, weight.device
+    )
+    group = max(1, min(count, at_once // rows))
+    chunk = max(1, at_once // group)
+    first = 0 if names is None else first_step(steps, names)
+    found: list[Sums] = []
+    with torch.no_grad():
+        for low in range(0, count, group):
+            high = min(low + group, count)
+            part = slice_perceptrons(steps, low, high) if lead else steps
+            sums = Sums((high - low,) if lead else ())
+            triangle = first_triangle(part[first], wants)
+            for x, y in data:
+                if x.ndim != 2 + own_rows or x.shape[-1] != weight.shape[-1]:
+                    raise DataError(
+                        f"The model takes rows of {weight.shape[-1]} features. Got x of shape "
+                        f"{tuple(x.shape)}; reshape x to (n, {weight.shape[-1]})."
+                    )
+                px, py = (x[low:high], y[low:high]) if own_rows else (x, y)
+                if lead and not own_rows:
+                    py = y.expand(high - low, *y.shape)
+                pieces = torch.split(px, chunk, dim=-2), torch.split(py, chunk, dim=len(lead))
+                for bx, by in zip(*pieces, strict=True):
+                    where, labels = bx.to(weight), by.to(weight.device)
+                    sweep_chunk(part, where, labels, loss, wants, triangle, sums, first)
+            found.append(sums)
+    return Sums.joined(found)
+
+
+def is_curved(steps: Sequence[Step], names: Collection[str] | None = None) -> bool:
+    """Whether second derivatives of activations enter the curvature in ``names``."""
+    first = 0 if names is None else first_step(steps, names)
+    return any(isinstance(step, Slope) and step.smooth for step in steps[first:])
+
+
 def sweep_chunk(
     steps: Sequence[Step],
     x: Tensor,
@@ -239,9 +319,7 @@ def sweep_chunk(
     for step in steps:
         trail.append(outputs)
         outputs = step.forward(outputs)
-    lead = outputs.shape[:-2]
-    flat = outputs.flatten(0, -2)
-    labels = y.flatten(0, len(lead)) if lead else y
+    flat, labels = outputs.flatten(0, -2), y.flatten(0, 1) if outputs.ndim > 2 else y
     loss.check(flat, labels)
     root, signs = loss.hessian_factor(flat, labels)
     rows = outputs.shape[:-1]

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-import torch
 from torch import Tensor
 
 #: Default memory for a sweep's temporaries, in bytes.
@@ -52,48 +51,6 @@ class Wants:
 
     relative_flatness: bool = False
     diagonal: bool = False
-
-
-class Sums:
-    """Running sums over chunks of rows, before the division by the loss's total mass.
-
-    Scalars are kept in float64 on the CPU (some devices have none), diagonals where and
-    as they were computed. ``lead`` is the shape in front of every sum: ``()`` for one
-    model, ``(M,)`` for a stack of M.
-    """
-
-    def __init__(self, lead: tuple[int, ...] = ()) -> None:
-        self.rows = 0
-        self.mass = torch.zeros(lead, dtype=torch.float64)
-        self.scalars: dict[tuple[str, str], Tensor] = {}
-        self.diagonals: dict[str, Tensor] = {}
-
-    def add_chunk(self, rows: int, mass: Tensor, scalars: Mapping[tuple[str, str], Tensor]) -> None:
-        """Add one chunk's scalars with a single transfer from the device.
-
-        Args:
-            rows: Number of rows in the chunk.
-            mass: Sum of the rows' masses, shape ``lead``.
-            scalars: ``(kind, name)`` to a sum of shape ``lead``.
-        """
-        self.rows += rows
-        moved = torch.stack([mass, *scalars.values()]).cpu().double()
-        self.mass = self.mass + moved[0]
-        for key, value in zip(scalars, moved[1:], strict=True):
-            self.scalars[key] = self.scalars[key] + value if key in self.scalars else value
-
-    def add_diagonal(self, name: str, value: Tensor) -> None:
-        """Add one chunk's contribution to a parameter's diagonal."""
-        if name in self.diagonals:
-            self.diagonals[name] += value
-        else:
-            self.diagonals[name] = value
-
-    def of(self, kind: str) -> dict[str, Tensor]:
-        """Return name to mean (sum over mass) for one kind of scalar."""
-        return {
-            name: value / self.mass for (this, name), value in self.scalars.items() if this == kind
-        }
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from invariance.core._forward import run
-from invariance.curvature.exact._result import Sums, Wants
+from invariance.curvature._batches import Sums
+from invariance.curvature.exact._result import Wants
 from invariance.curvature.losses._resolve import HessianFactor
 
 

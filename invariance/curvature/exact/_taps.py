@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from invariance.core._modules import BATCH_NORMS, WEIGHT_LAYERS, has_global_hooks
 from invariance.core._perceptron import qualified
-from invariance.curvature.exact._result import Sums, Wants
+from invariance.curvature._batches import Sums
+from invariance.curvature.exact._result import Wants
 
 
 def patches(module: nn.Module, inputs: Tensor) -> Tensor:

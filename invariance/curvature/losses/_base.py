@@ -7,9 +7,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from invariance.core._errors import DataError
-from invariance.core._finite import all_finite
-
 
 class HessianFactor(NamedTuple):
     """A signed square root of every row's Hessian in f: ``H_n = root diag(signs) root^T``.
@@ -72,17 +69,3 @@ class Loss(ABC):
         root, signs = self.hessian_factor(outputs, y)
         right = root if signs is None else root * signs.unsqueeze(-2)
         return root @ right.mT
-
-
-def check_outputs(outputs: Tensor) -> None:
-    """Refuse outputs that are not a finite, non-empty ``(n, K)`` matrix."""
-    if outputs.ndim != 2 or 0 in outputs.shape:
-        raise DataError(
-            "The model's outputs must have shape (n, K), rows by classes. "
-            f"Got {tuple(outputs.shape)}; flatten or average the other dimensions."
-        )
-    if not all_finite(outputs):
-        raise DataError(
-            "The model's outputs contain NaN or infinity: its parameters overflowed, or training "
-            "diverged. Curvature is not defined there."
-        )

@@ -12,8 +12,8 @@ Summing both over batches and dividing once weights a ragged last batch exactly.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from invariance.core._errors import DataError, MeasureError, unknown_name
-from invariance.core._finite import all_finite
-from invariance.core._modules import computes_as_its_class
-from invariance.core._reads import Reads, state_of
-from invariance.curvature.losses._base import HessianFactor, Loss, check_outputs
-from invariance.curvature.losses._cross_entropy import CrossEntropy, softmax_root
+from invariance.core._modules import all_finite, computes_as_its_class
+from invariance.core._reads import state_of
+from invariance.curvature._batches import check_outputs
+from invariance.curvature.losses._base import HessianFactor, Loss
+from invariance.curvature.losses._custom import CustomLoss
 
 __all__ = [
     "CrossEntropy",
@@ -34,7 +34,6 @@ __all__ = [
     "Loss",
     "LossLike",
     "MeanSquaredError",
-    "check_batch",
     "resolve_loss",
     "softmax_root",
 ]
@@ -42,9 +41,134 @@ __all__ = [
 #: What an argument called ``loss`` may be, everywhere in the package.
 LossLike: TypeAlias = "str | nn.Module | Callable[[Tensor, Tensor], Tensor] | Loss"
 
-#: Relative disagreement between a user's mean loss and the mean of its rows, in units of
-#: the square root of the machine epsilon, above which it is refused as "not a mean".
-_MEAN_TOLERANCE = 10.0
+
+@dataclass(frozen=True, eq=False)
+class CrossEntropy(Loss):
+    """Softmax cross-entropy as ``torch.nn.CrossEntropyLoss(reduction="mean")`` has it.
+
+    A row with target vector t has value ``-sum_c t_c log p_c``, gradient ``T p - t`` and
+    Hessian ``T (diag(p) - p p^T)`` with ``T = sum_c t_c``. For a label y that is
+    ``t_c = w_c ((1 - s) [c = y] + s / K)`` with class weights w and label smoothing s.
+
+    Attributes:
+        class_weights: ``(K,)`` non-negative class weights, or ``None``.
+        label_smoothing: In ``[0, 1]``.
+        ignore_index: Rows with this label do not count.
+    """
+
+    class_weights: Tensor | None = None
+    label_smoothing: float = 0.0
+    ignore_index: int = -100
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.label_smoothing <= 1.0:
+            raise MeasureError(f"label_smoothing must lie in [0, 1]. Got {self.label_smoothing}.")
+        weights = self.class_weights
+        if weights is not None:
+            if weights.ndim != 1 or not bool(torch.isfinite(weights).all()):
+                raise MeasureError(
+                    "class_weights must be a (K,) tensor of finite numbers. "
+                    f"Got shape {tuple(weights.shape)}."
+                )
+            if bool((weights < 0).any()):
+                raise MeasureError(
+                    f"class_weights must not be negative. Got {weights.min().item():.4g}."
+                )
+
+    @property
+    def name(self) -> str:
+        """Name for ``Estimate.method``."""
+        extras = [
+            text
+            for text, present in (
+                ("class weights", self.class_weights is not None),
+                (f"label smoothing {self.label_smoothing:g}", self.label_smoothing > 0),
+            )
+            if present
+        ]
+        return "cross-entropy" + (f" ({', '.join(extras)})" if extras else "")
+
+    def check(self, outputs: Tensor, y: Tensor) -> None:
+        """Refuse outputs and labels that cross-entropy is not defined on."""
+        check_outputs(outputs)
+        n, k = outputs.shape
+        if self.class_weights is not None and self.class_weights.shape[0] != k:
+            raise DataError(
+                f"class_weights has {self.class_weights.shape[0]} entries for a model with "
+                f"{k} outputs. Give one weight a class."
+            )
+        if y.is_floating_point():
+            if y.shape != outputs.shape:
+                raise DataError(
+                    f"Class labels must be integers of shape ({n},), or probabilities of shape "
+                    f"({n}, {k}). Got {y.dtype} of shape {tuple(y.shape)}; labels need y.long()."
+                )
+            if not all_finite(y) or bool((y < 0).any()):
+                raise DataError("Class probabilities must be finite and not negative.")
+            if bool((empty := (y == 0).all(-1)).any()):
+                raise DataError(
+                    f"Row {int(empty.nonzero()[0, 0])} of the class probabilities is all zero, "
+                    "which names no class: its loss would be an exact 0. Leave such rows out."
+                )
+            return
+        if y.dtype == torch.bool:
+            raise DataError(
+                "Class labels must be integers, from 0 to the number of classes minus 1. Got "
+                "torch.bool; for two classes use y.long()."
+            )
+        if y.shape != (n,):
+            raise DataError(
+                f"Class labels must have shape ({n},), one a row. Got {tuple(y.shape)}."
+            )
+        counted = y[y != self.ignore_index]
+        if counted.numel() and (int(counted.min()) < 0 or int(counted.max()) >= k):
+            wrong = int(counted.min()) if int(counted.min()) < 0 else int(counted.max())
+            raise DataError(
+                f"Label {wrong} is out of range: the model has {k} outputs, so labels run from "
+                f"0 to {k - 1} (rows labelled {self.ignore_index} are ignored)."
+            )
+
+    def _targets(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return the ``(n, K)`` target vectors t, zero on ignored rows."""
+        k = outputs.shape[-1]
+        if y.is_floating_point():
+            targets = y.to(outputs)
+            keep = None
+        else:
+            keep = (y != self.ignore_index).unsqueeze(-1)
+            # A comparison instead of one_hot: it works inside vmap and for ignored labels.
+            targets = (y.unsqueeze(-1) == torch.arange(k, device=y.device)).to(outputs.dtype)
+        if self.label_smoothing > 0:
+            targets = (1 - self.label_smoothing) * targets + self.label_smoothing / k
+        if self.class_weights is not None:
+            targets = targets * self.class_weights.to(outputs)
+        return targets if keep is None else targets * keep
+
+    def values(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return the ``(n,)`` numerators ``-sum_c t_c log p_c``."""
+        return -(self._targets(outputs, y) * F.log_softmax(outputs, dim=-1)).sum(-1)
+
+    def masses(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return the weight of each row: its label's class weight, 0 for an ignored row."""
+        if y.is_floating_point():
+            return outputs.new_ones(outputs.shape[:-1])
+        keep = y != self.ignore_index
+        if self.class_weights is None:
+            return keep.to(outputs.dtype)
+        return self.class_weights.to(outputs)[torch.where(keep, y, 0)] * keep
+
+    def gradients(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return ``T p - t`` for each row."""
+        targets = self._targets(outputs, y)
+        return targets.sum(-1, keepdim=True) * outputs.softmax(-1) - targets
+
+    def hessian_factor(self, outputs: Tensor, y: Tensor) -> HessianFactor:
+        """Return a root of ``T (diag p - p p^T)`` with K - 1 columns."""
+        if self.class_weights is None and not y.is_floating_point():
+            total = (y != self.ignore_index).to(outputs.dtype)
+        else:
+            total = self._targets(outputs, y).sum(-1)
+        return HessianFactor(softmax_root(outputs) * total.sqrt()[..., None, None], None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,115 +204,6 @@ class MeanSquaredError(Loss):
         n, k = outputs.shape
         root = math.sqrt(2.0 / k) * torch.eye(k, dtype=outputs.dtype, device=outputs.device)
         return HessianFactor(root.expand(n, k, k), None)
-
-
-@dataclass(frozen=True, eq=False)
-class CustomLoss(Loss):
-    """A user's ``function(outputs, y) -> scalar`` that is the mean of a loss over rows.
-
-    Derivatives come from autograd on the whole batch, so the function must be written in
-    differentiable PyTorch operations; that it is a mean over rows is checked.
-
-    Attributes:
-        function: The callable; it must accept a single row.
-        watched: Name to each tensor of the measured model, none of which it may depend on: a
-            penalty on the parameters is no function of the outputs, and derivatives that pass
-            through the outputs miss it.
-    """
-
-    function: Callable[[Tensor, Tensor], Tensor]
-    watched: Mapping[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """Name for ``Estimate.method``."""
-        function = self.function
-        return str(getattr(function, "__name__", type(function).__name__))
-
-    def check(self, outputs: Tensor, y: Tensor) -> None:
-        """Refuse a function that is not a scalar, finite mean over rows."""
-        check_outputs(outputs)
-        if y.shape[:1] != outputs.shape[:1]:
-            raise DataError(f"{outputs.shape[0]} rows of outputs but targets {tuple(y.shape)}.")
-        with torch.no_grad():
-            value = self.function(outputs.detach(), y)
-            if not isinstance(value, Tensor) or value.ndim != 0:
-                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise MeasureError(f"The loss {self.name!r} must return a scalar. Got {got}.")
-            if not bool(torch.isfinite(value)):
-                raise MeasureError(f"The loss {self.name!r} returned {value.item()}.")
-            self._check_mean(float(value), outputs.detach(), y)
-            self._check_own(float(value), outputs.detach(), y)
-
-    def _check_mean(self, value: float, outputs: Tensor, y: Tensor) -> None:
-        """Refuse a function whose value is not the average of its values on parts."""
-        n = outputs.shape[0]
-        slack = _MEAN_TOLERANCE * math.sqrt(torch.finfo(outputs.dtype).eps)
-        for cut in {1, n // 2} - {0, n}:
-            one = float(self.function(outputs[:cut], y[:cut]))
-            two = float(self.function(outputs[cut:], y[cut:]))
-            average = (cut * one + (n - cut) * two) / n
-            scale = max(abs(one), abs(two), abs(value), torch.finfo(outputs.dtype).tiny)
-            if not abs(value - average) <= slack * scale:
-                raise MeasureError(
-                    f"The loss {self.name!r} is not the mean over rows of a loss of one row: on "
-                    f"{n} rows it is {value:.6g}, its first {cut} and its other rows average "
-                    f"{average:.6g}. Divide by the number of rows, and use no batch statistics."
-                )
-
-    def _check_own(self, value: float, outputs: Tensor, y: Tensor) -> None:
-        """Refuse a function whose value changes with the model's parameters at fixed outputs."""
-        with Reads(self.watched, moved=True) as reads:
-            moved = float(self.function(outputs, y))
-        if reads.names and moved != value:
-            read = ", ".join(map(repr, list(reads.names)[:3]))
-            raise MeasureError(
-                f"The loss {self.name!r} depends on the model's parameters beyond the outputs: it "
-                f"reads {read}{' and others' if len(reads.names) > 3 else ''}. Curvature here is "
-                "that of a loss of outputs and targets. Leave the penalty out and add its own "
-                "curvature (a weight decay of c |theta|^2 adds 2 c to every diagonal entry)."
-            )
-
-    def values(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Return the function's value on each row, ``(n,)``, by calling it row by row."""
-        rows = range(outputs.shape[0])
-        return torch.stack([self.function(outputs[i : i + 1], y[i : i + 1]) for i in rows])
-
-    def gradients(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Return the gradient of each row's value in its outputs, ``(n, K)``."""
-        return self._derivatives(outputs, y)[0].detach()
-
-    def hessians(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Return ``(n, K, K)``, symmetrised: K backward passes through the rows' gradients."""
-        first, leaf = self._derivatives(outputs, y)
-        columns = []
-        for k in range(leaf.shape[1]):
-            column = None
-            if first.requires_grad:  # else the loss is linear in the outputs
-                cotangent = torch.zeros_like(first)
-                cotangent[:, k] = 1
-                (column,) = torch.autograd.grad(
-                    first, leaf, cotangent, retain_graph=True, allow_unused=True
-                )
-            columns.append(torch.zeros_like(leaf) if column is None else column)
-        second = torch.stack(columns, dim=1)
-        return (second + second.mT) / 2
-
-    def _derivatives(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rows' gradients with their graph, and the leaf that they are taken in."""
-        with torch.enable_grad():
-            leaf = outputs.detach().requires_grad_()
-            # The function is the mean over rows, so n times its gradient is each row's own.
-            mean = self.function(leaf, y)
-            (first,) = torch.autograd.grad(mean, leaf, create_graph=True)
-            return first * leaf.shape[0], leaf
-
-    def hessian_factor(self, outputs: Tensor, y: Tensor) -> HessianFactor:
-        """Return eigenvectors times ``sqrt |eigenvalue|``, with the eigenvalues' signs."""
-        eigenvalues, vectors = torch.linalg.eigh(self.hessians(outputs, y))
-        root = vectors * eigenvalues.abs().sqrt().unsqueeze(-2)
-        signs = torch.where(eigenvalues < 0, -1.0, 1.0).to(outputs.dtype)
-        return HessianFactor(root, signs if bool((signs < 0).any()) else None)
 
 
 def resolve_loss(
@@ -250,22 +265,33 @@ def _is_as_written(loss: nn.Module, base: type[nn.Module]) -> bool:
     return same and computes_as_its_class(loss)
 
 
-def check_batch(x: Tensor, y: Tensor) -> None:
-    """Refuse data that no loss can be measured on.
+def softmax_root(outputs: Tensor) -> Tensor:
+    """Return a root of the softmax's covariance ``S = diag(p) - p p^T`` with K - 1 columns.
+
+    With q = sqrt(p), S = diag(q) (I - q q^T) diag(q), and the projection away from the unit
+    vector q has as root any orthonormal basis of its complement. The last K - 1 columns of the
+    Householder reflection that sends q to the first axis are one, in closed form, so that
+
+        root[0, j] = -q_0 q_j,  root[i, j] = q_i ([i = j] - q_i q_j / (1 + q_0)),  j = 1 .. K-1.
+
+    The usual root with columns ``sqrt(p_c) (e_c - p)`` has one column more, which a curvature
+    sweep would carry through every layer. On the diagonal, ``1 - q_i^2 / (1 + q_0)`` is
+    computed as ``(q_0 + sum_{c != i} p_c) / (1 + q_0)``: no digits cancel when the network
+    is confident (p_i near 1), where float32 would otherwise lose most of the trace.
 
     Args:
-        x: Inputs, first dimension the rows.
-        y: Targets, first dimension the rows.
+        outputs: ``(..., K)`` logits.
 
-    Raises:
-        DataError: Not tensors, empty, unequal lengths, NaN or infinity in ``x``.
+    Returns:
+        ``(..., K, K - 1)``.
     """
-    for label, tensor in (("x", x), ("y", y)):
-        if not isinstance(tensor, Tensor):
-            raise DataError(f"{label} must be a torch tensor. Got {type(tensor).__name__}.")
-        if tensor.ndim == 0 or tensor.shape[0] == 0:
-            raise DataError(f"{label} is empty (shape {tuple(tensor.shape)}). Give some rows.")
-    if x.shape[0] != y.shape[0]:
-        raise DataError(f"x has {x.shape[0]} rows and y has {y.shape[0]}. They must agree.")
-    if not all_finite(x):
-        raise DataError("x contains NaN or infinity. Remove or impute those entries.")
+    k = outputs.shape[-1]
+    p = outputs.softmax(-1)
+    q = p.sqrt()
+    others = p @ (1 - torch.eye(k, dtype=p.dtype, device=p.device))
+    head = 1 + q[..., :1]
+    tail = q[..., 1:]
+    lower = -(tail.square().unsqueeze(-1) * (tail / head).unsqueeze(-2))
+    lower.diagonal(dim1=-2, dim2=-1).copy_(tail * (q[..., :1] + others[..., 1:]) / head)
+    upper = -(q[..., :1] * tail).unsqueeze(-2)
+    return torch.cat([upper, lower], dim=-2)

@@ -13,14 +13,10 @@ import time
 from collections.abc import Iterable
 from typing import ClassVar, Literal, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
 from invariance.core._errors import DataError, MeasureError, unknown_name
-from invariance.core._rng import generator
 from invariance.curvature._batches import Data
 from invariance.curvature._objective import Objective, build_objective
 from invariance.curvature._symmetry_probe import require_symmetric
@@ -33,6 +29,7 @@ from invariance.curvature.products._engines import (
     Engine,
     GraphEngine,
 )
+from invariance.curvature.products._matrix import SymmetricOperator
 from invariance.curvature.products._output_space import OuterKind
 from invariance.curvature.products._parameter_space import ParameterSpace
 
@@ -40,10 +37,13 @@ from invariance.curvature.products._parameter_space import ParameterSpace
 #: ``measure`` times the two general engines once and keeps the faster.
 Mode: TypeAlias = Literal["auto", "chain", "graph", "dual", "measure"]
 
+#: Rows that a thinned matrix has at least.
+_THIN_FROM = 64
+
 _ENGINES: dict[str, type[Engine]] = {"chain": ChainEngine, "graph": GraphEngine, "dual": DualEngine}
 
 
-class CurvatureOperator:
+class CurvatureOperator(SymmetricOperator):
     """A symmetric ``(d, d)`` matrix of second derivatives, as a linear operator.
 
     Use a subclass. The model is copied: nothing of the caller's is modified, and the
@@ -67,7 +67,7 @@ class CurvatureOperator:
 
     kind: ClassVar[OuterKind | None] = None
     #: The matrix's name in reports.
-    label: ClassVar[str] = "Hessian"
+    label = "Hessian"
 
     def __init__(
         self,
@@ -93,8 +93,6 @@ class CurvatureOperator:
         self._engine = self._choose(mode, budget)
         #: The R-operator of a chain is written out, and needs no probe.
         self._sound = isinstance(self._engine, ChainEngine)
-        #: How many products with one vector were computed so far.
-        self.products = 0
 
     def _choose(self, mode: Mode, budget: int) -> Engine:
         chain = read_chain(self.objective.model) is not None
@@ -139,8 +137,9 @@ class CurvatureOperator:
         return self._on(self.objective.in_dtype(dtype))
 
     def thinned(self, stride: int) -> CurvatureOperator | None:
-        """Return the matrix of every ``stride``-th row, or ``None`` for streamed data."""
-        if self.objective.batches.held is None:
+        """Return the matrix of every ``stride``-th row, ``None`` for few or streamed rows."""
+        batches = self.objective.batches
+        if batches.held is None or batches.rows < _THIN_FROM * stride:
             return None
         return self._on(self.objective.thinned(stride))
 
@@ -157,16 +156,6 @@ class CurvatureOperator:
     def space(self) -> ParameterSpace:
         """The parameters, their order and their place in the flat vector."""
         return self.objective.space
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the parameters in the order of the flat vector."""
-        return self.objective.space.names
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """``(d, d)``."""
-        return self.objective.space.dim, self.objective.space.dim
 
     @property
     def device(self) -> torch.device:
@@ -186,18 +175,15 @@ class CurvatureOperator:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={self.shape}, {self._engine.description})"
 
-    def rows(self, vectors: Tensor) -> Tensor:
-        """Multiply with each row of ``(k, d)``; returns ``(k, d)``."""
-        if vectors.ndim != 2 or vectors.shape[1] != self.shape[1]:
-            raise DataError(
-                f"Expected vectors with {self.shape[1]} entries (one a parameter entry). "
-                f"Got shape {tuple(vectors.shape)}."
-            )
-        self.products += vectors.shape[0]
+    def notes(self) -> dict[str, object]:
+        """Facts for ``Estimate.detail``: sizes, and what was left out or has no influence."""
+        return self.objective.notes()
+
+    def _multiply(self, vectors: Tensor) -> Tensor:
         if not self._sound:
             require_symmetric(self.objective, self.kind)
             self._sound = True
-        return self._engine.products(vectors.detach().to(self.device, self.dtype))
+        return self._engine.products(vectors)
 
     def quadratic(self, vector: Tensor, dtype: torch.dtype) -> float | None:
         """Return ``v^T A v`` in another precision, where that is cheaper than a product.
@@ -212,51 +198,6 @@ class CurvatureOperator:
         value = self._engine.quadratic(vector.to(self.device, dtype), dtype)
         self.products += value is not None
         return value
-
-    def matvec(self, vector: Tensor) -> Tensor:
-        """Multiply with a ``(d,)`` vector; returns ``(d,)``."""
-        return self.rows(vector.reshape(1, -1))[0]
-
-    def matmat(self, matrix: Tensor) -> Tensor:
-        """Multiply with the columns of a ``(d, k)`` matrix at once; returns ``(d, k)``."""
-        return self.rows(matrix.T).T
-
-    def __matmul__(self, other: Tensor) -> Tensor:
-        return self.matvec(other) if other.ndim == 1 else self.matmat(other)
-
-    def split(self, vector: Tensor) -> dict[str, Tensor]:
-        """Read a ``(d,)`` vector by parameter name, in the parameters' shapes."""
-        return dict(zip(self.names, self.space.split(vector), strict=True))
-
-    def random_vectors(self, count: int, *, seed: int, stream: str = "probe") -> Tensor:
-        """Draw ``(count, d)`` standard normal vectors; the same on every device."""
-        draws = torch.randn(
-            count, self.shape[0], generator=generator(seed, "curvature", stream), dtype=self.dtype
-        )
-        return draws.to(self.device)
-
-    def to_dense(self) -> Tensor:
-        """Form the ``(d, d)`` matrix, symmetrised; for small d."""
-        dim = self.shape[0]
-        eye = torch.eye(dim, dtype=self.dtype, device=self.device)
-        step = max(1, min(dim, 4096, (64 << 20) // max(1, dim)))
-        dense = torch.cat([self.rows(part) for part in torch.split(eye, step)])
-        return (dense + dense.T) / 2
-
-    def to_scipy(self) -> LinearOperator:
-        """View as a SciPy operator on NumPy arrays of the same precision."""
-        kind = np.dtype(str(self.dtype).removeprefix("torch."))
-
-        def matvec(array: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-            vector = torch.as_tensor(np.ascontiguousarray(array.reshape(-1)))
-            return np.asarray(self.matvec(vector).cpu().numpy())
-
-        def matmat(array: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-            return np.asarray(self.matmat(torch.as_tensor(np.array(array))).cpu().numpy())
-
-        return LinearOperator(
-            shape=self.shape, dtype=kind, matvec=matvec, rmatvec=matvec, matmat=matmat
-        )
 
 
 class HessianOperator(CurvatureOperator):
@@ -299,11 +240,11 @@ MatrixName: TypeAlias = Literal["hessian", "ggn", "fisher", "empirical_fisher"]
 
 def build_operator(
     matrix: MatrixName,
-    model: nn.Module | CurvatureOperator,
+    model: nn.Module | SymmetricOperator,
     x: Data | None = None,
     y: Tensor | None = None,
     **options: object,
-) -> CurvatureOperator:
+) -> SymmetricOperator:
     """Return the operator called ``matrix``, or ``model`` itself if it is one already.
 
     Args:
@@ -320,7 +261,7 @@ def build_operator(
         UsageError: An unknown matrix.
         DataError: No data.
     """
-    if isinstance(model, CurvatureOperator):
+    if isinstance(model, SymmetricOperator):
         return model
     if matrix not in OPERATORS:
         raise unknown_name("matrix", matrix, OPERATORS)

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from invariance.core._errors import MeasureError
-from invariance.curvature.losses._resolve import CrossEntropy, CustomLoss, Loss, MeanSquaredError
+from invariance.curvature.losses._custom import CustomLoss
+from invariance.curvature.losses._resolve import CrossEntropy, Loss, MeanSquaredError
 
 OuterKind: TypeAlias = Literal["ggn", "fisher", "empirical_fisher"]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from invariance.core._errors import MeasureError, unknown_name
+from invariance.core._modules import parameter_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,64 +63,11 @@ class ParameterSpace:
 
 
 def select_parameters(model: nn.Module, parameters: Iterable[str] | None = None) -> ParameterSpace:
-    """Choose the coordinates.
-
-    Args:
-        model: Any module.
-        parameters: Names of parameters, or of modules (meaning all their parameters).
-            ``None``: every parameter that requires gradients. A frozen parameter is
-            included only when it is named.
-
-    Returns:
-        The chosen parameters in registration order.
-
-    Raises:
-        UsageError: An unknown name; lists the known ones.
-        MeasureError: No parameter is left.
-    """
+    """Choose the coordinates: see :func:`~invariance.core._modules.parameter_names`."""
+    chosen = parameter_names(model, parameters)
     unique = dict(model.named_parameters())
-    frozen = tuple(name for name, parameter in unique.items() if not parameter.requires_grad)
-    if parameters is None:
-        chosen = [name for name in unique if name not in frozen]
-    else:
-        wanted = [parameters] if isinstance(parameters, str) else list(parameters)
-        chosen = _resolve_names(model, unique, wanted)
-    if not chosen:
-        raise MeasureError(
-            "There is no parameter to differentiate. "
-            + (
-                f"All of {', '.join(frozen)} are frozen; name them in parameters= to include them."
-                if frozen
-                else f"{type(model).__name__} has none."
-            )
-        )
     return ParameterSpace(
-        names=tuple(chosen),
+        names=chosen,
         shapes=tuple(unique[name].shape for name in chosen),
-        frozen=tuple(name for name in frozen if name not in chosen),
+        frozen=tuple(n for n, p in unique.items() if not p.requires_grad and n not in chosen),
     )
-
-
-def _resolve_names(
-    model: nn.Module, unique: Mapping[str, nn.Parameter], wanted: Sequence[str]
-) -> list[str]:
-    """Turn names of parameters, aliases and modules into first names, in model order."""
-    first = {id(parameter): name for name, parameter in unique.items()}
-    aliases = {
-        name: first[id(parameter)]
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-    }
-    modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
-    picked: set[str] = set()
-    for name in wanted:
-        if name in aliases:
-            picked.add(aliases[name])
-        elif name in modules:
-            prefix = f"{name}." if name else ""
-            inside = {full for alias, full in aliases.items() if alias.startswith(prefix)}
-            if not inside:
-                raise MeasureError(f"Module {name!r} has no parameters. Name another in it.")
-            picked |= inside
-        else:
-            raise unknown_name("parameter", name, [*aliases, *sorted(modules - {""})])
-    return [name for name in unique if name in picked]

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from invariance.curvature.products._operators import CurvatureOperator
+from invariance.curvature.products._matrix import SymmetricOperator
 
 #: What a tolerance bounds: the residual, or the error of the value.
 Criterion: TypeAlias = Literal["residual", "value"]
@@ -72,7 +72,7 @@ def bound_errors(residuals: Tensor, gaps: Tensor, criterion: Criterion) -> Tenso
 
 
 def recompute_residuals(
-    operator: CurvatureOperator, values: Tensor, vectors: Tensor, deflate: Tensor | None = None
+    operator: SymmetricOperator, values: Tensor, vectors: Tensor, deflate: Tensor | None = None
 ) -> Tensor:
     """Return ``|A v - lambda v|`` for unit rows, from fresh products."""
     images = operator.rows(vectors)
@@ -85,7 +85,7 @@ def recompute_residuals(
 
 
 def certify_again(
-    operator: CurvatureOperator,
+    operator: SymmetricOperator,
     found: Eigenpairs,
     tolerance: float,
     criterion: Criterion,

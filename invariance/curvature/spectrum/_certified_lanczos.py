@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from invariance.curvature.products._operators import CurvatureOperator
+from invariance.curvature.products._matrix import SymmetricOperator
 from invariance.curvature.spectrum._certificates import (
     Criterion,
     Eigenpairs,
@@ -16,8 +16,8 @@ from invariance.curvature.spectrum._certificates import (
 )
 from invariance.curvature.spectrum._lanczos import Lanczos
 
-#: From this many rows on, every 16th row finds the start vector.
-_THIN_FROM, _THIN = 1024, 16
+#: Every 16th row finds the start vector, where there are enough.
+_THIN = 16
 
 #: Length of the random part of a start vector, relative to the rest.
 _RANDOM_SHARE = 0.1
@@ -27,7 +27,7 @@ _BASIS_BYTES = 1 << 30
 
 
 def solve_lanczos(
-    operator: CurvatureOperator,
+    operator: SymmetricOperator,
     high: int,
     low: int,
     tolerance: float,
@@ -61,7 +61,7 @@ def solve_lanczos(
 
 
 def _converge(
-    operator: CurvatureOperator,
+    operator: SymmetricOperator,
     high: int,
     low: int,
     tolerance: float,
@@ -121,7 +121,7 @@ def _converge(
 
 
 def _start(
-    operator: CurvatureOperator, high: int, low: int, seed: int, deflate: Tensor | None
+    operator: SymmetricOperator, high: int, low: int, seed: int, deflate: Tensor | None
 ) -> Tensor:
     """Return a start vector: random, or close to what a share of the rows already shows.
 
@@ -130,7 +130,7 @@ def _start(
     part stays, so that no eigenvector is out of reach.
     """
     random = operator.random_vectors(1, seed=seed, stream=f"start {deflate is not None}")[0]
-    if deflate is not None or operator.objective.batches.rows < _THIN_FROM:
+    if deflate is not None:
         return random
     sample = operator.thinned(_THIN)
     if sample is None:
@@ -148,7 +148,7 @@ def _start(
 
 
 def _search_copies(
-    operator: CurvatureOperator,
+    operator: SymmetricOperator,
     found: Eigenpairs,
     high: int,
     low: int,

@@ -22,7 +22,8 @@ from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
 from invariance.curvature._batches import Data
 from invariance.curvature.losses._resolve import LossLike
-from invariance.curvature.products._operators import CurvatureOperator, MatrixName, build_operator
+from invariance.curvature.products._matrix import SymmetricOperator
+from invariance.curvature.products._operators import MatrixName, build_operator
 from invariance.curvature.spectrum._lanczos_stack import LanczosStack
 
 Array = npt.NDArray[np.float64]
@@ -78,7 +79,7 @@ class SpectralDensity:
 
 
 def spectral_density(
-    model: nn.Module | CurvatureOperator,
+    model: nn.Module | SymmetricOperator,
     x: Data | None = None,
     y: Tensor | None = None,
     *,

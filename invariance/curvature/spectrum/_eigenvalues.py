@@ -12,7 +12,8 @@ from invariance.core._errors import MeasureError, unknown_name
 from invariance.core._estimate import Estimate
 from invariance.curvature._batches import Data
 from invariance.curvature.losses._resolve import LossLike
-from invariance.curvature.products._operators import CurvatureOperator, MatrixName, build_operator
+from invariance.curvature.products._matrix import SymmetricOperator
+from invariance.curvature.products._operators import MatrixName, build_operator
 from invariance.curvature.spectrum._certificates import (
     Criterion,
     Eigenpairs,
@@ -44,7 +45,7 @@ DENSE_DIM = 256
 
 
 def eigenpairs(
-    operator: CurvatureOperator,
+    operator: SymmetricOperator,
     *,
     k: int = 1,
     which: Which = "largest",
@@ -111,7 +112,7 @@ def eigenpairs(
 
 
 def hessian_eigenvalues(
-    model: nn.Module | CurvatureOperator,
+    model: nn.Module | SymmetricOperator,
     x: Data | None = None,
     y: Tensor | None = None,
     *,
@@ -195,6 +196,6 @@ def hessian_eigenvalues(
             "spectral_norm": pairs.scale,
             "which": which,
             "matrix": matrix,
-            **operator.objective.notes(),
+            **operator.notes(),
         },
     )

@@ -15,14 +15,15 @@ from invariance.curvature._batches import Data
 from invariance.curvature.estimates._sketch import sketch
 from invariance.curvature.estimates._trace import block_sums, blocks_of_probes, random_signs
 from invariance.curvature.losses._resolve import LossLike
-from invariance.curvature.products._operators import CurvatureOperator, MatrixName, build_operator
+from invariance.curvature.products._matrix import SymmetricOperator
+from invariance.curvature.products._operators import MatrixName, build_operator
 
 #: Up to this many parameters the norm is summed from the whole matrix.
 EXACT_DIM = 1024
 
 
 def hessian_norm(
-    model: nn.Module | CurvatureOperator,
+    model: nn.Module | SymmetricOperator,
     x: Data | None = None,
     y: Tensor | None = None,
     *,
@@ -100,12 +101,12 @@ def hessian_norm(
         iterations=products,
         detail={
             "squared_rows": dict(zip(operator.names, squares.tolist(), strict=True)),
-            **operator.objective.notes(),
+            **operator.notes(),
         },
     )
 
 
-def _exact(operator: CurvatureOperator) -> Estimate:
+def _exact(operator: SymmetricOperator) -> Estimate:
     dim = operator.shape[0]
     squares = torch.zeros(len(operator.names), dtype=torch.float64)
     for start in range(0, dim, 256):
@@ -118,6 +119,6 @@ def _exact(operator: CurvatureOperator) -> Estimate:
         iterations=dim,
         detail={
             "squared_rows": dict(zip(operator.names, squares.tolist(), strict=True)),
-            **operator.objective.notes(),
+            **operator.notes(),
         },
     )

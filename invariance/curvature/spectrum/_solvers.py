@@ -11,11 +11,11 @@ import scipy.sparse.linalg as sparse
 import torch
 
 from invariance.core._errors import MeasureError
-from invariance.curvature.products._operators import CurvatureOperator
+from invariance.curvature.products._matrix import SymmetricOperator
 from invariance.curvature.spectrum._certificates import Criterion, Eigenpairs, recompute_residuals
 
 
-def solve_dense(operator: CurvatureOperator, high: int, low: int, tolerance: float) -> Eigenpairs:
+def solve_dense(operator: SymmetricOperator, high: int, low: int, tolerance: float) -> Eigenpairs:
     """Form the matrix and decompose it.
 
     Args:
@@ -53,7 +53,7 @@ def _floor(tolerance: float, dtype: torch.dtype) -> float:
 
 
 def solve_scipy(
-    operator: CurvatureOperator,
+    operator: SymmetricOperator,
     high: int,
     low: int,
     tolerance: float,

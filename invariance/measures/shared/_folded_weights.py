@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from invariance.core._errors import MeasureError, TransformError
-from invariance.core._modules import BATCH_NORMS, weight_layers
+from invariance.core._modules import BATCH_NORMS, require_deterministic, weight_layers
 from invariance.core._perceptron import Dense, Norm, fold_norms, read_perceptron
-from invariance.curvature.exact._sweep import require_deterministic
 
 
 def folded_model(model: nn.Module, example_input: Tensor | None = None) -> nn.Module:

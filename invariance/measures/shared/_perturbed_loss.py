@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from invariance.core._errors import DataError
 from invariance.core._forward import reading, run
+from invariance.core._modules import require_deterministic
 from invariance.curvature._batches import Batches, collect_batches
 from invariance.curvature.exact._directional import move_like
-from invariance.curvature.exact._sweep import require_deterministic
-from invariance.curvature.losses._resolve import CustomLoss, Loss, LossLike, resolve_loss
+from invariance.curvature.losses._custom import CustomLoss
+from invariance.curvature.losses._resolve import Loss, LossLike, resolve_loss
 from invariance.curvature.products._parameter_space import select_parameters
 
 

@@ -19,17 +19,24 @@ class Protocol(NamedTuple):
     large_lr: float
     max_epochs: int
     lr_drop_at: float | None
+    stop: float
 
 
-#: Published settings by training-set size; between them the nearest size below is used.
+#: Published settings by training-set size; between them the nearest size below is used. The
+#: last one is the share of training points right at which training stops. The notebooks look
+#: at the first 10,000 points, which up to 6,000 are all of them; the paper's text says 99.5 %,
+#: which its networks were not trained by.
 PROTOCOLS = {
-    500: Protocol(0.05, 0.5, 500, None),
-    2_000: Protocol(0.03, 0.5, 500, None),
-    6_000: Protocol(0.01, 0.5, 500, None),
-    12_000: Protocol(0.01, 0.5, 500, 0.8),
-    24_000: Protocol(0.01, 0.3, 500, 0.8),
-    60_000: Protocol(0.01, 0.3, 600, 0.8),
+    500: Protocol(0.05, 0.5, 500, None, 0.9999),
+    2_000: Protocol(0.03, 0.5, 500, None, 0.9999),
+    6_000: Protocol(0.01, 0.5, 500, None, 0.9999),
+    12_000: Protocol(0.01, 0.5, 500, 0.8, 1.0),
+    24_000: Protocol(0.01, 0.3, 500, 0.8, 1.0),
+    60_000: Protocol(0.01, 0.3, 600, 0.8, 1.0),
 }
+
+#: A further treatment: training that stops while the loss is still large.
+EARLY_STOP = 0.995
 
 SMALL_BATCH, LARGEST_BATCH = 64, 4_096
 
@@ -48,7 +55,12 @@ PUBLISHED_SMALL_SIZE = 250
 
 
 def regime_configs(
-    options: Options, n_train: int, regime: str, train_seed: int = PUBLISHED_TRAIN_SEED
+    options: Options,
+    n_train: int,
+    regime: str,
+    train_seed: int = PUBLISHED_TRAIN_SEED,
+    *,
+    early: bool = False,
 ) -> list[Config]:
     """Return the networks of one training-set size and one batch size.
 
@@ -57,6 +69,8 @@ def regime_configs(
         n_train: Training points.
         regime: ``"small"`` or ``"large"``.
         train_seed: Seed of the training subset.
+        early: Whether training stops at :data:`EARLY_STOP` instead of the published share. The
+            share is part of the configuration: no record of one stop passes for the other.
 
     Returns:
         One configuration a network.
@@ -75,7 +89,7 @@ def regime_configs(
             lr=rule.small_lr if small else rule.large_lr,
             batch_size=SMALL_BATCH if small else min(n_train, LARGEST_BATCH),
             max_epochs=rule.max_epochs,
-            target_accuracy=0.995,
+            target_accuracy=EARLY_STOP if early else rule.stop,
             lr_drop_at=rule.lr_drop_at,
             train_seed=train_seed,
         )
@@ -86,6 +100,11 @@ def regime_configs(
 def regime_of(record: Record) -> str:
     """Return which batch size a record has: by seeds' settings, not by name."""
     return SMALL if record.config.settings["batch_size"] == SMALL_BATCH else LARGE
+
+
+def stopped_early(record: Record) -> bool:
+    """Return whether a network was to stop at :data:`EARLY_STOP`."""
+    return record.config.settings["target_accuracy"] == EARLY_STOP
 
 
 def small_networks(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invariance.cells import FaultyMeasureError
+from invariance.cells import BrokenTransformError, FaultyMeasureError, MappedNetwork
 from invariance.cells._faults import isolated, watched
 from invariance.cells._mapped_network import EXAMPLE_ROWS
 from invariance.cells._roundoff import SAFETY, jitter
@@ -16,8 +16,7 @@ from invariance.core._applied import Action, Applied
 from invariance.core._errors import InvarianceError, MeasureError, TransformError, UsageError
 from invariance.core._modules import clone
 from invariance.testing.gate._binding import cast, check_data, precisions, require_evaluation_mode
-from invariance.testing.gate._bound_measure import RTOL, wanted_groups
-from invariance.testing.gate._bound_measure import subject as bind_subject
+from invariance.testing.gate._bound_measure import RTOL, bind, wanted_groups
 from invariance.testing.gate._findings import replayable
 from invariance.testing.gate._recorder import recorded
 from invariance.transforms._base import Transform, as_transforms
@@ -73,6 +72,7 @@ def assert_covariant(
         NotCovariantError: (an ``AssertionError``) Names the transform, the parameter and the
             entry that is furthest off.
         FaultyMeasureError: If the field has side effects, or is not finite.
+        BrokenTransformError: If a given transform changes the function.
         UsageError: If no map applies.
 
     Example:
@@ -93,22 +93,23 @@ def assert_covariant(
     check_data(x, y)
     title = name or str(getattr(field, "__name__", type(field).__name__))
     base, data = cast(model, {"x": x, "y": y}, precisions(model, dtype)[0])
-    example = data["x"][:EXAMPLE_ROWS]
+    network = MappedNetwork(base, data["x"][:EXAMPLE_ROWS])
     before = _evaluate(field, base, data, title, watch=True)
     shaken = _evaluate(field, jitter(base, seed), data, title)
     noise = {key: SAFETY * float((shaken[key] - before[key]).abs().max()) for key in before}
     named = transforms is not None
     if transforms is None:
-        bound = bind_subject(_placeholder, base, data["x"], data["y"], seed=seed)
+        bound = bind(_placeholder, base, data["x"], data["y"], seed=seed)
         transforms = list(members(base, wanted_groups(bound, groups), seed))
     maps = as_transforms(transforms)
     tried: list[str] = []
     with recorded(f"covariant of degree {degree}", title) as facts:
         for transform in maps:
             try:
-                with isolated():
-                    applied = transform.apply(base, example)
+                applied = network.under(transform, title)
                 action = _action(transform, applied)
+            except BrokenTransformError:
+                raise
             except InvarianceError:
                 if named:
                     raise

@@ -19,6 +19,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from invariance.cells import BrokenTransformError, MappedNetwork
 from invariance.cells._faults import FaultyMeasureError, as_number, isolated
 from invariance.cells._mapped_network import EXAMPLE_ROWS
 from invariance.core._errors import InvarianceError, UsageError
@@ -29,8 +30,7 @@ from invariance.testing.gate._binding import (
     precisions,
     require_evaluation_mode,
 )
-from invariance.testing.gate._bound_measure import subject as bind_subject
-from invariance.testing.gate._bound_measure import wanted_groups
+from invariance.testing.gate._bound_measure import bind, wanted_groups
 from invariance.testing.gate._findings import replayable
 from invariance.testing.gate._recorder import record
 from invariance.transforms._base import Transform, as_transforms
@@ -202,6 +202,7 @@ def assert_equal_in_law(
     Raises:
         NotEqualInLawError: (an ``AssertionError``) If a test rejects equality.
         FaultyMeasureError: If one seed gives two values, or a value is no number.
+        BrokenTransformError: If a given transform changes the function.
         UsageError: If no map applies.
 
     Example:
@@ -221,7 +222,7 @@ def assert_equal_in_law(
     check_data(x, y)
     title = name or str(getattr(measure, "__name__", type(measure).__name__))
     base, data = cast(model, {"x": x, "y": y}, precisions(model, dtype)[0])
-    example = data["x"][:EXAMPLE_ROWS]
+    mapped = MappedNetwork(base, data["x"][:EXAMPLE_ROWS], keep=True)
 
     def sample(network: nn.Module) -> list[float]:
         return [_draw(measure, network, data, seed + k, title) for k in range(draws)]
@@ -232,14 +233,15 @@ def assert_equal_in_law(
             "not deterministic", title, f"Seed {seed} gave two values on one network."
         )
     if transforms is None:
-        bound = bind_subject(_placeholder, base, data["x"], data["y"], seed=seed)
+        bound = bind(_placeholder, base, data["x"], data["y"], seed=seed)
         transforms = list(members(base, wanted_groups(bound, groups), seed))
     moved: list[tuple[str, nn.Module]] = []
     refusals: list[str] = []
     for transform in as_transforms(transforms):
         try:
-            with isolated():
-                moved.append((repr(transform), transform(base, example)))
+            moved.append((repr(transform), mapped.under(transform, title).model))
+        except BrokenTransformError:
+            raise
         except InvarianceError as error:
             refusals.append(str(error))
     if not moved:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from invariance.cells import Row
+from invariance.cells import CellRow
 from invariance.core._groups import Group
 from invariance.measures._registry import AnyMeasure
 from invariance.testing.gate._binding import precisions
-from invariance.testing.gate._bound_measure import RTOL, Subject, choose, claim_note, subject
+from invariance.testing.gate._bound_measure import RTOL, BoundMeasure, bind, choose, claim_note
 from invariance.testing.gate._examine import examine
 from invariance.testing.gate._findings import Certificate, Finding, NotInvariantError
 from invariance.testing.gate._recorder import recorded
@@ -80,7 +80,7 @@ def assert_invariant(
         UsageError: If nothing at all could be applied.
     """
     __tracebackhide__ = True  # pytest shows the caller's line, and our message
-    bound = subject(
+    bound = bind(
         measure,
         model,
         x,
@@ -104,7 +104,7 @@ def assert_invariant(
     return certificate
 
 
-def _with_claim(bound: Subject, finding: Finding) -> Finding:
+def _with_claim(bound: BoundMeasure, finding: Finding) -> Finding:
     """Say in a finding that the measure itself does not claim what broke."""
     declared = bound.measure.declared(finding.groups)
     if bound.plain or declared == "invariant":
@@ -125,7 +125,7 @@ class Replay:
         dtype: Precision.
     """
 
-    row: Row
+    row: CellRow
     dtype: str
 
     def __str__(self) -> str:
@@ -166,7 +166,7 @@ def replay(
     Returns:
         The comparison; printing it gives one line.
     """
-    bound = subject(measure, model, x, y, rtol=rtol, seed=seed, data=data, allow_constant=True)
+    bound = bind(measure, model, x, y, rtol=rtol, seed=seed, data=data, allow_constant=True)
     precision = precisions(model, dtype)[0]
     cell = bound.engine(precision).cell(transform)
     return Replay(cell.row, str(precision).removeprefix("torch."))

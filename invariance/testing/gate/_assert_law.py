@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import invariance.transforms as T
-from invariance.cells import CellEngine, Row
+from invariance.cells import CellEngine, CellRow
 from invariance.core._errors import UsageError
 from invariance.measures._registry import AnyMeasure
 from invariance.testing.blame._narrowing import family_of, layer_ladders
 from invariance.testing.blame._trends import FACTORS, Trend, fit_trend
 from invariance.testing.gate._binding import precisions
-from invariance.testing.gate._bound_measure import RTOL, subject
+from invariance.testing.gate._bound_measure import RTOL, bind
 from invariance.testing.gate._examine import examine
 from invariance.testing.gate._findings import NotInvariantError, replay_line
 from invariance.testing.gate._recorder import recorded
@@ -42,7 +42,7 @@ class LawResult:
     measure: str
     exponent: float | None
     trends: tuple[Trend, ...] = ()
-    rows: tuple[Row, ...] = ()
+    rows: tuple[CellRow, ...] = ()
 
     def __str__(self) -> str:
         if self.exponent is None:
@@ -132,7 +132,7 @@ def assert_law(
         if not (model is None and x is None and y is None):
             raise UsageError("Pass model, x and y together, or none of them.")
         model, x, y = default_network()
-    bound = subject(measure, model, x, y, rtol=rtol, seed=seed, data=data, allow_constant=True)
+    bound = bind(measure, model, x, y, rtol=rtol, seed=seed, data=data, allow_constant=True)
     if exponent is None:
         return _declared(bound, transform, dtype)
     engine = bound.engine(precisions(model, dtype)[0])

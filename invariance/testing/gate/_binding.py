@@ -11,18 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core._errors import DataError, MeasureError, UsageError, unknown_name
-from invariance.core._modules import clone, in_train_mode, model_device, model_dtype
+from invariance.core._modules import (
+    clone,
+    floating_dtype,
+    in_train_mode,
+    model_device,
+    model_dtype,
+    require_module,
+)
 from invariance.measures._registry import AnyMeasure, Measure, as_measure, registered
 
 #: A measure that needs training and unseen points gets this share of the rows as training.
 TRAIN_SHARE = 0.75
 
-_DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+#: Names of the types that a claim can be checked in.
+_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 def bind_measure(entry: AnyMeasure, name: str | None = None) -> Measure:
@@ -44,13 +47,13 @@ def bind_measure(entry: AnyMeasure, name: str | None = None) -> Measure:
     found = registered(entry)
     if found is not None:
         return found
-    if not callable(entry):
+    if not callable(entry) or isinstance(entry, nn.Module):
         raise UsageError(
             f"Expected a measure: a function (model, x, y) -> number, or a registered name. "
             f"Got {entry!r}."
         )
     call: Callable[..., Any] = entry
-    title = name or _name(call)
+    title = str(name) if name is not None else _name(call)
     count = _positional(call, title)
 
     def of_model(model: nn.Module) -> Any:
@@ -160,8 +163,7 @@ def require_evaluation_mode(model: nn.Module) -> None:
     Raises:
         MeasureError: Names the submodule that is in train mode.
     """
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"Expected an nn.Module to check on. Got {type(model).__name__}.")
+    require_module(model, "Expected an nn.Module to check on")
     if where := in_train_mode(model):
         raise MeasureError(
             f"`{where}` is in train mode, where its output depends on the batch or on chance: "
@@ -171,11 +173,11 @@ def require_evaluation_mode(model: nn.Module) -> None:
 
 def resolve_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """Return the dtype for a name such as ``"float64"``; ``None`` stays ``None``."""
-    if dtype is None or isinstance(dtype, torch.dtype):
+    if dtype is None:
         return dtype
-    if dtype not in _DTYPES:
+    if isinstance(dtype, str) and dtype not in _DTYPES:
         raise unknown_name("dtype", dtype, _DTYPES)
-    return _DTYPES[dtype]
+    return floating_dtype(dtype)
 
 
 def precisions(model: nn.Module, dtype: torch.dtype | str | None) -> tuple[torch.dtype, ...]:

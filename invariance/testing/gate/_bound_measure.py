@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from invariance.cells import CellEngine, MappedNetwork, Policy
 from invariance.cells._mapped_network import EXAMPLE_ROWS
+from invariance.core._arguments import as_seed, as_tolerance
 from invariance.core._errors import UsageError, unknown_name
 from invariance.core._groups import RESCALINGS, Group
 from invariance.core._modules import model_device
@@ -30,7 +31,7 @@ RTOL = 1e-6
 
 
 @dataclass(frozen=True)
-class Subject:
+class BoundMeasure:
     """A measure, a model and data, bound together and checked.
 
     Attributes:
@@ -77,7 +78,7 @@ def mapped(model: nn.Module, x: Tensor, dtype: torch.dtype, *, keep: bool = Fals
     return MappedNetwork(copied, moved["x"], keep=keep)
 
 
-def subject(
+def bind(
     measure: AnyMeasure,
     model: nn.Module,
     x: Tensor,
@@ -89,19 +90,18 @@ def subject(
     allow_constant: bool = False,
     name: str | None = None,
     network: MappedNetwork | None = None,
-) -> Subject:
+) -> BoundMeasure:
     """Bind a measure to a model and data; see :func:`assert_invariant` for the arguments."""
     require_evaluation_mode(model)
-    if not 0 <= rtol < 1:
-        raise UsageError(f"rtol must be in [0, 1). Got {rtol!r}.")
+    rtol, seed = as_tolerance(rtol), as_seed(seed)
     bound = bind_measure(measure, name)
     inputs = bind_inputs(bound, x, y, data)
     plain = registered(measure) is None
-    return Subject(bound, plain, model, inputs, x, rtol, seed, allow_constant, network)
+    return BoundMeasure(bound, plain, model, inputs, x, rtol, seed, allow_constant, network)
 
 
 def choose(
-    bound: Subject,
+    bound: BoundMeasure,
     transforms: Sequence[Transform] | Transform | None,
     groups: Iterable[Group | str] | None,
     examples: int = 1,
@@ -139,11 +139,11 @@ def choose(
 
 
 def wanted_groups(
-    bound: Subject, groups: Iterable[Group | str] | None, *, laws: bool = False
+    bound: BoundMeasure, groups: Iterable[Group | str] | None, *, laws: bool = False
 ) -> frozenset[Group]:
     """Return the groups to check: the named ones, the declared ones, or all."""
     if groups is not None:
-        return frozenset(as_group(entry) for entry in groups)
+        return frozenset(as_groups(groups))
     if bound.plain:
         return frozenset(set(Group) - {Group.COORDINATES})
     declared = set(bound.measure.invariant_under)
@@ -152,7 +152,9 @@ def wanted_groups(
     return frozenset(declared - {Group.COORDINATES})
 
 
-def claim_note(bound: Subject, groups: Iterable[Group | str] | None, *, laws: bool = False) -> str:
+def claim_note(
+    bound: BoundMeasure, groups: Iterable[Group | str] | None, *, laws: bool = False
+) -> str:
     """Say what was claimed, and what the measure declares of the rest; "" if all was claimed."""
     claimed = wanted_groups(bound, groups, laws=laws)
     rest = [group for group in Group if group not in claimed | {Group.COORDINATES}]
@@ -166,6 +168,19 @@ def claim_note(bound: Subject, groups: Iterable[Group | str] | None, *, laws: bo
     ]
     named = [group.value for group in Group if group in claimed]
     return f"claimed: {', '.join(named) or 'nothing'}; not claimed: {', '.join(said)}"
+
+
+def as_groups(groups: Iterable[Group | str] | Group | str) -> list[Group]:
+    """Return one group or several as a list.
+
+    Raises:
+        UsageError: For an unknown name, or what is no list of names.
+    """
+    if isinstance(groups, str):
+        return [as_group(groups)]
+    if not isinstance(groups, Iterable):
+        raise UsageError(f"groups must be a list of names. Got {groups!r}.")
+    return [as_group(entry) for entry in groups]
 
 
 def as_group(entry: Group | str) -> Group:

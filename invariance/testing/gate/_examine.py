@@ -11,20 +11,20 @@ from invariance.cells import (
     BrokenTransformError,
     Cell,
     CellEngine,
+    CellRow,
     FaultyMeasureError,
     Refusal,
-    Row,
 )
 from invariance.core._errors import EndedProgramError, InvarianceError, UsageError
 from invariance.testing.blame._explain import explained as explain
 from invariance.testing.gate._binding import precisions
-from invariance.testing.gate._bound_measure import Subject
+from invariance.testing.gate._bound_measure import BoundMeasure
 from invariance.testing.gate._findings import Certificate, Finding, replay_line
 from invariance.transforms._base import Transform
 
 
 def examine(
-    bound: Subject,
+    bound: BoundMeasure,
     maps: Sequence[Transform],
     *,
     dtype: torch.dtype | str | None = None,
@@ -47,7 +47,7 @@ def examine(
     Returns:
         What was compared, and what broke.
     """
-    rows: list[Row] = []
+    rows: list[CellRow] = []
     refused: dict[str, Refusal] = {}
     findings: list[Finding] = []
     notes: list[str] = []
@@ -101,7 +101,7 @@ def examine(
 
 
 def _engine(
-    bound: Subject,
+    bound: BoundMeasure,
     precision: torch.dtype,
     zero: float,
     again: bool,
@@ -134,7 +134,7 @@ def _engine(
 
 
 def _finding(
-    bound: Subject, made: CellEngine, cell: Cell, *, roundoff: bool, explained: bool
+    bound: BoundMeasure, made: CellEngine, cell: Cell, *, roundoff: bool, explained: bool
 ) -> Finding:
     dtype = str(made.dtype).removeprefix("torch.")
     label = repr(cell.transform)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import invariance.transforms as T
-from invariance.cells import Refusal, Row
+from invariance.cells import CellRow, Refusal
 from invariance.core._groups import ABOUT, Group
 from invariance.testing.blame._trends import Trend
 
@@ -61,7 +61,7 @@ class Finding:
         claim: What the measure itself claims, where that is less than what broke.
     """
 
-    row: Row
+    row: CellRow
     groups: tuple[Group, ...]
     dtype: str
     sites: tuple[SiteFinding, ...] = ()
@@ -190,7 +190,7 @@ class Certificate:
     """
 
     measure: str
-    rows: tuple[Row, ...]
+    rows: tuple[CellRow, ...]
     refused: tuple[Refusal, ...] = ()
     dtypes: tuple[str, ...] = ()
     evaluations: int = 0

@@ -13,19 +13,19 @@ from contextvars import ContextVar
 from typing import Any
 
 #: One entry a claim: ``claim``, ``measure``, ``holds``, ``message`` and ``detail``.
-Record = dict[str, Any]
+ClaimRecord = dict[str, Any]
 
-_LISTENER: ContextVar[list[Record] | None] = ContextVar("invariance_records", default=None)
+_LISTENER: ContextVar[list[ClaimRecord] | None] = ContextVar("invariance_records", default=None)
 
 
 @contextmanager
-def collecting() -> Iterator[list[Record]]:
+def collecting() -> Iterator[list[ClaimRecord]]:
     """Collect the records of every assertion made inside the block.
 
     Yields:
         The list that they are appended to.
     """
-    found: list[Record] = []
+    found: list[ClaimRecord] = []
     token = _LISTENER.set(found)
     try:
         yield found

@@ -15,7 +15,7 @@ from invariance.core._groups import Group
 from invariance.measures._registry import AnyMeasure, Declaration
 from invariance.testing.blame._explain import explained
 from invariance.testing.gate._binding import precisions
-from invariance.testing.gate._bound_measure import RTOL, Subject, as_group, subject
+from invariance.testing.gate._bound_measure import RTOL, BoundMeasure, as_group, as_groups, bind
 from invariance.testing.gate._findings import Finding
 from invariance.testing.gate._recorder import record
 from invariance.transforms._members import members
@@ -187,7 +187,7 @@ def describe(
         >>> "confidence" in str(found)
         True
     """
-    bound = subject(
+    bound = bind(
         measure,
         model,
         x,
@@ -203,7 +203,7 @@ def describe(
     wanted = (
         [group for group in Group if group is not Group.COORDINATES]
         if groups is None
-        else [as_group(entry) for entry in groups]
+        else as_groups(groups)
     )
     cells = {group: _cell(bound, engine, group) for group in wanted}
     found = Description(
@@ -220,7 +220,7 @@ def describe(
     return found
 
 
-def _cell(bound: Subject, engine: CellEngine, group: Group) -> Behaves:
+def _cell(bound: BoundMeasure, engine: CellEngine, group: Group) -> Behaves:
     claimed = not bound.plain and bound.measure.claims([group])
     declared = bound.measure.declared([group]) if claimed else None
     maps = members(engine.model, [group], bound.seed, 1 + EXTRA_MEMBERS)

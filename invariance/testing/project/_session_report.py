@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from invariance.core._files import write_atomically
-from invariance.testing.gate._recorder import Record
+from invariance.testing.gate._recorder import ClaimRecord
 
 #: Version of the JSON layout.
 SCHEMA = 1
@@ -25,7 +25,7 @@ pre { white-space: pre-wrap; margin: 0; }
 """
 
 
-def write_session_report(path: Path, claims: Sequence[Record], seed: int) -> Path:
+def write_session_report(path: Path, claims: Sequence[ClaimRecord], seed: int) -> Path:
     """Write the claims of one session.
 
     Args:
@@ -48,7 +48,7 @@ def write_session_report(path: Path, claims: Sequence[Record], seed: int) -> Pat
     return write_atomically(path, _page(claims, broken, seed))
 
 
-def _page(claims: Sequence[Record], broken: int, seed: int) -> str:
+def _page(claims: Sequence[ClaimRecord], broken: int, seed: int) -> str:
     rows = "".join(
         f'<tr class="{"" if entry["holds"] else "broken"}">'
         f"<td>{html.escape(str(entry.get('test', '')))}</td>"

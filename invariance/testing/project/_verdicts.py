@@ -15,7 +15,7 @@ from invariance.core._foreign import account, foreign
 from invariance.core._groups import Group
 from invariance.measures._registry import AnyMeasure, all_measures, registered
 from invariance.testing._networks import BUILDERS, Networks
-from invariance.testing.gate._bound_measure import choose, claim_note, subject
+from invariance.testing.gate._bound_measure import bind, choose, claim_note
 from invariance.testing.gate._examine import examine
 from invariance.testing.gate._findings import Certificate, Finding
 from invariance.testing.project._describe import Description, describe
@@ -33,7 +33,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Outcome:
+class MeasureOutcome:
     """What came of one measure on one network.
 
     Attributes:
@@ -72,7 +72,7 @@ class Outcome:
         }
 
 
-def exit_code(outcomes: Sequence[Outcome]) -> int:
+def exit_code(outcomes: Sequence[MeasureOutcome]) -> int:
     """Return 0 if every measure was tried and holds, 1 if one does not, 2 if one was not tried."""
     if any(outcome.status in ("broken", "faulty", "raises") for outcome in outcomes):
         return 1
@@ -82,7 +82,7 @@ def exit_code(outcomes: Sequence[Outcome]) -> int:
     return 0 if held == {outcome.request for outcome in outcomes} else 2
 
 
-def to_json(outcomes: Sequence[Outcome], requests: Sequence[Request]) -> dict[str, Any]:
+def to_json(outcomes: Sequence[MeasureOutcome], requests: Sequence[Request]) -> dict[str, Any]:
     """Return all outcomes as one plain object."""
     return {
         "schema": SCHEMA,
@@ -93,7 +93,7 @@ def to_json(outcomes: Sequence[Outcome], requests: Sequence[Request]) -> dict[st
     }
 
 
-def run_requests(requests: Sequence[Request], *, root: Path | None = None) -> list[Outcome]:
+def run_requests(requests: Sequence[Request], *, root: Path | None = None) -> list[MeasureOutcome]:
     """Check every measure on every network that is asked for.
 
     Args:
@@ -113,7 +113,7 @@ def run_requests(requests: Sequence[Request], *, root: Path | None = None) -> li
                 entry = resolve(request.function, root)
                 model, x, y = network(name, kept, root)
             except InvarianceError as error:
-                found = Outcome(request.function, name, "untried", str(error))
+                found = MeasureOutcome(request.function, name, "untried", str(error))
             else:
                 found = run_one(request, entry, name, model, x, y)
             outcomes.append(replace(found, request=number))
@@ -191,7 +191,7 @@ def network(
 
 def run_one(
     request: Request, entry: AnyMeasure, name: str, model: nn.Module, x: Tensor, y: Tensor
-) -> Outcome:
+) -> MeasureOutcome:
     """Check one measure on one network; every failure of the measure becomes an outcome."""
     title = request.function
     groups: Sequence[Group | str] | None = request.groups
@@ -199,24 +199,24 @@ def run_one(
     if groups is None and declared is None:
         groups = DEFAULT_GROUPS
     try:
-        bound = subject(entry, model, x, y, rtol=request.rtol, seed=request.seed)
+        bound = bind(entry, model, x, y, rtol=request.rtol, seed=request.seed)
         maps, _ = choose(bound, None, groups, request.examples, laws=groups is None)
         certificate, findings = examine(
             bound, maps, dtype=request.dtype, judged=groups is None and declared is not None
         )
     except FaultyMeasureError as error:
-        return Outcome(title, name, "faulty", str(error))
+        return MeasureOutcome(title, name, "faulty", str(error))
     except EndedProgramError as error:
-        return Outcome(title, name, "untried", str(error))
+        return MeasureOutcome(title, name, "untried", str(error))
     except InvarianceError as error:
-        return Outcome(title, name, "refused", str(error))
+        return MeasureOutcome(title, name, "refused", str(error))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the user's measure failed; say how, and go on
-        return Outcome(title, name, "raises", f"{title} {account(error)}")
+        return MeasureOutcome(title, name, "raises", f"{title} {account(error)}")
     if note := claim_note(bound, groups, laws=groups is None):
         certificate = replace(certificate, notes=(*certificate.notes, note))
     if findings:
         message = "\n\n".join(str(finding) for finding in findings)
-        return Outcome(title, name, "broken", message, certificate, findings)
-    return Outcome(title, name, "holds", str(certificate), certificate)
+        return MeasureOutcome(title, name, "broken", message, certificate, findings)
+    return MeasureOutcome(title, name, "holds", str(certificate), certificate)

@@ -18,7 +18,7 @@ from invariance.core._reproducible import ask_for_reproducible_kernels
 from invariance.measures._registry import Measure, get_measure
 from invariance.testing.soak import _soak as soak
 from invariance.testing.soak._cases import draw_case
-from invariance.testing.soak._progress import Progress, summary
+from invariance.testing.soak._progress import SoakProgress, summary
 from invariance.testing.soak._soak import Tally
 
 #: Networks between two writes of the progress.
@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace) -> int:
         return _show(measures, options.seed, options.case)
     if options.summary is not None:
         require_writable(options.summary)
-    progress = Progress(options.progress, options.again)
+    progress = SoakProgress(options.progress, options.again)
     seeds = range(options.seed, options.seed + options.runs)
     full = options.full
     owed = {e.name: options.cases if full else soak.budget(e, options.cases) for e in measures}
@@ -161,7 +161,9 @@ def _ended(tally: Tally, owed: Mapping[str, int]) -> bool:
     return tally.compared >= owed[tally.measure] or tally.given_up
 
 
-def _write(path: Path, progress: Progress, seeds: Sequence[int], owed: Mapping[str, int]) -> None:
+def _write(
+    path: Path, progress: SoakProgress, seeds: Sequence[int], owed: Mapping[str, int]
+) -> None:
     write_atomically(path, json.dumps(summary(progress, seeds, owed), indent=1) + "\n")
 
 

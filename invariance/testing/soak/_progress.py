@@ -15,7 +15,7 @@ from invariance.testing.soak._soak import Tally
 SCHEMA = 1
 
 
-class Progress:
+class SoakProgress:
     """The tallies of every seed; written as they come if there is a file for them.
 
     The file has one JSON object a line, the last one for a seed and measure counts. Lines are
@@ -76,7 +76,9 @@ class Progress:
             path.write_text(whole + "\n" if whole else "", encoding="utf-8")
 
 
-def summary(progress: Progress, seeds: Sequence[int], owed: Mapping[str, int]) -> dict[str, Any]:
+def summary(
+    progress: SoakProgress, seeds: Sequence[int], owed: Mapping[str, int]
+) -> dict[str, Any]:
     """Sum up the runs of several seeds.
 
     Args:

@@ -28,7 +28,7 @@ from invariance.cells._faults import first_change, model_state
 from invariance.core._errors import InvarianceError
 from invariance.core._groups import Group
 from invariance.measures._registry import Measure, all_measures, get_measure
-from invariance.testing.gate._bound_measure import subject
+from invariance.testing.gate._bound_measure import bind
 from invariance.testing.gate._examine import examine
 from invariance.testing.gate._findings import Certificate, Finding
 from invariance.testing.soak._cases import SoakCase, draw_case
@@ -239,7 +239,7 @@ def judged(
     Returns:
         What was compared, and what broke.
     """
-    bound = subject(
+    bound = bind(
         measure,
         case.model,
         case.x,

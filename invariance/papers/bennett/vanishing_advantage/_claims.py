@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from invariance.papers.bennett._networks import LARGE, SMALL, regime_of
+from invariance.papers.bennett._networks import LARGE, SMALL, regime_of, stopped_early
 from invariance.papers.recipes._claim_shapes import (
     NEGATIVE,
     POSITIVE,
@@ -20,9 +20,11 @@ from invariance.papers.recipes._claim_shapes import (
     sampled_claim,
 )
 from invariance.papers.recipes._measure_perceptrons import describe_task, whole
+from invariance.papers.recipes._profile import with_agreement
+from invariance.papers.recipes._subsets import cell_of
 from invariance.studies._study import Record
 from invariance.studies.claims._claims import Claim, Region
-from invariance.studies.claims._correlations import column
+from invariance.studies.claims._correlations import column, split
 
 #: The paper's table: what it reports at each training-set size.
 PUBLISHED: Mapping[int, Mapping[str, float]] = {
@@ -45,6 +47,9 @@ PUBLISHED: Mapping[int, Mapping[str, float]] = {
              "activation_patterns_2": 0.05, "ensemble_agreement": -0.81},
 }  # fmt: skip
 
+
+#: What is appended to the name of a size whose networks stopped early.
+EARLY = "stopped early"
 
 #: Up to this share of the training set the advantage is claimed, beyond it its absence.
 SMALL_SHARE = 0.3
@@ -193,6 +198,24 @@ def trend_claims(main: Mapping[str, Sequence[Record]]) -> list[Claim]:
             else None,
         )
     ]
+
+
+def cell_name(record: Record) -> str:
+    """Return the label of a network's size, training subset and stop."""
+    return cell_of(record) + (f", {EARLY}" if stopped_early(record) else "")
+
+
+def cells_of(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Split networks by :func:`cell_name`, with their agreement in each cell."""
+    cells = split(records, cell_name)
+    return {name: list(with_agreement(members)) for name, members in cells.items()}
+
+
+def published_cells(cells: Mapping[str, list[Record]]) -> dict[str, list[Record]]:
+    """Return the cells of the published training subset and stop."""
+    return {
+        name: cell for name, cell in cells.items() if "subset" not in name and EARLY not in name
+    }
 
 
 def regime_values(

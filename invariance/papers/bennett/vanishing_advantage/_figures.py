@@ -8,10 +8,12 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from invariance.papers.bennett._networks import regime_of
-from invariance.papers.bennett.vanishing_advantage._claims import PUBLISHED
+from invariance.papers.bennett.vanishing_advantage._claims import (
+    PUBLISHED,
+    cells_of,
+    published_cells,
+)
 from invariance.papers.recipes import _figures as draw
-from invariance.papers.recipes._profile import with_agreement
-from invariance.papers.recipes._subsets import cell_of
 from invariance.studies._study import Findings, Record
 from invariance.studies.claims._correlations import split
 
@@ -20,8 +22,7 @@ def figures(
     records: Sequence[Record], findings: Findings, folder: Path
 ) -> Sequence[tuple[Path, str]]:
     """Draw the advantage and the traces over size, and the correlations at each size."""
-    cells = {name: with_agreement(cell) for name, cell in split(records, cell_of).items()}
-    main = {name: cell for name, cell in cells.items() if "subset" not in name}
+    main = published_cells(cells_of(records))
     made = [
         (
             draw.save(advantage_figure(main, findings), folder, "advantage.png"),

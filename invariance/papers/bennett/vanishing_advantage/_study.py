@@ -30,7 +30,7 @@ from invariance.transforms import UNITS_RESCALED
 
 
 def grid(options: Options) -> Sequence[Config]:
-    """Return both regimes at every training-set size, and further training subsets at one."""
+    """Return both regimes at every size; further training subsets and an early stop at some."""
     configs = [
         config
         for n_train in options.n_train
@@ -43,6 +43,11 @@ def grid(options: Options) -> Sequence[Config]:
         for train_seed in range(1, scale_of(options, "subsets") + 1):
             for regime in ("small", "large"):
                 configs += regime_configs(fewer, smallest, regime, train_seed)
+    for n_train in options.n_train if scale_of(options, "early_networks") else ():
+        if n_train <= scale_of(options, "early_n"):
+            fewer = options.but(networks=min(options.networks, scale_of(options, "early_networks")))
+            for regime in ("small", "large"):
+                configs += regime_configs(fewer, n_train, regime, early=True)
     return configs
 
 
@@ -111,7 +116,13 @@ STUDY = Study(
         networks=25,
         n_train=(500, 2_000, 6_000, 12_000, 24_000, 60_000),
         n_unseen=0,
-        scale={"subsets": 2, "subset_networks": 25, "subset_n": 500},
+        scale={
+            "subsets": 2,
+            "subset_networks": 25,
+            "subset_n": 500,
+            "early_networks": 25,
+            "early_n": 6_000,
+        },
     ),
     quick=Options(
         task="auto",
@@ -119,7 +130,13 @@ STUDY = Study(
         n_train=(100, 400),
         n_unseen=1_000,
         quick=True,
-        scale={"subsets": 0, "subset_networks": 0, "subset_n": 0},
+        scale={
+            "subsets": 0,
+            "subset_networks": 0,
+            "subset_n": 0,
+            "early_networks": 6,
+            "early_n": 100,
+        },
     ),
     grid=grid,
     train=train,

@@ -8,7 +8,8 @@ networks offer three shortcuts, none of which changes a result:
   its new pre-activation on x is the old one plus ``step * slope_j * |x|^2``: the second
   forward pass needs no product with the weights.
 * Only units that are active on x move.
-* A unit that no training point activates never moves again (`trainer` leaves it out).
+* A unit that no training point activates never moves again (``_advance_sample`` in
+  ``_training`` leaves it out).
 """
 
 from __future__ import annotations
