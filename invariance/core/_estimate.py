@@ -25,7 +25,8 @@ class Estimate:
         stderr: Standard error of ``value``: 0.0 when exact, ``None`` when unknown, which is
             what leaving it out means.
             For a vector estimate, the largest over the entries.
-        exact: True if the value is exact up to floating-point round-off.
+        exact: True if the value is exact up to floating-point round-off; never for NaN, nor for
+            a solver that did not converge, whatever is passed.
         method: How it was computed, in one line for a reader.
         parts: Contributions by layer or parameter, name to value.
         residual: For an iterative solver, the certified residual norm.
@@ -59,6 +60,9 @@ class Estimate:
                 object.__setattr__(self, "value", array)
         else:
             object.__setattr__(self, "value", float(value))
+        if self.exact and (self.converged is False or bool(np.isnan(self.values).any())):
+            object.__setattr__(self, "exact", False)
+            object.__setattr__(self, "stderr", self.stderr or None)
         object.__setattr__(self, "parts", MappingProxyType(dict(self.parts)))
         object.__setattr__(self, "detail", MappingProxyType(dict(self.detail)))
 

@@ -11,6 +11,7 @@ from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
 from invariance.core._groups import Group
 from invariance.core._rng import generator
+from invariance.curvature.estimates._interval import standard_error
 from invariance.curvature.losses._resolve import LossLike
 from invariance.measures._registry import measure
 from invariance.measures.shared._perturbed_loss import PerturbedLoss
@@ -155,7 +156,7 @@ def _average(
     found = torch.tensor(rises, dtype=torch.float64)
     return Estimate(
         float(found.mean()),
-        stderr=float(found.std()) / math.sqrt(samples),
+        stderr=float(standard_error(found)),
         exact=False,
         method=f"{samples} antithetic pairs of {'relative ' if adaptive else ''}Gaussian noise",
         detail={"loss": base},

@@ -10,7 +10,7 @@ from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
 from invariance.core._forward import reading, run
 from invariance.core._groups import Group
-from invariance.core._modules import require_deterministic
+from invariance.core._modules import clone, model_device, require_deterministic
 from invariance.curvature._batches import check_batch, check_budget
 from invariance.curvature.exact._directional import frozen_state, move_like
 from invariance.curvature.losses._resolve import CrossEntropy, softmax_root
@@ -48,14 +48,16 @@ def information_geometric_sharpness(
         x: ``(n, ...)`` inputs.
         y: ``(n,)`` labels.
         rank_tolerance: Singular values below this share of the largest count as zero;
-            ``None`` means machine epsilon times the larger side of A.
+            ``None`` means machine epsilon times the larger side of A (whose rows and columns are
+            first brought to equal size).
         memory_budget: Largest score matrix to form, in bytes.
 
     Returns:
         The sharpness; ``detail`` has the rank and the value at full rank.
 
     Raises:
-        MeasureError: The score matrix would exceed ``memory_budget``.
+        MeasureError: The score matrix would exceed ``memory_budget``, or a label's probability
+            is zero in float64.
 
     Example:
         At full rank it is ``sum_i (1 - p_i) / p_i``, one for one row with ``p = 1/2``:
@@ -70,6 +72,7 @@ def information_geometric_sharpness(
     require_deterministic(model)
     check_budget(memory_budget)
     check_batch(x, y)
+    model = _in_float64(model)
     space = select_parameters(model)
     state = frozen_state(model)
     theta = {name: state[name] for name in space.names}
@@ -82,6 +85,8 @@ def information_geometric_sharpness(
     if y.is_floating_point() or bool((y < 0).any()):
         raise MeasureError("Information-geometric sharpness needs integer labels, none ignored.")
     n, k = outputs.shape
+    if k == 1:
+        return Estimate(0.0, method="a softmax over one class is constant")
     size = n * (k - 1) * space.dim * 8
     if size > memory_budget:
         raise MeasureError(
@@ -98,23 +103,71 @@ def information_geometric_sharpness(
     root = softmax_root(logits)  # (n, K, K - 1)
     score = (root.mT @ jacobian).flatten(0, 1)
     p = logits.softmax(1)
+    own = p.gather(1, labels.unsqueeze(1)).squeeze(1)
+    # The complement of p_y as the sum of the others: no digits cancel near 1.
+    full = (p.scatter(1, labels.unsqueeze(1), 0.0).sum(1) / own).sum()
+    if not bool(torch.isfinite(full)):
+        worst = int((own == 0).nonzero()[0])
+        raise MeasureError(
+            f"Row {worst}'s label has a probability that is zero in float64, so (1 - p) / p "
+            "overflows. The network is certain of another class; leave that row out."
+        )
     # root b = p - e_y, solved in closed form: root = diag(q) Q with orthonormal Q, so
     # b = Q^T diag(1/q) (p - e_y), and Q^T q = 0 leaves -Q^T e_y / q_y.
-    own = p.gather(1, labels.unsqueeze(1)).squeeze(1)
     picked = root[torch.arange(n, device=root.device), labels]
     b = (-picked / own.unsqueeze(1)).flatten()
-    left, singular, _ = torch.linalg.svd(score, full_matrices=False)
-    share = torch.finfo(outputs.dtype).eps * max(score.shape)
-    kept = singular > (share if rank_tolerance is None else rank_tolerance) * singular.max()
-    value = (left[:, kept].mT @ b).square().sum()
-    # The complement of p_y as the sum of the others: no digits cancel near 1.
-    others = (p.sum(1) - own) if k < 2 else p.scatter(1, labels.unsqueeze(1), 0.0).sum(1)
+    value, rank, sure = _projection(score, b, rank_tolerance)
     return Estimate(
-        float(value),
-        method=f"SVD of the {score.shape[0]} x {score.shape[1]} score matrix",
-        detail={
-            "rank": int(kept.sum()),
-            "rows": score.shape[0],
-            "full_rank_value": float((others / own).sum()),
-        },
+        float(full) if rank == len(b) else value,
+        stderr=0.0 if sure else None,
+        exact=sure,
+        method=f"SVD of the {score.shape[0]} x {score.shape[1]} score matrix"
+        + ("" if sure else ", whose rank is not clear in float64"),
+        detail={"rank": rank, "rows": score.shape[0], "full_rank_value": float(full)},
     )
+
+
+def _in_float64(model: nn.Module) -> nn.Module:
+    """Return a copy in float64 (on the CPU where the device has none): ranks need the digits."""
+    copied = clone(model)
+    return (copied.cpu() if model_device(copied).type == "mps" else copied).double()
+
+
+def _projection(score: Tensor, b: Tensor, rank_tolerance: float | None) -> tuple[float, int, bool]:
+    """Project b onto the range of the score matrix.
+
+    Which singular values are zero is asked of the matrix with rows and columns of equal size:
+    a scaling of the parameters scales columns, which moves no range, and a confident row is
+    small without being dependent on others.
+
+    Args:
+        score: ``(m, d)``, float64.
+        b: ``(m,)``.
+        rank_tolerance: Share of the largest singular value that counts as zero.
+
+    Returns:
+        The squared norm of the projection, the rank, and whether the rank is clear: no other
+        one within a factor of a thousand of the tolerance changes the value.
+    """
+    size = score.norm(dim=1)
+    size = torch.where(size > 0, size, 1.0)
+    even = score / size[:, None]
+    for _ in range(3):
+        columns = even.norm(dim=0)
+        even = even / torch.where(columns > 0, columns, 1.0)
+        lengths = even.norm(dim=1)
+        lengths = torch.where(lengths > 0, lengths, 1.0)
+        even, size = even / lengths[:, None], size * lengths
+    left, singular, _ = torch.linalg.svd(even, full_matrices=False)
+    share = torch.finfo(score.dtype).eps * max(score.shape)
+    zero = (share if rank_tolerance is None else rank_tolerance) * singular.max()
+
+    def of_rank(rank: int) -> float:
+        basis = torch.linalg.qr(size[:, None] * left[:, :rank]).Q
+        return float((basis.mT @ b).square().sum())
+
+    ranks = [int((singular > zero * factor).sum()) for factor in (1.0, 1e3, 1e-3)]
+    values = {rank: of_rank(rank) for rank in set(ranks)}
+    value = values[ranks[0]]
+    sure = all(abs(other - value) <= 1e-9 * abs(value) for other in values.values())
+    return value, ranks[0], sure

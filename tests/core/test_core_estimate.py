@@ -60,3 +60,15 @@ def test_a_tensor_loses_its_graph():
     import torch
 
     assert float(Estimate(torch.tensor(2.0, requires_grad=True) * 3)) == 6.0
+
+
+def test_what_is_not_known_is_not_exact():
+    for value in (float("nan"), [1.0, float("nan")]):
+        assert not Estimate(value).exact
+        assert Estimate(value).stderr is None
+    stopped = Estimate(1.0, converged=False)
+    assert not stopped.exact
+    assert stopped.stderr is None
+    assert Estimate(1.0, stderr=0.5, converged=False).stderr == 0.5
+    assert Estimate(1.0, converged=True).exact
+    assert Estimate(float("inf")).exact

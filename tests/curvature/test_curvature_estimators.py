@@ -16,6 +16,7 @@ from torch import nn
 
 from invariance.core._errors import MeasureError, UsageError
 from invariance.curvature import GGNOperator, HessianOperator, hessian_norm, hessian_trace_estimate
+from invariance.curvature.estimates._interval import standard_error
 from invariance.curvature.estimates._trace import blocks_of_probes, random_normals, random_signs
 
 ESTIMATORS = ["hutchinson", "hutchpp", "xtrace"]
@@ -46,7 +47,7 @@ def test_xtrace_equals_the_naive_leave_one_out_estimator():
     naive = torch.stack(samples)
     found = hessian_trace_estimate(operator, estimator="xtrace", budget=2 * m, seed=3)
     assert float(found) == pytest.approx(float(naive.mean()), rel=1e-9)
-    assert found.stderr == pytest.approx(float(naive.std()) / math.sqrt(m), rel=1e-7)
+    assert found.stderr > float(naive.std()) / math.sqrt(m)  # the samples share their probes
 
 
 def test_hutchinson_is_the_mean_of_its_quadratic_forms():
@@ -57,7 +58,8 @@ def test_hutchinson_is_the_mean_of_its_quadratic_forms():
     forms = (probes * (probes @ dense_hessian(case))).sum(1)
     found = hessian_trace_estimate(operator, estimator="hutchinson", budget=20)
     assert float(found) == pytest.approx(float(forms.mean()), rel=1e-12)
-    assert found.stderr == pytest.approx(float(forms.std()) / math.sqrt(20), rel=1e-12)
+    assert found.stderr == pytest.approx(float(standard_error(forms)), rel=1e-12)
+    assert found.stderr > float(forms.std()) / math.sqrt(20)  # Student's quantile, and skewness
 
 
 @pytest.mark.parametrize("estimator", ["hutchpp", "xtrace"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from invariance.core._arguments import as_seed
@@ -60,5 +61,7 @@ def estimate_diagonal(
             step = sample - mean
             mean += step / count
             spread += step * (sample - mean)
-    stderr = (spread / (count - 1) / count).sqrt()
+    # An entry's samples are symmetric about their mean: only Student's quantile widens them.
+    student = stats.t.ppf(0.975, count - 1) / stats.norm.ppf(0.975)
+    stderr = (spread / (count - 1) / count).sqrt() * float(student)
     return operator.split(mean), operator.split(stderr)

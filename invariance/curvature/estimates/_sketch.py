@@ -39,7 +39,8 @@ def hutchpp(operator: SymmetricOperator, budget: int, seed: int) -> Samples:
         rest = probes - (probes @ basis.mT) @ basis
         found.append(block_sums(operator, rest * operator.rows(rest)))
     samples = torch.cat(found)
-    return samples, fixed, f"Hutch++, sketch of rank {basis.shape[0]}, {len(samples)} sign probes"
+    words = f"Hutch++, sketch of rank {basis.shape[0]}, {len(samples)} sign probes"
+    return Samples(samples, fixed, words)
 
 
 def xtrace(operator: SymmetricOperator, budget: int, seed: int) -> Samples:
@@ -65,7 +66,7 @@ def xtrace(operator: SymmetricOperator, budget: int, seed: int) -> Samples:
     rank = basis.shape[0]
     if not rank:
         zeros = torch.zeros(count, len(operator.names), dtype=torch.float64)
-        return zeros, zeros[0], f"XTrace, {count} probes, all in the null space"
+        return Samples(zeros, zeros[0], f"XTrace, {count} probes, all in the null space")
     moved = torch.cat([operator.rows(part) for part in torch.split(basis, 8)])
     shared = block_sums(operator, basis * moved).sum(0)
     left_out = _left_out_directions((images @ basis.mT).double().cpu()).to(basis)
@@ -80,7 +81,71 @@ def xtrace(operator: SymmetricOperator, budget: int, seed: int) -> Samples:
     scale = ((operator.shape[0] - used) / length).double().cpu()
     tail = block_sums(operator, rest * rest_image) * scale[:, None]
     lost = block_sums(operator, (left_out @ basis) * (left_out @ moved))
-    return tail - lost, shared, f"XTrace, {count} probes"
+    covariance = None
+    if rank == count:  # else the matrix is of low rank, and every sample is exact
+        covariance = _covariance(operator, omega, images, basis, moved, left_out)
+    return Samples(tail - lost, shared, f"XTrace, {count} probes", covariance)
+
+
+def _covariance(
+    operator: SymmetricOperator,
+    omega: Tensor,
+    images: Tensor,
+    basis: Tensor,
+    moved: Tensor,
+    left_out: Tensor,
+) -> Tensor:
+    """Estimate the covariance of two of XTrace's samples, without bias.
+
+    Let t_i be sample i, and t_ki the same with the range of all probes but i and k. Given the
+    other probes, ``b_ki = t_i - t_ki`` has mean zero over probe i, and t_ki does not know
+    probe k. So of ``Cov(t_i, t_k)`` all terms vanish but ``E b_ki b_ik``.
+
+    Args:
+        operator: The matrix A.
+        omega: ``(m, d)`` probes.
+        images: ``(m, d)``, A times each.
+        basis: ``(m, d)`` orthonormal rows Q of the same span as the images.
+        moved: ``(m, d)``, A times each.
+        left_out: ``(m, m)``: row i is the direction of Q that probe i alone supplies.
+
+    Returns:
+        ``(blocks + 1,)``, the whole trace last.
+    """
+    m, dim = omega.shape
+    blocks = zip(
+        *(
+            torch.split(part, list(operator.space.sizes), 1)
+            for part in (omega, images, basis, moved)
+        ),
+        strict=True,
+    )
+    small = [
+        ((o * i).sum(1), i @ q.mT + o @ a.mT, q @ a.mT)  # w.Aw, Q Aw + (A Q) w, Q A Q
+        for o, i, q, a in blocks
+    ]
+    own, mixed, inner = (torch.stack(part).cpu().double() for part in zip(*small, strict=True))
+    inside = (omega @ basis.mT).cpu().double()
+    lengths = omega.cpu().double().square().sum(1)
+    directions = left_out.cpu().double()
+
+    def samples(*out: Tensor) -> Tensor:
+        """Samples of all probes, ``(blocks, m)``, leaving these orthonormal ``(m, m)`` out."""
+        kept = inside - sum(u * (u * inside).sum(1, keepdim=True) for u in out)
+        scale = (dim - (m - len(out))) / (lengths - kept.square().sum(1))
+        tail = own - (mixed * kept).sum(-1) + ((kept @ inner) * kept).sum(-1)
+        return tail * scale - sum(((u @ inner) * u).sum(-1) for u in out)
+
+    alone = samples(directions)
+    change = torch.zeros(m, *alone.shape, dtype=alone.dtype)  # b_ki
+    for k, taken in enumerate(directions):
+        other = directions - (directions @ taken)[:, None] * taken
+        other[k] = 0
+        other = torch.nn.functional.normalize(other, dim=1)
+        change[k] = alone - samples(taken.expand(m, m), other)
+        change[k, :, k] = 0
+    change = torch.cat([change, change.sum(1, keepdim=True)], dim=1)
+    return torch.einsum("kbi,ibk->b", change, change) / (m * (m - 1))
 
 
 def sketch(

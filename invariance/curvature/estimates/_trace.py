@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +24,30 @@ from invariance.core._errors import MeasureError, unknown_name
 from invariance.core._estimate import Estimate
 from invariance.core._rng import generator
 from invariance.curvature._batches import Data
+from invariance.curvature.estimates._interval import standard_error
 from invariance.curvature.losses._resolve import LossLike
 from invariance.curvature.products._matrix import SymmetricOperator
 from invariance.curvature.products._operators import MatrixName, build_operator
 
 Estimator: TypeAlias = Literal["hutchinson", "hutchpp", "xtrace"]
 
-#: Samples of the trace, one row a sample and one column a parameter block; and what was
-#: found exactly for each block, to be added to every sample.
-Samples: TypeAlias = "tuple[Tensor, Tensor, str]"
+
+class Samples(NamedTuple):
+    """What an estimator found.
+
+    Attributes:
+        values: ``(n, blocks)`` samples of the trace of every parameter's block.
+        fixed: ``(blocks,)``, to be added to every sample: what was found exactly.
+        words: How, for ``Estimate.method``.
+        covariance: ``(blocks + 1,)`` covariance of two samples, of every block and of the
+            whole trace last; ``None`` for independent samples.
+    """
+
+    values: Tensor
+    fixed: Tensor
+    words: str
+    covariance: Tensor | None = None
+
 
 #: A standard error from fewer samples than this is not trusted to stop early.
 _FEWEST = 16
@@ -101,14 +116,14 @@ def hessian_trace_estimate(
     if budget >= operator.shape[0]:
         return _exact(operator)
     if estimator == "hutchinson":
-        samples, fixed, words = _hutchinson(operator, budget, relative_error, seed)
+        samples = _hutchinson(operator, budget, relative_error, seed)
     else:
         # The sketching estimators live in a file of their own and use this one's sums.
         from invariance.curvature.estimates._sketch import hutchpp, xtrace
 
         run = hutchpp if estimator == "hutchpp" else xtrace
-        samples, fixed, words = run(operator, budget, seed)
-    return _summary(operator, samples, fixed, words, operator.products - before)
+        samples = run(operator, budget, seed)
+    return _summary(operator, samples, operator.products - before)
 
 
 def _exact(operator: SymmetricOperator) -> Estimate:
@@ -137,11 +152,10 @@ def _hutchinson(
         count += len(probes)
         if relative_error is not None and count >= _FEWEST:
             totals = torch.cat(found).sum(1)
-            stderr = float(totals.std()) / math.sqrt(count)
-            if stderr <= relative_error * abs(float(totals.mean())):
+            if float(standard_error(totals)) <= relative_error * abs(float(totals.mean())):
                 break
     samples = torch.cat(found)
-    return samples, torch.zeros_like(samples[0]), f"Hutchinson, {count} sign probes"
+    return Samples(samples, torch.zeros_like(samples[0]), f"Hutchinson, {count} sign probes")
 
 
 def random_signs(rows: int, dim: int, draws: torch.Generator) -> Tensor:
@@ -174,22 +188,20 @@ def block_sums(operator: SymmetricOperator, rows: Tensor) -> Tensor:
     return torch.stack([part.sum(1, dtype=torch.float64) for part in parts], dim=1).cpu()
 
 
-def _summary(
-    operator: SymmetricOperator, samples: Tensor, fixed: Tensor, words: str, products: int
-) -> Estimate:
-    means = samples.mean(0) + fixed
-    count = samples.shape[0]
-    totals = samples.sum(1)
-    spread = samples.std(0) / math.sqrt(count)
+def _summary(operator: SymmetricOperator, samples: Samples, products: int) -> Estimate:
+    means = samples.values.mean(0) + samples.fixed
+    each = torch.cat([samples.values, samples.values.sum(1, keepdim=True)], dim=1)
+    *spread, stderr = standard_error(each, samples.covariance).tolist()
     return Estimate(
         float(means.sum()),
-        stderr=float(totals.std()) / math.sqrt(count),
+        stderr=stderr,
         exact=False,
-        method=f"trace of the {operator.label}: {words}, {products} products; {operator.method}",
+        method=f"trace of the {operator.label}: {samples.words}, {products} products; "
+        f"{operator.method}",
         parts=dict(zip(operator.names, means.tolist(), strict=True)),
         iterations=products,
         detail={
-            "part_stderr": dict(zip(operator.names, spread.tolist(), strict=True)),
+            "part_stderr": dict(zip(operator.names, spread, strict=True)),
             **operator.notes(),
         },
     )
