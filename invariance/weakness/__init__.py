@@ -21,9 +21,18 @@ from invariance.weakness.patterns._repaired import (
     repaired_activation_patterns,
     repaired_free_regions,
 )
+from invariance.weakness.separability._margin_pair_proxy import margin_pair_proxy
 from invariance.weakness.separability._pair_proxy import pair_proxy, pair_proxy_ensemble
-from invariance.weakness.separability._repaired_pair_proxy import repaired_pair_proxy
-from invariance.weakness.volume._version_space import VersionSpace, version_space
+from invariance.weakness.separability._repaired_pair_proxy import (
+    function_pair_proxy,
+    repaired_pair_proxy,
+)
+from invariance.weakness.volume._version_space import (
+    VersionSpace,
+    version_space,
+    volume_weakness,
+    volume_weakness_raw,
+)
 
 __all__ = [
     "ActivationLayer",
@@ -37,7 +46,9 @@ __all__ = [
     "extension_count",
     "free_parameters",
     "free_regions",
+    "function_pair_proxy",
     "hidden_patterns",
+    "margin_pair_proxy",
     "pair_proxy",
     "pair_proxy_ensemble",
     "reduced_network",
@@ -47,4 +58,6 @@ __all__ = [
     "repaired_free_regions",
     "repaired_pair_proxy",
     "version_space",
+    "volume_weakness",
+    "volume_weakness_raw",
 ]

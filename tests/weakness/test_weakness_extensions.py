@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from active_set_reference import ActiveSet
 from separability_reference import separable_by_linprog
 from torch import nn
 
@@ -18,14 +19,7 @@ from invariance.weakness.separability._active_set import EARLY_STOP
 from invariance.weakness.separability._certificates import check_witnesses
 from invariance.weakness.separability._certified import Proof, prove
 from invariance.weakness.separability._conditioning import condition
-from invariance.weakness.separability._pair_sweep import (
-    DISABLE_NUMBA,
-    REACH,
-    numba_is_used,
-    separate_training,
-)
-
-needs_numba = pytest.mark.skipif(not numba_is_used(), reason="needs the compiled kernels")
+from invariance.weakness.separability._pair_sweep import REACH, separate_training
 
 
 def head(d, n_classes, *, bias=True):
@@ -185,18 +179,21 @@ def test_a_truncated_pool_is_unbiased_too():
     assert abs(float(pooled) - exact) < 4.0 * pooled.stderr < 0.5 * exact
 
 
-@needs_numba
-@pytest.mark.parametrize("method", ["exact", "estimate"])
-def test_compiled_and_plain_solvers_see_one_tree(method, monkeypatch):
-    inputs = tensors(*instance(14, 3, 4, 4, 11))
-    compiled = extension_count(head(3, 4), *inputs, method=method, pool=20)
-    monkeypatch.setenv(DISABLE_NUMBA, "1")
-    plain = extension_count(head(3, 4), *inputs, method=method, pool=20)
-    assert float(compiled) == float(plain) > 1.0
-    assert compiled.detail["undecided"] == plain.detail["undecided"] == 0
+def test_the_tree_is_that_of_the_reference():
+    train, labels, unseen = instance(14, 3, 4, 4, 11)
+    points = condition(train, unseen).points
+    feasible = [()]
+    for depth in range(4):
+        labelled = np.append(np.arange(14), 14 + np.arange(depth + 1))
+        feasible = [
+            (*prefix, target)
+            for prefix, target in itertools.product(feasible, range(4))
+            if ActiveSet(points, 4).separate(labelled, np.append(labels, (*prefix, target)))[0] == 1
+        ]
+    found = extension_count(head(3, 4), *tensors(train, labels, unseen), method="exact")
+    assert found.detail["complete"] == len(feasible) > 1 and found.detail["undecided"] == 0
 
 
-@needs_numba
 def test_the_compiled_check_is_the_plain_one():
     from invariance.weakness.extensions._kernels import check_separator, points_of
 
@@ -224,10 +221,10 @@ def test_the_compiled_check_is_the_plain_one():
             np.testing.assert_array_equal(given, proved)
 
 
-@needs_numba
 def test_a_continued_solve_ends_at_the_projection():
     """Warm states must be the projections that a solve from nothing finds."""
-    from invariance.weakness.extensions._kernels import expand, first_state, points_of
+    from invariance.weakness.extensions._kernels import expand, points_of
+    from invariance.weakness.separability._kernels import first_state
 
     train, labels, unseen = instance(15, 4, 3, 4, 13)
     data = condition(train, unseen, bias=True, rank_tolerance=1e-10)

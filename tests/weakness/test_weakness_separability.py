@@ -9,11 +9,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from active_set_reference import ActiveSet, status_of_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from separability_reference import separable_exactly
 
-from invariance.weakness.separability._active_set import ActiveSet
+from invariance.weakness.separability import _separability as separability
+from invariance.weakness.separability._certificates import check_witnesses
 from invariance.weakness.separability._certified import POLICY
 from invariance.weakness.separability._conditioning import condition
 from invariance.weakness.separability._pair_sweep import separate_training
@@ -180,15 +182,14 @@ def test_duplicated_features_up_to_single_precision_do_not_add_a_direction():
     assert not after.free.any()
 
 
-def test_both_forms_of_the_solver_give_the_same_verdicts(monkeypatch):
-    pytest.importorskip("numba")
+def test_the_compiled_solver_gives_the_verdicts_of_the_reference():
     rng = np.random.default_rng(5)
     train, unseen = rng.normal(size=(40, 4)), rng.normal(size=(15, 4))
     labels = (train @ rng.normal(size=(5, 4)).T).argmax(1)
-    compiled = settle(train, labels, unseen, 5)
-    monkeypatch.setenv("INVARIANCE_DISABLE_NUMBA", "1")
-    plain = settle(train, labels, unseen, 5)
-    np.testing.assert_array_equal(compiled.status, plain.status)
+    data = condition(train, unseen)
+    status = settle_pairs(data, labels, 5).status
+    np.testing.assert_array_equal(status, status_of_pairs(data.points, labels, 5))
+    assert {1, -1} == set(status.ravel().tolist())
 
 
 def test_threads_do_not_change_the_verdicts():
@@ -200,7 +201,7 @@ def test_threads_do_not_change_the_verdicts():
     np.testing.assert_array_equal(one.status, two.status)
 
 
-def test_the_separator_meets_the_optimality_conditions_in_both_forms(monkeypatch):
+def test_the_separator_meets_the_optimality_conditions():
     rng = np.random.default_rng(8)
     train = np.hstack([rng.normal(size=(60, 4)), np.ones((60, 1))])
     train /= np.linalg.norm(train, axis=1, keepdims=True)
@@ -213,7 +214,44 @@ def test_the_separator_meets_the_optimality_conditions_in_both_forms(monkeypatch
         total[other] -= weight * train[point]
     assert (state._multipliers > -1e-9 * state._multipliers.max()).all()
     np.testing.assert_allclose(total, state.separator, rtol=1e-7, atol=1e-7 * abs(total).max())
-    for disabled in ("", "1"):
-        monkeypatch.setenv("INVARIANCE_DISABLE_NUMBA", disabled)
-        _, separator, _ = separate_training(train, labels, 4)
-        np.testing.assert_allclose(separator, state.separator, rtol=1e-6, atol=1e-6)
+    _, separator, _ = separate_training(train, labels, 4)
+    np.testing.assert_allclose(separator, state.separator, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_classes", [3, 40])
+def test_blocks_of_probes_do_not_change_the_verdicts(n_classes, monkeypatch):
+    rng = np.random.default_rng(9)
+    train, unseen = rng.normal(size=(120, 4)), rng.normal(size=(60, 4))
+    labels = (train @ rng.normal(size=(n_classes, 4)).T).argmax(1)
+    data = condition(train, unseen)
+    whole = settle_pairs(data, labels, n_classes)
+    monkeypatch.setattr(separability, "BLOCK", 7)
+    parts = settle_pairs(data, labels, n_classes, keep_witnesses=False)
+    np.testing.assert_array_equal(whole.status, parts.status)
+    assert (whole.status != 0).all() and not len(parts.witnesses)
+    # A witness is proved for the pair that it owns, by another check than the sweep's own.
+    check = check_witnesses(
+        whole.witnesses, data.equilibrated[:120], labels, data.equilibrated[120:]
+    )
+    for probe, target in np.argwhere(whole.status == 1):
+        owner = whole.witness_of[probe, target]
+        assert check.separates[owner] and check.proved[owner, probe] == target
+
+
+def test_free_probes_are_proved_by_the_witnesses_that_are_kept():
+    rng = np.random.default_rng(10)
+    train = np.hstack([rng.normal(size=(12, 3)), np.zeros((12, 1))])
+    unseen = np.hstack([rng.normal(size=(6, 3)), rng.normal(size=(6, 1))])
+    wide = rng.normal(size=(12, 20)), rng.normal(size=(6, 20))  # more features than points
+    labels = (train[:, :3] @ rng.normal(size=(4, 3)).T).argmax(1)
+    for data in (condition(train, unseen), condition(*wide)):
+        verdicts = settle_pairs(data, labels, 4)
+        assert verdicts.free.all() and (verdicts.status == 1).all()
+        rows = np.hstack([data.equilibrated[:12], np.zeros((12, data.dead.shape[1]))])
+        points = np.hstack([data.equilibrated[12:], data.dead])
+        check = check_witnesses(verdicts.witnesses, rows, labels, points)
+        for probe, target in np.ndindex(6, 4):
+            owner = verdicts.witness_of[probe, target]
+            assert check.separates[owner] and check.proved[owner, probe] == target
+            margin = min(check.margin[owner], check.probe_margin[owner, probe])
+            assert verdicts.margin_of[probe, target] == pytest.approx(margin, rel=1e-6)

@@ -1,4 +1,4 @@
-"""Compiled expansion of one node of the labeling tree: all its children in one call.
+"""Expansion of one node of the labeling tree: all its children in one call.
 
 Every node continues the active set of its nearest solved ancestor. All nodes project the
 same deep interior point of the training cone, so an ancestor's active rows and
@@ -15,38 +15,24 @@ import numpy as np
 import numpy.typing as npt
 
 from invariance.core._compiled import compiled
-from invariance.weakness.separability._active_set import (
-    DEPENDENT,
-    EARLY_STOP,
-    MAX_STEPS,
-    Combination,
-)
+from invariance.weakness.separability._active_set import EARLY_STOP, Combination
 from invariance.weakness.separability._certificates import EPSILON
 from invariance.weakness.separability._conditioning import Conditioned
-from invariance.weakness.separability._kernels import Factors, Problem, resume, score
-from invariance.weakness.separability._pair_sweep_compiled import workspace
+from invariance.weakness.separability._kernels import (
+    Factors,
+    Problem,
+    State,
+    load,
+    resume,
+    saved_state,
+    score,
+    solve_on,
+    workspace,
+)
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
-
-
-class State(NamedTuple):
-    """Where the active-set method stood when it had separated a node's labeling.
-
-    Attributes:
-        separator: ``(K, r)``.
-        basis: ``(s, K r)`` orthonormal basis of the s active rows.
-        factor: ``(s, s)`` their triangular factor, column by column.
-        active: ``(s, 2)`` point and other class of each.
-        multipliers: ``(s,)``.
-    """
-
-    separator: Array
-    basis: Array
-    factor: Array
-    active: Indices
-    multipliers: Array
 
 
 class Points(NamedTuple):
@@ -84,17 +70,6 @@ class Expansion:
     combinations: list[Combination | None]
 
 
-def first_state(separator: Array) -> State:
-    """Return the state before any row is active: the point that is projected."""
-    return State(
-        np.ascontiguousarray(separator),
-        np.empty((0, separator.size)),
-        np.empty((0, 0)),
-        np.empty((0, 2), np.int64),
-        np.empty(0),
-    )
-
-
 def points_of(data: Conditioned, labels: Indices) -> Points:
     """Lay out what separators are checked against."""
     lengths = np.linalg.norm(data.equilibrated, axis=1)
@@ -108,7 +83,7 @@ def points_of(data: Conditioned, labels: Indices) -> Points:
 
 @compiled
 def check_separator(points: Points, separator: Array, scores: Array, given: Indices) -> bool:
-    """Compiled form of :func:`~invariance.weakness.separability._certificates.check_witnesses`.
+    """Compiled check of one separator, as ``check_witnesses`` checks many.
 
     The rounding bound there holds for every order of the sums and for fused
     multiply-adds, which is all that the compiler may change.
@@ -153,23 +128,11 @@ def check_separator(points: Points, separator: Array, scores: Array, given: Indi
 
 
 @compiled
-def _load(state: State, factors: Factors, separator: Array) -> int:
-    size = state.multipliers.size
-    factors.basis[:size] = state.basis
-    factors.factor[:size, :size] = state.factor
-    factors.active[:size] = state.active
-    factors.multipliers[:size] = state.multipliers
-    separator[:] = state.separator
-    return size
-
-
-@compiled
 def _expand(
     problem: Problem,
     factors: Factors,
     state: State,
     points: Points,
-    probe: Array,
     targets: Indices,
     separators: Array,
     outcomes: Indices,
@@ -180,21 +143,18 @@ def _expand(
 ) -> None:
     """Solve the last point's targets, each from ``state``; check each separator."""
     last = problem.labels.size - 1
-    problem.rows[last] = probe
-    problem.columns[:, last] = probe
     scores = np.empty((separators.shape[1], points.lengths.size))
     for t in range(targets.size):
-        size = _load(state, factors, separators[t])
+        size = load(state, problem, factors, separators[t])
         problem.labels[last] = targets[t]
-        outcome, size, _, point, other = resume(
-            problem, factors, size, separators[t], EARLY_STOP, DEPENDENT**2, MAX_STEPS
-        )
+        outcome, size, _, point, other = resume(problem, factors, size, separators[t], EARLY_STOP)
         outcomes[t] = outcome
         if outcome == 1 and not check_separator(points, separators[t], scores, given[t]):
             outcomes[t] = 0
         elif outcome == -1:
-            rows[t, :size] = factors.active[:size]
-            weights[t, :size] = -factors.weights[:size]
+            for k in range(size):
+                rows[t, k, 0], rows[t, k, 1] = factors.active[k, 0], factors.active[k, 1]
+                weights[t, k] = -factors.weights[k]
             rows[t, size, 0], rows[t, size, 1], weights[t, size] = point, other, 1.0
             sizes[t] = size + 1
 
@@ -224,20 +184,21 @@ def expand(
     where = np.array([j for j, _ in named] + [depth], dtype=np.int64)
     labelled = np.append(np.arange(n_train), n_train + where)
     labels = np.concatenate([points.labels, [label for _, label in named], [targets[0]]])
-    problem, factors = workspace(data.points[labelled], labels.astype(np.int64), n_classes)
-    state = _settle(problem, factors, state)
+    rows, labels = data.points[labelled], labels.astype(np.int64)
+    state = _settle(rows[:-1], labels[:-1], state)
+    problem, factors = workspace(rows, labels, n_classes)
     count, room = len(targets), len(factors.multipliers)
     separators = np.empty((count, *state.separator.shape))
     outcomes, sizes = np.zeros(count, np.int64), np.zeros(count, np.int64)
     given = np.full((count, data.points.shape[0] - n_train), -1, dtype=np.int64)
-    rows, weights = np.empty((count, room + 1, 2), np.int64), np.empty((count, room + 1))
+    refuted, weights = np.empty((count, room + 1, 2), np.int64), np.empty((count, room + 1))
     _expand(
-        problem, factors, state, points, data.points[n_train + depth],
-        np.array(targets, dtype=np.int64), separators, outcomes, sizes, given, rows, weights,
+        problem, factors, state, points, np.array(targets, dtype=np.int64), separators, outcomes,
+        sizes, given, refuted, weights,
     )  # fmt: skip
     combinations: list[Combination | None] = [
         Combination(
-            labelled[rows[t, :size, 0]], rows[t, :size, 1], np.maximum(weights[t, :size], 0.0)
+            labelled[refuted[t, :size, 0]], refuted[t, :size, 1], np.maximum(weights[t, :size], 0.0)
         )
         if size
         else None
@@ -246,27 +207,11 @@ def expand(
     return Expansion(state, separators, outcomes == 1, given, combinations)
 
 
-def _settle(problem: Problem, factors: Factors, state: State) -> State:
-    """Continue a state until it separates all labelled points but the last."""
-    fewer = problem._replace(
-        rows=problem.rows[:-1],
-        columns=np.ascontiguousarray(problem.columns[:, :-1]),
-        labels=problem.labels[:-1],
-        scores=np.empty((state.separator.shape[0], len(problem.labels) - 1)),
-        own=problem.own[:-1],
-        rival=problem.rival[:-1],
-    )
+def _settle(rows: Array, labels: Indices, state: State) -> State:
+    """Continue a state until it separates the labelled points."""
+    problem, factors = workspace(rows, labels, len(state.separator))
     separator = np.empty_like(state.separator)
-    size = _load(state, factors, separator)
-    outcome, size, steps, _, _ = resume(
-        fewer, factors, size, separator, EARLY_STOP, DEPENDENT**2, MAX_STEPS
-    )
+    outcome, size, steps = solve_on(problem, factors, state, separator, EARLY_STOP)
     if outcome != 1 or not steps:
         return state  # still dual feasible for the children, only less far
-    return State(
-        separator,
-        factors.basis[:size].copy(),
-        factors.factor[:size, :size].copy(),
-        factors.active[:size].copy(),
-        factors.multipliers[:size].copy(),
-    )
+    return saved_state(factors, size, separator)

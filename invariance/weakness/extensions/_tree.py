@@ -10,21 +10,19 @@ holds those is solved again; and a solve continues its parent's.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from invariance.core._errors import MeasureError
+from invariance.weakness.extensions._kernels import expand, points_of
 from invariance.weakness.separability._active_set import Combination
 from invariance.weakness.separability._certificates import check_witnesses
 from invariance.weakness.separability._certified import Proof, prove
 from invariance.weakness.separability._conditioning import Conditioned
 from invariance.weakness.separability._fallback import candidates
-from invariance.weakness.separability._pair_sweep import REACH, numba_is_used, separate_from
-
-if TYPE_CHECKING:
-    from invariance.weakness.extensions._kernels import Points, State
+from invariance.weakness.separability._kernels import State, first_state
+from invariance.weakness.separability._pair_sweep import REACH
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -45,15 +43,13 @@ class Node:
 
     Attributes:
         prefix: Labels of the first ``len(prefix)`` points, :data:`UNLABELLED` for none.
-        witness: Index of a separator that gives those labels.
         matching: ``(k,)`` indices of known separators that give those labels.
-        state: Where the solver stood at the nearest ancestor that was solved, if compiled.
+        state: Where the solver stood at the nearest ancestor that was solved.
     """
 
     prefix: tuple[int, ...]
-    witness: int
     matching: Indices
-    state: State | None = None
+    state: State
 
 
 @dataclass(eq=False)
@@ -80,12 +76,12 @@ class ExtensionTree:
     solves: int = 0
     undecided: int = 0
     _separators: list[Array] = field(default_factory=list)
-    _points: Points | None = None
     _given: Indices = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
     _clashes: dict[tuple[int, int], list[list[tuple[int, int]]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._given = np.zeros((16, self.n_points), dtype=np.int64)
+        self._points = points_of(self.data, self.labels)
         if self._enter([REACH * self.separator]) == [None]:
             raise MeasureError("The separator given does not separate the training points.")
 
@@ -100,13 +96,8 @@ class ExtensionTree:
 
     def root(self) -> Node:
         """The empty labeling."""
-        if not numba_is_used():
-            return Node((), 0, np.arange(len(self._separators)))
-        from invariance.weakness.extensions._kernels import first_state, points_of
-
-        self._points = points_of(self.data, self.labels)
         state = first_state(REACH * self.separator)
-        return Node((), 0, np.arange(len(self._separators)), state)
+        return Node((), np.arange(len(self._separators)), state)
 
     def children(self, node: Node, *, skip: bool) -> list[Node]:
         """List a node's children: every feasible class of the next point.
@@ -140,54 +131,32 @@ class ExtensionTree:
         for target, known in enumerate(matching):
             if len(known):
                 prefix = (*node.prefix, target)
-                found.append(Node(prefix, int(known[0]), known[:_REMEMBERED], state))
+                found.append(Node(prefix, known[:_REMEMBERED], state))
         return found
 
-    def _solve(self, node: Node, targets: list[int]) -> tuple[list[int | None], State | None]:
+    def _solve(self, node: Node, targets: list[int]) -> tuple[list[int | None], State]:
         """For each child, return the index of a separator, or None if it is infeasible."""
         if self.budget is not None and self.solves + len(targets) > self.budget:
             raise BudgetError(f"Counting exactly needs more than {self.budget} solves.")
         self.solves += len(targets)
         named = [(j, label) for j, label in enumerate(node.prefix) if label != UNLABELLED]
-        depth, state = len(node.prefix), node.state
-        indices: list[int | None]
-        combinations: list[Combination | None]
-        if state is None or self._points is None:
-            indices, combinations = self._solve_plainly(node, named, targets)
-        else:
-            from invariance.weakness.extensions._kernels import expand
-
-            answer = expand(self.data, self._points, named, depth, targets, state)
-            state, combinations = answer.state, answer.combinations
-            indices = [
-                self._keep(separator, given) if checked else None
-                for separator, given, checked in zip(
-                    answer.separators, answer.given, answer.checked, strict=True
-                )
-            ]
+        depth = len(node.prefix)
+        answer = expand(self.data, self._points, named, depth, targets, node.state)
+        indices = [
+            self._keep(separator, given) if checked else None
+            for separator, given, checked in zip(
+                answer.separators, answer.given, answer.checked, strict=True
+            )
+        ]
         witnesses: list[int | None] = []
-        for target, index, combination in zip(targets, indices, combinations, strict=True):
+        for target, index, combination in zip(targets, indices, answer.combinations, strict=True):
             labelling = [*named, (depth, target)]
             if combination is not None:
                 settled, witness = self._refute(combination, labelling), None
             else:
                 settled, witness = self._fits(index, labelling)
             witnesses.append(witness if settled else self._insist(labelling))
-        return witnesses, state
-
-    def _solve_plainly(
-        self, node: Node, named: list[tuple[int, int]], targets: list[int]
-    ) -> tuple[list[int | None], list[Combination | None]]:
-        """Solve each child from the node's separator, without compiled code."""
-        start = self._separators[node.witness]
-        indices: list[int | None] = []
-        combinations: list[Combination | None] = []
-        for target in targets:
-            labelled, labels = self._labelled([*named, (len(node.prefix), target)])
-            _, separator, combination = separate_from(self.data.points, labelled, labels, start)
-            indices += self._enter([separator]) if combination is None else [None]
-            combinations.append(combination)
-        return indices, combinations
+        return witnesses, answer.state
 
     def _insist(self, named: list[tuple[int, int]]) -> int | None:
         """Try the fallback methods until one of their answers can be proved."""

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from invariance.weakness.separability._active_set import Combination
-from invariance.weakness.separability._certificates import check_witnesses, norm_bounds
+from invariance.weakness.separability._certificates import EPSILON, check_witnesses, norm_bounds
 from invariance.weakness.separability._conditioning import Conditioned
 from invariance.weakness.separability._exact_proofs import is_exactly_infeasible
+from invariance.weakness.separability._pair_sweep import Sweep
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -42,7 +43,7 @@ class Verdicts:
         free: ``(u,)`` probes that leave the span of the training points.
         witnesses: ``(w, K, p + z)`` classifiers on the scaled features, see
             ``Conditioned``; the last z columns act
-            on features that are zero on every training point.
+            on features that are zero on every training point. Empty where not wanted.
         witness_of: ``(u, K)`` index of a witness that gives the probe the class, else -1.
         margin_of: ``(u, K)`` the smallest margin of that witness on the training points and
             the probe, divided by ``|W|`` and ``|x|``; NaN where there is none.
@@ -130,12 +131,14 @@ class Ledger:
         labels: ``(n,)`` training labels.
         n_classes: Number of classes K.
         tolerance: Largest relative residual of a combination.
+        keep_witnesses: Whether to keep the witnesses themselves, not only what they prove.
     """
 
     data: Conditioned
     labels: Indices
     n_classes: int
     tolerance: float
+    keep_witnesses: bool = True
     policy: Status = Status.UNDECIDED
     combinations: dict[Pair, Combination] = field(default_factory=dict)
     norm_bound_of: dict[Pair, float] = field(default_factory=dict)
@@ -164,45 +167,83 @@ class Ledger:
             Whether the first of them provably separates the training points.
         """
         witnesses = separators @ self.data.basis.T
-        n_dead = self.data.dead.shape[1]
-        padded = np.concatenate([witnesses, np.zeros((*witnesses.shape[:2], n_dead))], axis=2)
         check = check_witnesses(witnesses, self._train(), self.labels, self._probes())
         # A free probe's dead features were not multiplied out: those pairs come later.
         index, probe = np.nonzero((check.proved >= 0) & ~self.data.free)
         margin = np.minimum(check.margin[index], check.probe_margin[index, probe])
-        self._record(padded, index, probe, check.proved[index, probe], margin)
+        order = np.argsort(margin, kind="stable")  # of several, the last one is kept
+        index, probe, margin = index[order], probe[order], margin[order]
+        target = check.proved[index, probe]
+        better = ~(self.margin_of[probe, target] >= margin)
+        index, probe, target, margin = index[better], probe[better], target[better], margin[better]
+        self._enter(probe, target, self._count + index, margin)
+        if self.keep_witnesses:
+            self._witnesses.append(self._padded(witnesses))
+        self._count += len(witnesses)
         if check.separates.any():
             self.policy = Status.FEASIBLE
         return bool(check.separates[0])
 
+    def add_sweep(self, probes: Indices, sweep: Sweep) -> None:
+        """Take over what a sweep has proved, and check the combinations that it found."""
+        block, target = np.nonzero(sweep.owner >= 0)
+        probe = probes[block]
+        owner = sweep.owner[block, target]
+        self._enter(probe, target, self._count + owner, sweep.margin[block, target])
+        if self.keep_witnesses:
+            self._witnesses.append(self._padded(sweep.witnesses))
+        self._count += int(owner.max(initial=-1)) + 1
+        self.add_combinations(sweep.combinations)
+
     def settle_free(self, separator: Array) -> None:
         """Prove every class of every free probe: change a classifier where only it looks.
+
+        Class t's witness adds a multiple of the probe's direction to row t of one classifier,
+        so on training points it moves one score by as much as it errs.
 
         Args:
             separator: ``(K, r)`` a separator of the whitened training points.
         """
-        data, n_dead = self.data, self.data.dead.shape[1]
-        train = np.hstack([self._train(), np.zeros((data.n_train, n_dead))])
-        base = np.hstack([separator @ data.basis.T, np.zeros((self.n_classes, n_dead))])
-        targets = np.arange(self.n_classes)
+        data, n_dead, targets = self.data, self.data.dead.shape[1], np.arange(self.n_classes)
+        base = separator @ data.basis.T
+        train, lengths = self._train(), np.linalg.norm(self._train(), axis=1)
+        lengths = np.where(lengths > 0.0, lengths, 1.0)
+        scores = train @ base.T
+        own = scores[np.arange(len(train)), self.labels]
+        rival = np.where(self.labels[:, None] == targets, -np.inf, scores)
+        best = rival.max(axis=1)
+        longest = float(np.linalg.norm(base, axis=1).max())
         for probe in np.flatnonzero(data.free):
             point = np.append(self._probes()[probe], data.dead[probe])
             direction = data.escape[probe].copy()
             if n_dead and data.dead[probe].any():
                 direction[:-n_dead] = 0.0  # exactly invisible to every training point
-            lift = 2.0 * (np.ptp(base @ point) + np.abs(base).max()) / float(direction @ point)
-            stack = np.repeat(base[None], self.n_classes, axis=0)
-            stack[targets, targets] += lift * direction
-            check = check_witnesses(stack, train, self.labels, point[None])
-            hits = np.flatnonzero(check.proved[:, 0] == targets)
-            margin = np.minimum(check.margin, check.probe_margin[:, 0])[hits]
-            self._record(stack, hits, np.full(len(hits), probe), hits, margin)
+            live = direction[: len(direction) - n_dead]
+            given = base @ point[: len(live)]
+            lift = 2.0 * (np.ptp(given) + np.abs(base).max()) / float(direction @ point)
+            # Row t errs by ``moved`` on training points of other classes, and so on its own.
+            length = float(np.linalg.norm(direction))
+            moved = np.abs(train @ live) * abs(lift)
+            slope = 4.0 * (len(point) + 8) * EPSILON * (longest + abs(lift) * length)
+            slack = float(((own - best - moved) / lengths).min(initial=np.inf)) - slope
+            raised = given + lift * float(direction @ point)
+            others = np.where(np.eye(self.n_classes, dtype=bool), -np.inf, given).max(axis=1)
+            lead = (raised - others) / float(np.linalg.norm(point)) - slope
+            hits = np.flatnonzero(np.minimum(slack, lead) > 0.0)
+            square = (base**2).sum() + 2.0 * lift * (base @ live) + (lift * length) ** 2
+            margin: Array = np.asarray(np.minimum(slack, lead) / np.sqrt(square), dtype=np.float64)
+            self._enter(np.full(len(hits), probe), hits, self._count + hits, margin[hits])
+            if self.keep_witnesses:
+                stack = self._padded(np.repeat(base[None], self.n_classes, axis=0))
+                stack[targets, targets] += lift * direction
+                self._witnesses.append(stack)
+            self._count += self.n_classes
 
     def add_combinations(self, combinations: Mapping[Pair, Combination]) -> None:
         """Check Farkas combinations, by pair or for :data:`POLICY`, and keep the proofs."""
         keys = list(combinations)
         entries = [combinations[key] for key in keys]
-        labels = [self._labels_of(key)[entry.points] for key, entry in combinations.items()]
+        labels = [self._labels_of(key, entry.points) for key, entry in combinations.items()]
         proofs, bounds = prove(self.data, entries, labels, self.n_classes, self.tolerance)
         for key, entry, proof, bound in zip(keys, entries, proofs, bounds, strict=True):
             if proof == Proof.NOTHING:
@@ -235,23 +276,19 @@ class Ledger:
             steps=steps,
         )
 
-    def _record(
-        self, witnesses: Array, index: Indices, probe: Indices, target: Indices, margin: Array
-    ) -> None:
-        order = np.argsort(margin, kind="stable")  # of several, the last one is kept
-        order = order[~(self.margin_of[probe[order], target[order]] >= margin[order])]
-        chosen = probe[order], target[order]
-        self.status[chosen] = Status.FEASIBLE
-        self.witness_of[chosen] = self._count + index[order]
-        self.margin_of[chosen] = margin[order]
-        self._witnesses.append(witnesses)
-        self._count += len(witnesses)
+    def _enter(self, probe: Indices, target: Indices, witness: Indices, margin: Array) -> None:
+        self.status[probe, target] = Status.FEASIBLE
+        self.witness_of[probe, target] = witness if self.keep_witnesses else -1
+        self.margin_of[probe, target] = margin
 
-    def _labels_of(self, key: Pair) -> Indices:
-        extra = np.full(self.status.shape[0], -1, dtype=np.int64)
-        if key != POLICY:
-            extra[key[0]] = key[1]
-        return np.append(self.labels, extra)
+    def _padded(self, witnesses: Array) -> Array:
+        """Witnesses that look at no feature that is zero on every training point."""
+        return np.pad(witnesses, ((0, 0), (0, 0), (0, self.data.dead.shape[1])))
+
+    def _labels_of(self, key: Pair, points: Indices) -> Indices:
+        n_train = len(self.labels)
+        own = self.labels[np.minimum(points, n_train - 1)]
+        return np.where(points < n_train, own, key[1])
 
     def _train(self) -> Array:
         return self.data.equilibrated[: self.data.n_train]

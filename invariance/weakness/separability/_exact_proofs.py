@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import qr
+from scipy.linalg.lapack import dtrtri
 
 from invariance.weakness.separability._active_set import Combination
 
@@ -121,13 +123,21 @@ def _survives_perturbation(matrix: Array, weights: Array) -> bool:
     exponent = np.frexp(lengths)[1]
     scaled = np.ldexp(matrix, -exponent)
     weights = np.ldexp(weights, exponent)
-    left, values, right = np.linalg.svd(scaled, full_matrices=False)
     size = sum(matrix.shape)
-    smallest = float(values[-1] - 8.0 * size * _EPSILON * values[0])
-    if smallest <= 0.0:
+    factor, upper = qr(scaled.T, mode="economic", check_finite=False)  # M^T = Q R
+    inverse, info = dtrtri(upper)
+    if info:
+        return False
+    # |M y| >= |y| s(Q) s(R) - |M^T - Q R| |y|, with s(Q) >= 1 - |Q^T Q - I|, and the same for
+    # s(R) = 1 / |R^-1| from a computed inverse.
+    unit, largest = np.eye(len(upper)), float(np.linalg.norm(scaled))
+    defect = np.linalg.norm(upper @ inverse - unit) + np.linalg.norm(factor.T @ factor - unit)
+    error = np.linalg.norm(scaled.T - factor @ upper) + 8.0 * size * _EPSILON * largest
+    smallest = float((1.0 - 1.01 * defect) / np.linalg.norm(inverse) - error)
+    if not smallest > 0.0:
         return False
     weights = weights / np.linalg.norm(weights)
-    weights = weights - right.T @ ((left.T @ (scaled @ weights)) / values)  # closer to M y = 0
+    weights = weights - factor @ (inverse.T @ (scaled @ weights))  # closer to M y = 0
     if weights.min() <= 0.0:
         return False
     rounding = 2.0 * size * _EPSILON * (np.abs(scaled) @ weights)

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from scipy import sparse
 from scipy.optimize import linprog
 
-from invariance.weakness.separability._active_set import ActiveSet, Combination, Outcome
+from invariance.weakness.separability._active_set import Combination, Outcome
+from invariance.weakness.separability._pair_sweep import separate
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -36,12 +37,12 @@ def candidates(
         A ``(K, r)`` separator or a :class:`Combination`, unchecked.
     """
     for stop in (1e-3, 1.0 - 1e-9):  # the minimum-norm problem, early and to the end
-        state = ActiveSet(points, n_classes)
-        outcome, combination = state.separate(labelled, labels, stop=stop)
+        start = np.zeros((n_classes, points.shape[1]))
+        outcome, separator, combination = separate(points, labelled, labels, start, stop=stop)
         if combination is not None:
             yield combination
         elif outcome == Outcome.SEPARATED:
-            yield state.separator
+            yield separator
     yield from _linear_program(points, labelled, labels, n_classes)
 
 

@@ -163,6 +163,7 @@ def _count(
         prepared.labels,
         prepared.n_classes,
         tolerance=tolerance,
+        keep_witnesses=keep_certificates,
         workers=workers,
     )
     return _estimate(verdicts, prepared.points.rank, keep_certificates)

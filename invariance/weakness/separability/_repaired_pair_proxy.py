@@ -18,8 +18,10 @@ least change to the most:
 
 Fewer directions leave fewer pairs open, so function <= used <= pair proxy, always.
 
-Both are counts over a span, hence discontinuous: a unit whose outgoing weights are tiny
-but not negligible against the features' precision counts in full.
+Both hold for exact zeros only. They are counts over a span, hence discontinuous: a unit
+whose outgoing weights are tiny but not negligible against the features' precision counts
+in full, so that outgoing weights of 1e-9, which move no logit by more than 1e-8, bring the
+inflated count back. :func:`~invariance.weakness.margin_pair_proxy` has no such step.
 """
 
 from __future__ import annotations
@@ -140,6 +142,9 @@ def repaired_pair_proxy(
 ) -> Estimate:
     """Count the feasible pairs over only those features that the function uses.
 
+    Holds for exact zeros only: a unit with outgoing weights of 1e-9 counts in full.
+    :func:`~invariance.weakness.margin_pair_proxy` is continuous in the function.
+
     Args:
         model: A network that ends with a linear layer, in eval mode.
         x_train: ``(n, ...)`` training inputs.
@@ -202,3 +207,35 @@ def repaired_pair_proxy(
         method=f"{found.method}; over features that the function uses ({features})",
         detail={**found.detail, "features": rows.shape[1], "width": layer.in_features},
     )
+
+
+def function_pair_proxy(
+    model: nn.Module, x_train: Tensor, y_train: Tensor, x_unseen: Tensor, **options: Any
+) -> Estimate:
+    """Count the feasible pairs over the logits alone, modulo a shift: a function of the function.
+
+    :func:`repaired_pair_proxy` with ``features="function"``, which says what holds: it too steps
+    up for outgoing weights of 1e-9.
+
+    Args:
+        model: A network that ends with a linear layer, in eval mode.
+        x_train: ``(n, ...)`` training inputs.
+        y_train: ``(n,)`` their labels.
+        x_unseen: ``(u, ...)`` unseen inputs.
+        options: As there.
+
+    Returns:
+        As there.
+
+    Raises:
+        MeasureError: As there.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(1, 2)).double()
+    >>> with torch.no_grad():
+    ...     _ = model[1].weight.copy_(torch.tensor([[-1.0], [1.0]]))
+    >>> line = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+    >>> float(function_pair_proxy(model, line, torch.tensor([0, 1]), 0.5 * line))
+    4.0
+    """
+    return repaired_pair_proxy(model, x_train, y_train, x_unseen, features="function", **options)

@@ -12,13 +12,21 @@ from invariance.weakness.separability._certificates import INFEASIBLE_TOLERANCE
 from invariance.weakness.separability._certified import POLICY, Ledger, Pair, Status, Verdicts
 from invariance.weakness.separability._conditioning import Conditioned
 from invariance.weakness.separability._fallback import candidates
-from invariance.weakness.separability._pair_sweep import separate_training, sweep_pairs
+from invariance.weakness.separability._pair_sweep import (
+    BLOCK,
+    separate,
+    smallest_margin,
+    sweep_pairs,
+)
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
 __all__ = ["Status", "Verdicts", "settle_pairs"]
 
+#: Length of the least-squares classifier for one-hot targets, and where mending it stops.
+_LENGTH, _DEPTH = 10.0, 0.1
+_RIDGE = 1e-12
 #: Fewer probes than this are not worth a thread of their own.
 _PROBES_A_THREAD = 50
 
@@ -29,6 +37,7 @@ def settle_pairs(
     n_classes: int,
     *,
     tolerance: float = INFEASIBLE_TOLERANCE,
+    keep_witnesses: bool = True,
     workers: int = 1,
 ) -> Verdicts:
     """Decide every (probe, class) pair and certify each verdict.
@@ -38,31 +47,32 @@ def settle_pairs(
         labels: ``(n,)`` training labels.
         n_classes: Number of classes K.
         tolerance: Largest relative residual of a certificate of infeasibility.
+        keep_witnesses: Whether to keep the witnesses themselves, not only what they prove.
         workers: Threads to spread the probes over.
 
     Returns:
         The ``Verdicts``; they do not depend on ``workers``.
     """
-    ledger = Ledger(conditioned, labels, n_classes, tolerance)
+    ledger = Ledger(conditioned, labels, n_classes, tolerance, keep_witnesses)
     separator = separate_policy(ledger)
     if separator is None:
         return ledger.verdicts()
     ledger.settle_free(separator)
-    probes = conditioned.n_train + np.flatnonzero(~conditioned.free)
+    probes = np.flatnonzero(~conditioned.free)
+    count = max(1, -(-len(probes) // BLOCK), min(workers, len(probes) // _PROBES_A_THREAD))
+    blocks = np.array_split(probes, count)
+    settled = [ledger.status[block] == Status.FEASIBLE for block in blocks]
     solves = steps = 0
-    blocks = np.array_split(probes, max(1, min(workers, len(probes) // _PROBES_A_THREAD)))
-    with ThreadPoolExecutor(len(blocks)) as pool:
+    with ThreadPoolExecutor(min(workers, count)) as pool:
         sweeps = pool.map(
-            lambda block: sweep_pairs(conditioned.points, labels, separator, block), blocks
+            lambda block, done: sweep_pairs(
+                conditioned, labels, separator, block, done, keep_witnesses=keep_witnesses
+            ),
+            blocks,
+            settled,
         )
-        for sweep in sweeps:
-            ledger.add_separators(sweep.separators)
-            ledger.add_combinations(
-                {
-                    (probe - conditioned.n_train, target): entry
-                    for (probe, target), entry in sweep.combinations.items()
-                }
-            )
+        for block, sweep in zip(blocks, sweeps, strict=True):
+            ledger.add_sweep(block, sweep)
             solves, steps = solves + sweep.solves, steps + sweep.steps
     for probe, target in np.argwhere(ledger.status == Status.UNDECIDED).tolist():
         _insist(ledger, (probe, target))
@@ -80,31 +90,34 @@ def separate_policy(ledger: Ledger) -> Array | None:
         none or the question stays undecided.
     """
     data = ledger.data
-    outcome, separator, combination = separate_training(
-        data.points, ledger.labels, ledger.n_classes
+    labelled, points = np.arange(data.n_train), data.points[: data.n_train]
+    # The least-squares classifier is deep inside, or nearly so: a few rows mend it.
+    normal = points.T @ points
+    normal[np.diag_indices_from(normal)] += _RIDGE * np.trace(normal)
+    goal = (ledger.labels == np.arange(ledger.n_classes)[:, None]) @ points
+    start = _LENGTH * np.linalg.solve(normal, goal.T).T
+    outcome, separator, combination = separate(
+        data.points, labelled, ledger.labels, start, stop=_DEPTH
     )
     if outcome == Outcome.SEPARATED and ledger.add_separators(separator[None]):
-        return separator
+        return _with_margins_of_one(separator, points, ledger.labels)
     if combination is not None:
         ledger.add_combinations({POLICY: combination})
     if not ledger.policy_is_settled():
-        labelled = np.arange(data.n_train)
         for candidate in candidates(data.points, labelled, ledger.labels, ledger.n_classes):
             if isinstance(candidate, Combination):
                 ledger.add_combinations({POLICY: candidate})
             elif ledger.add_separators(candidate[None]):
-                scores = data.points[: data.n_train] @ candidate.T
-                return candidate / _least_margin(scores, ledger.labels)
+                return _with_margins_of_one(candidate, points, ledger.labels)
             if ledger.policy_is_settled():
                 break
     return None
 
 
-def _least_margin(scores: Array, labels: Indices) -> float:
-    order = np.arange(len(labels))
-    own = scores[order, labels].copy()
-    scores[order, labels] = -np.inf
-    return max(float((own - scores.max(axis=1)).min()), float(np.finfo(np.float64).tiny))
+def _with_margins_of_one(separator: Array, points: Array, labels: Indices) -> Array:
+    least = smallest_margin(points @ separator.T, labels)
+    result: Array = separator / max(least, float(np.finfo(np.float64).tiny))
+    return result
 
 
 def _insist(ledger: Ledger, pair: Pair) -> None:

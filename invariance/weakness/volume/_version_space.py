@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +31,9 @@ from invariance.core._errors import MeasureError, unknown_name
 from invariance.core._estimate import Estimate
 from invariance.core._rng import generator
 from invariance.weakness._features import check_labels, frozen_features
-from invariance.weakness.separability._active_set import ActiveSet, Outcome
+from invariance.weakness.separability._active_set import Outcome
 from invariance.weakness.separability._conditioning import condition, default_rank_tolerance
+from invariance.weakness.separability._pair_sweep import separate_training
 from invariance.weakness.volume._chain_diagnostics import effective_sample_size, split_r_hat
 from invariance.weakness.volume._hit_and_run import Cone, sample_cone
 
@@ -306,12 +307,57 @@ def version_space(
     )
 
 
+def volume_weakness(
+    model: nn.Module, x_train: Tensor, y_train: Tensor, x_unseen: Tensor, **options: Any
+) -> Estimate:
+    """Effective number of labels left open by the version space, whitened: affine-invariant.
+
+    Args:
+        model: A network that ends with a linear layer, in eval mode.
+        x_train: ``(n, ...)`` training inputs.
+        y_train: ``(n,)`` their labels.
+        x_unseen: ``(u, ...)`` unseen inputs.
+        options: As for :func:`version_space`.
+
+    Returns:
+        :meth:`VersionSpace.weakness`.
+
+    Raises:
+        MeasureError: As for :func:`version_space`.
+    """
+    options = {"coordinates": "whitened", **options}
+    return version_space(model, x_train, y_train, x_unseen, **options).weakness()
+
+
+def volume_weakness_raw(
+    model: nn.Module, x_train: Tensor, y_train: Tensor, x_unseen: Tensor, **options: Any
+) -> Estimate:
+    """Effective number of labels left open, by solid angle in the network's own coordinates.
+
+    As :func:`volume_weakness`, in raw coordinates, where a scaling of the features matters.
+
+    Args:
+        model: A network that ends with a linear layer, in eval mode.
+        x_train: ``(n, ...)`` training inputs.
+        y_train: ``(n,)`` their labels.
+        x_unseen: ``(u, ...)`` unseen inputs.
+        options: As for :func:`version_space`.
+
+    Returns:
+        :meth:`VersionSpace.weakness`.
+
+    Raises:
+        MeasureError: As for :func:`version_space`.
+    """
+    options = {"coordinates": "raw", **options}
+    return version_space(model, x_train, y_train, x_unseen, **options).weakness()
+
+
 def _centre(cone: Cone) -> tuple[Array, float]:
     """Unit-norm centre of the cone and the radius of the ball around it."""
     lengths = np.linalg.norm(cone.rows, axis=1, keepdims=True)
     unit = np.divide(cone.rows, lengths, out=np.zeros_like(cone.rows), where=lengths > 0.0)
-    solver = ActiveSet(np.ascontiguousarray(unit), cone.n_classes)
-    outcome, _ = solver.separate(np.arange(len(unit)), cone.labels, stop=1.0 - 1e-9)
+    outcome, separator, _ = separate_training(unit, cone.labels, cone.n_classes)
     if outcome == Outcome.INSEPARABLE:
         raise MeasureError(
             "The training points are not linearly separable in the network's last features, so "
@@ -323,7 +369,7 @@ def _centre(cone: Cone) -> tuple[Array, float]:
             "Whether the training points are linearly separable stayed undecided at float64 "
             "precision: the version space is empty or too thin to sample."
         )
-    centre = solver.separator - solver.separator.mean(axis=0, keepdims=True)
+    centre = separator - separator.mean(axis=0, keepdims=True)
     centre = centre / np.linalg.norm(centre)
     # Each wall (e_y - e_c) . W z has a normal of length sqrt(2) |z|.
     gaps = Cone(unit, cone.labels, cone.n_classes).gaps((cone.gauge @ centre)[None])[0]
