@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from invariance.core._arguments import as_seed
 from invariance.core._errors import MeasureError, unknown_name
 from invariance.core._estimate import Estimate
+from invariance.core._forward import full_precision
 from invariance.core._modules import parameter_names, require_deterministic
 from invariance.core._perceptron import Step, read_perceptron
 from invariance.curvature._batches import Batches, Data, Sums, check_budget, collect_batches
@@ -150,6 +151,7 @@ def prepare(
     return Prepared(model, batches, resolved, names, steps)
 
 
+@full_precision()
 def exact_curvature(
     model: nn.Module,
     x: Data,
@@ -209,6 +211,7 @@ def exact_curvature(
     )
 
 
+@full_precision()
 def swept_curvature(
     prepared: Prepared, names: Sequence[str], wants: Wants, memory_budget: int
 ) -> ExactCurvature:
@@ -230,6 +233,7 @@ def swept_curvature(
     )
 
 
+@full_precision()
 def hessian_trace(
     model: nn.Module,
     x: Data,
@@ -300,6 +304,7 @@ def hessian_trace(
     return assembled(model, parts, stderr, words)
 
 
+@full_precision()
 def hessian_diagonal(
     model: nn.Module,
     x: Data,
