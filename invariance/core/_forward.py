@@ -54,7 +54,7 @@ def run(model: nn.Module, x: Tensor, state: Mapping[str, Tensor] | None = None) 
         The outputs.
     """
     own = x.clone()
-    with unfused(model):
+    with unfused(model), full_precision():
         out: Tensor = model(own) if state is None else functional_call(model, dict(state), (own,))
     return out
 

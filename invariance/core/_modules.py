@@ -267,6 +267,8 @@ TRAIN_MODE_MATTERS: tuple[type[nn.Module], ...] = (
     nn.modules.batchnorm._BatchNorm,
     nn.modules.dropout._DropoutNd,
     nn.RReLU,
+    nn.RNNBase,
+    nn.MultiheadAttention,
 )
 
 
@@ -279,7 +281,8 @@ def in_train_mode(
     """
     require_module(model)
     for name, module in model.named_modules():
-        if isinstance(module, kinds) and module.training and getattr(module, "p", 1.0) != 0:
+        share = getattr(module, "p", getattr(module, "dropout", 1.0))
+        if isinstance(module, kinds) and module.training and share != 0:
             return name or type(module).__name__
     return None
 
@@ -314,8 +317,9 @@ def require_deterministic(model: nn.Module) -> None:
     """
     name = in_train_mode(model)
     if name is not None:
+        kind = type(dict(model.named_modules()).get(name, model)).__name__
         raise ModelError(
-            f"Module {name!r} is in train mode, where the function depends on the batch or on "
+            f"{kind} {name!r} is in train mode, where the function depends on the batch or on "
             "chance. Call model.eval() first."
         )
     for name, module in model.named_modules():

@@ -14,12 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from invariance.core._errors import DataError, MeasureError, ModelError
 from invariance.core._forward import reading, run
-from invariance.core._modules import clone, model_device, model_dtype, require_module
+from invariance.core._modules import (
+    all_finite,
+    clone,
+    model_device,
+    model_dtype,
+    require_deterministic,
+)
 from invariance.core._reads import Reads, left_behind
 from invariance.curvature._batches import Batches, Data, collect_batches
 from invariance.curvature.losses._resolve import Loss, LossLike, resolve_loss
@@ -148,7 +152,7 @@ def build_objective(
         DataError: See :func:`invariance.curvature._batches.collect_batches` and the loss.
         UsageError: Unknown names.
     """
-    refuse_random_modules(model)
+    require_deterministic(model)
     space = select_parameters(model, parameters)
     resolved = resolve_loss(loss, model)
     batches = collect_batches(x, y)
@@ -165,9 +169,9 @@ def build_objective(
     for parameter in copy.parameters():
         parameter.requires_grad_(False)
     named = dict(copy.named_parameters())
-    for name, parameter in named.items():
-        if not bool(torch.isfinite(parameter).all()):
-            raise ModelError(f"Parameter {name!r} contains NaN or infinity. Retrain or repair it.")
+    for name, parameter in named.items() if dtype is not None else ():
+        if not all_finite(parameter):
+            raise ModelError(f"Parameter {name!r} overflows in {dtype}. Leave dtype out.")
     point = tuple(named[name].detach() for name in space.names)
     draft = Objective(copy, resolved, batches, space, point, 1.0, (), model_device(copy), precision)
     _check_copied(model, draft)
@@ -175,40 +179,6 @@ def build_objective(
     return Objective(
         copy, resolved, batches, space, point, total, _unused(draft), draft.device, precision
     )
-
-
-def refuse_random_modules(model: nn.Module) -> None:
-    """Refuse modules that are random, or couple the rows of a batch, in their present mode.
-
-    Args:
-        model: Any module.
-
-    Raises:
-        ModelError: Names the first offender and the fix.
-    """
-    for name, module in require_module(model).named_modules():
-        label = f"{type(module).__name__} {name!r}" if name else type(module).__name__
-        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-            raise ModelError(
-                f"{label} uses the statistics of the batch, so the loss is not a sum over rows. "
-                + (
-                    "Call model.eval() first."
-                    if module.running_mean is not None
-                    else "Build it with track_running_stats=True."
-                )
-            )
-        if not module.training:
-            continue
-        drops = isinstance(module, (_DropoutNd, nn.RReLU)) and getattr(module, "p", 1.0) > 0
-        inner = float(getattr(module, "dropout", 0.0) or 0.0) if _has_rate(module) else 0.0
-        if drops or inner > 0:
-            raise ModelError(
-                f"{label} is in train mode, so the loss is random. Call model.eval() first."
-            )
-
-
-def _has_rate(module: nn.Module) -> bool:
-    return isinstance(module, (nn.RNNBase, nn.MultiheadAttention))
 
 
 def _check_copied(model: nn.Module, draft: Objective) -> None:

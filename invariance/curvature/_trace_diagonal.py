@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from invariance.core._arguments import as_seed
 from invariance.core._errors import MeasureError, unknown_name
 from invariance.core._estimate import Estimate
+from invariance.core._forward import full_precision
 from invariance.core._intake import takes_any
 from invariance.core._modules import parameter_names, require_deterministic
 from invariance.core._perceptron import Step, read_perceptron
@@ -152,6 +153,7 @@ def prepare(
 
 
 @takes_any(streams=True)
+@full_precision()
 def exact_curvature(
     model: nn.Module,
     x: Data,
@@ -211,6 +213,7 @@ def exact_curvature(
     )
 
 
+@full_precision()
 def swept_curvature(
     prepared: Prepared, names: Sequence[str], wants: Wants, memory_budget: int
 ) -> ExactCurvature:
@@ -233,6 +236,7 @@ def swept_curvature(
 
 
 @takes_any(streams=True)
+@full_precision()
 def hessian_trace(
     model: nn.Module,
     x: Data,
@@ -304,6 +308,7 @@ def hessian_trace(
 
 
 @takes_any(streams=True)
+@full_precision()
 def hessian_diagonal(
     model: nn.Module,
     x: Data,

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from invariance.core._estimate import Estimate
 from invariance.core._groups import Group
-from invariance.curvature import _trace_diagonal as exact_route
+from invariance.curvature import _trace_diagonal
 from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET
 from invariance.curvature.losses._resolve import LossLike
 from invariance.measures._registry import measure
@@ -62,4 +62,4 @@ def hessian_trace(
         >>> round(float(hessian_trace(model, x, y)), 9)
         2.0
     """
-    return exact_route.hessian_trace(model, x, y, loss=loss, memory_budget=memory_budget)
+    return _trace_diagonal.hessian_trace(model, x, y, loss=loss, memory_budget=memory_budget)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -90,10 +91,21 @@ def operate(
     Raises:
         TransformError: If ``strict`` and a group fails, or if no group could be changed.
     """
+    old, x = reference
     done: dict[str, object] = {}
     refused: dict[str, str] = {}
     evidence: Verification | None = None
-    old, x = reference
+    if not strict and len(places) > 1:
+        # One verification of everything together; one by one only to find what does not hold.
+        together = surgery.copy()
+        with suppress(TransformError):
+            for place in places:
+                did = step(together, place)
+                if did is not None:
+                    done[surgery.found.groups[place].site] = did
+            if done:
+                return together, done, {}, _run(old, together, x, ", ".join(done))
+        done = {}
     for place in places:
         site = surgery.found.groups[place].site
         attempt = surgery.copy()

@@ -125,3 +125,19 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in path.parent.iterdir()] == ["report.json"]
+
+
+@pytest.mark.parametrize(
+    ("module", "random"),
+    [
+        (nn.LSTM(3, 4, num_layers=2, dropout=0.2), True),
+        (nn.LSTM(3, 4), False),
+        (nn.MultiheadAttention(4, 2, dropout=0.1), True),
+        (nn.MultiheadAttention(4, 2), False),
+        (nn.Dropout(0.0), False),
+        (nn.Dropout(0.1), True),
+    ],
+)
+def test_what_is_random_in_train_mode_also_inside_a_module(module, random):
+    assert (in_train_mode(module.train()) is not None) == random
+    assert in_train_mode(module.eval()) is None

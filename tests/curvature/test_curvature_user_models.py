@@ -549,3 +549,27 @@ def test_information_geometric_sharpness_at_the_edges():
         measure(model, x, y)
     single = built(nn.Sequential(nn.Linear(FEATURES, 4), nn.ReLU(), nn.Linear(4, 1)))
     assert float(measure(single, x, torch.zeros_like(y))) == 0.0
+
+
+@pytest.mark.parametrize("chain", [False, True])
+def test_an_autocast_outside_changes_nothing(chain):
+    model = nn.Sequential(nn.Linear(FEATURES, 4), nn.ReLU(), nn.Linear(4, CLASSES))
+    model = built(model if chain else Skip()).float()
+    x, y = data()
+    x = x.float()
+    measured = inv.measures
+    for measure in (
+        measured.hessian_trace,
+        measured.hessian_eigenvalues,
+        measured.hessian_norm,
+        measured.adaptive_trace,
+        measured.relative_flatness,
+        measured.sam_sharpness,
+        measured.gaussian_sharpness,
+        measured.worst_case_sharpness,
+    ):
+        plain = float(measure(model, x, y))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside = float(measure(model, x, y))
+            assert torch.is_autocast_enabled("cpu")
+        assert inside == pytest.approx(plain, rel=1e-5), measure.__name__

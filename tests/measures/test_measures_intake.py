@@ -148,6 +148,10 @@ def test_with_output_chooses(model, data):
     ]
 
 
+class Fit:
+    model = nn.Linear(6, 3)
+
+
 class Complex(nn.Module):
     def __init__(self):
         super().__init__()
@@ -163,7 +167,7 @@ def mixed():
 REFUSED = {
     "a class": (lambda: nn.Linear, "Got the class Linear; call it"),
     "a function": (functools.partial(getattr, torch, "relu"), "must be a torch.nn.Module"),
-    "a fit": (lambda: type("Fit", (), {"model": nn.Linear(6, 3)})(), "take its .model"),
+    "a fit": (Fit, "take its .model"),
     "lazy": (lambda: nn.LazyLinear(3), "has no shape yet"),
     "meta": (lambda: nn.Linear(6, 3, device="meta"), "meta device"),
     "complex": (Complex, "is complex"),

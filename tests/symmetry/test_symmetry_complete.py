@@ -25,7 +25,7 @@ from torch.nn.utils import parametrize, prune
 
 import invariance.symmetry.analysis._symmetries as engine
 from invariance.symmetry import SCALING_KINDS, Kind
-from invariance.symmetry.rules._computed import _reshaped
+from invariance.symmetry.analysis._entries import reshape_labels
 
 
 @pytest.fixture(autouse=True)
@@ -169,7 +169,96 @@ COMPUTED = [
 ]  # fmt: skip
 
 
-TINY = COMPUTED
+class Recurrent(nn.Module):
+    """The sum over positions of what a recurrent layer makes."""
+
+    def __init__(self, layer, **extra):
+        super().__init__()
+        self.layer, self.o = layer(3, 4, batch_first=True, **extra), nn.LazyLinear(2)
+        self(torch.randn(1, 2, 3))
+
+    def forward(self, x):
+        return self.o(self.layer(x)[0].sum(1))
+
+
+class Bag(nn.Module):
+    def __init__(self, mode):
+        super().__init__()
+        self.e, self.o = nn.EmbeddingBag(5, 4, mode=mode), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.o(self.e((x[..., 0].abs() * 2).long().clamp(max=4)))
+
+
+class Bili(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.c = nn.Linear(3, 4), nn.Linear(3, 2)
+        self.b, self.o = nn.Bilinear(4, 2, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.o(self.b(self.a(x).relu(), self.c(x).relu()).relu())
+
+
+def tiny(name, function, permutations=1, signs=0, mixings=0, missed=0, shape=(3,), **extra):
+    """A net with one function between its layers."""
+    return Tiny(name, lambda: Net(function, **extra), permutations, signs, mixings, shape, missed)
+
+
+RULES = [
+    tiny("glu", lambda m, h: F.glu(h, -1), width=8, seen=4, signs=1),
+    tiny("addcmul", lambda m, h: torch.addcmul(h.relu(), m.g, h.abs(), value=0.5), g=(4,)),
+    tiny("addcmul of a layer scale", lambda m, h: torch.addcmul(m.b, m.g, h.relu()),
+         b=(4,), g=(4,), signs=1),
+    tiny("addcdiv", lambda m, h: torch.addcdiv(h.relu(), h, m.g.exp()), g=(4,)),
+    tiny("lerp", lambda m, h: torch.lerp(h.relu(), h, 0.3)),
+    tiny("lerp of a gate", lambda m, h: torch.lerp(h, h.tanh(), m.g), g=(4,), signs=1),
+    tiny("where", lambda m, h: torch.where(h > 0, h, 0.2 * h)),
+    tiny("where with a constant", lambda m, h: torch.where(h > 0, h, 0.0)),
+    tiny("where with a number", lambda m, h: torch.where(h > 0, h, 0.5)),
+    tiny("h times its step", lambda m, h: h * (h > 0)),
+    tiny("h times a cast step", lambda m, h: h * (h >= 0).to(h.dtype)),
+    # a jump leaves no trace in derivatives: four directions that are none
+    tiny("times a number that is no float32", lambda m, h: (h * 1e-300).relu() * 1e300),
+    tiny("times zero, plus itself", lambda m, h: h * 0.0 + h.relu()),
+    tiny("a step at one", lambda m, h: h * (h > 1), missed=4),
+    tiny("square", lambda m, h: h**2, signs=1),
+    tiny("cube", lambda m, h: h**3, signs=1),
+    tiny("a power", lambda m, h: h.abs() ** 0.3, signs=1),
+    tiny("a power of a third", lambda m, h: h.relu().pow(1 / 3)),
+    tiny("the eighth power", lambda m, h: h.pow(8), signs=1),
+    tiny("matrix and vector", lambda m, h: h.relu() * (h.relu() @ m.v).unsqueeze(-1),
+         v=(4,), signs=1),
+    tiny("std", lambda m, h: h.relu() * h.std(-1, keepdim=True)),
+    tiny("var", lambda m, h: h * h.var(-1, keepdim=True), signs=1),
+    tiny("norm", lambda m, h: h * h.norm(dim=-1, keepdim=True), signs=1),
+    tiny("norm of order one", lambda m, h: h * h.norm(1, dim=-1, keepdim=True), signs=1),
+    tiny("norm of order three", lambda m, h: h * torch.norm(h, 3, -1, True), signs=1),
+    tiny("largest entry", lambda m, h: h.relu() * torch.linalg.vector_norm(h, torch.inf, -1, True)),
+    tiny("leaky", lambda m, h: F.leaky_relu(h, 0.3)),
+    tiny("threshold", lambda m, h: F.threshold(h, 0.0, 0.0)),
+    tiny("threshold at one", lambda m, h: F.threshold(h, 1.0, 0.0), missed=4),
+    tiny("running sum", lambda m, h: h.relu().cumsum(1)[:, -1], shape=(4, 3)),
+    tiny("largest of positions", lambda m, h: h.topk(2, dim=1).values.sum(1), shape=(4, 3)),
+    tiny("sorted positions", lambda m, h: h.relu().sort(1)[0][:, 1], shape=(4, 3)),
+    # the outer product of two sets of channels stops what moves and mixes either
+    tiny("three-operand einsum",
+         lambda m, h: torch.einsum("bi,bj,jk->bik", h, h.relu(), m.v).flatten(1),
+         v=(4, 2), seen=8, permutations=0, signs=1),
+    Tiny("bilinear", Bili, permutations=3),
+    Tiny("embedding bag", lambda: Bag("mean"), signs=1, mixings=1, shape=(3, 1)),
+    Tiny("largest of a bag", lambda: Bag("max"), shape=(3, 1)),
+    Tiny("rnn, tanh", lambda: Recurrent(nn.RNN), signs=1, shape=(3, 3)),
+    Tiny("rnn, relu", lambda: Recurrent(nn.RNN, nonlinearity="relu"), shape=(3, 3)),
+    Tiny("gru", lambda: Recurrent(nn.GRU), signs=1, shape=(3, 3)),
+    Tiny("lstm", lambda: Recurrent(nn.LSTM), signs=1, shape=(3, 3)),
+    Tiny("two layers of lstm", lambda: Recurrent(nn.LSTM, num_layers=2), 2, 2, shape=(3, 3)),
+    Tiny("lstm without biases", lambda: Recurrent(nn.LSTM, bias=False), 1, 1, shape=(3, 3)),
+    Tiny("gru in both directions", lambda: Recurrent(nn.GRU, bidirectional=True), 2, 2,
+         shape=(3, 3)),
+]  # fmt: skip
+
+TINY = COMPUTED + RULES
 
 
 @pytest.mark.parametrize("case", TINY, ids=lambda case: case.name)
@@ -213,7 +302,7 @@ def test_lottery_tickets_keep_their_symmetries():
 def test_labels_are_reshaped_like_what_they_label(labels, before, after):
     count = math.prod(labels)
     array = np.arange(count).reshape(labels)
-    got = _reshaped(array, before, after)
+    got = reshape_labels(array, before, after)
     assert np.array_equal(
         np.broadcast_to(got, after), np.broadcast_to(array, before).reshape(after)
     )

@@ -100,11 +100,9 @@ def test_activations_that_are_not_homogeneous_stop_scaling_by_name(activation, o
     "function",
     [
         lambda x: torch.fft.rfft(x).abs(),
-        lambda x: torch.cumsum(x, 1),
-        lambda x: torch.sort(x, dim=1).values,
-        lambda x: x / torch.linalg.inv(torch.eye(4).to(x) + 0 * (x.T @ x)[:4, :4]).sum(),
+        lambda x: x / torch.linalg.inv(torch.eye(4).to(x) + 1e-3 * (x.T @ x)[:4, :4]).sum(),
         torch.special.bessel_j0,
-        lambda x: x > 0,
+        lambda x: torch.cummax(x, 1).values,
     ],
 )
 def test_unknown_operations_stop_everything_by_name(function):

@@ -324,7 +324,7 @@ class _Unknown(nn.Module):
     [
         (nn.Sequential(nn.Linear(5, 6), nn.GELU(), nn.Linear(6, 3)), "GELU is not positively"),
         (nn.Sequential(nn.Linear(5, 6), nn.Softplus(), nn.Linear(6, 3)), "Softplus is not pos"),
-        (_Unknown(), "sort is not an operation"),
+        (_Unknown(), "sort runs along the channels"),
     ],
 )
 @pytest.mark.parametrize("transform", [LayerScaling([2.0, 0.5]), NeuronScaling()])

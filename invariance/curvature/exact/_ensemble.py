@@ -65,7 +65,7 @@ def hessian_trace_ensemble(
 
     Multilayer perceptrons of one architecture are stacked and swept by batched matrix
     products; any other collection of networks is swept one by one, with equal results.
-    Unlike :func:`~invariance.curvature.exact._sweep.exact_curvature` it covers all parameters,
+    Unlike :func:`~invariance.curvature.exact_curvature` it covers all parameters,
     frozen ones too.
 
     Args:

@@ -1,7 +1,7 @@
 """The fast path: exact curvature of a multilayer perceptron, or a stack of equal ones.
 
 A hand-written sweep of matrix products, no autograd. With z = W a + b the output of a
-layer and R a root of the loss's Hessian in f (``losses.HessianFactor``), the cotangents
+layer and R a root of the loss's Hessian in f (``HessianFactor``), the cotangents
 ``D = R^T df/dz`` of one row satisfy ``H_z = D^T D``, so that for this row (theory: with
 everything else fixed, f is piecewise linear in one layer's parameters)
 

@@ -31,6 +31,7 @@ from invariance.curvature.products._output_space import (
     outer_product,
     row_gradients,
 )
+from invariance.curvature.products._parameter_space import ParameterSpace
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,20 @@ class Chain:
         return ChainState(
             tuple(inputs), tuple(slopes), tuple(reversed(bends)), tuple(reversed(signals)), outer
         )
+
+    def multiply(
+        self, state: ChainState, space: ParameterSpace, kind: OuterKind | None, vectors: Tensor
+    ) -> Tensor:
+        """Multiply flat ``(*B, d)`` vectors, whose coordinates are ``space``."""
+        parts = dict(zip(space.names, space.split(vectors), strict=True))
+        vw = [parts.get(layer.weight) for layer in self.layers]
+        vb = [parts.get(layer.bias) if layer.bias else None for layer in self.layers]
+        out_w, out_b = (self.hessian if kind is None else self.gauss_newton)(state, vw, vb)
+        names = [name for layer in self.layers for name in (layer.weight, layer.bias)]
+        outs = [out for pair in zip(out_w, out_b, strict=True) for out in pair]
+        found = dict(zip(names, outs, strict=True))
+        tensors = [tensor for name in space.names if (tensor := found[name]) is not None]
+        return space.join(tensors, vectors.ndim - 1)
 
     def hessian(
         self, state: ChainState, vw: Sequence[Tensor | None], vb: Sequence[Tensor | None]

@@ -1,6 +1,6 @@
 """How products with second derivatives are computed; one interface, several engines.
 
-* :class:`ChainEngine`: plain chains of Linear layers, by the R-operator (``chain.py``).
+* :class:`ChainEngine`: plain chains of Linear layers, by the R-operator (``_chain.py``).
 * :class:`GraphEngine`: any module, by differentiating the graph of the gradient, which is
   built once and kept while it fits in memory (reverse over reverse).
 * :class:`DualEngine`: any module, by a forward derivative of the gradient (forward over
@@ -97,21 +97,10 @@ class ChainEngine(Engine):
         """Return the products with ``(k, d)`` vectors."""
         space = self._objective.space
         single = vectors.shape[0] == 1
-        parts = dict(zip(space.names, space.split(vectors[0] if single else vectors), strict=True))
-        vw = [parts.get(layer.weight) for layer in self._chain.layers]
-        vb = [parts.get(layer.bias) if layer.bias else None for layer in self._chain.layers]
-        multiply = self._chain.hessian if self._kind is None else self._chain.gauss_newton
+        flat = vectors[0] if single else vectors
         total: Tensor | None = None
         for state in self._states():
-            out_w, out_b = multiply(state, vw, vb)
-            found: dict[str, Tensor | None] = {}
-            for layer, w, b in zip(self._chain.layers, out_w, out_b, strict=True):
-                found[layer.weight] = w
-                if layer.bias:
-                    found[layer.bias] = b
-            ordered = [found[name] for name in space.names]
-            tensors = [tensor for tensor in ordered if tensor is not None]
-            share = space.join(tensors, 0 if single else 1)
+            share = self._chain.multiply(state, space, self._kind, flat)
             total = share if total is None else total.add_(share)
         assert total is not None
         return total.reshape(vectors.shape)

@@ -119,17 +119,7 @@ class ChainStack(ModelStack):
     @torch.no_grad()
     def products(self, vectors: Tensor) -> Tensor:
         """Multiply by the batched R-operator."""
-        parts = dict(zip(self.space.names, self.space.split(vectors), strict=True))
-        vw = [parts.get(layer.weight) for layer in self._layers]
-        vb = [parts.get(layer.bias) if layer.bias else None for layer in self._layers]
-        out_w, out_b = self._chain.hessian(self._state, vw, vb)
-        found: dict[str, Tensor] = {}
-        for layer, w, b in zip(self._layers, out_w, out_b, strict=True):
-            assert w is not None
-            found[layer.weight] = w
-            if layer.bias and b is not None:
-                found[layer.bias] = b
-        return self.space.join([found[name] for name in self.space.names], 1)
+        return self._chain.multiply(self._state, self.space, None, vectors)
 
 
 class VmapStack(ModelStack):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core._errors import DataError, MeasureError, unknown_name
+from invariance.core._forward import full_precision
 from invariance.curvature._batches import Data
 from invariance.curvature._objective import Objective, build_objective
 from invariance.curvature._symmetry_probe import require_symmetric
@@ -179,12 +180,14 @@ class CurvatureOperator(SymmetricOperator):
         """Facts for ``Estimate.detail``: sizes, and what was left out or has no influence."""
         return self.objective.notes()
 
+    @full_precision()
     def _multiply(self, vectors: Tensor) -> Tensor:
         if not self._sound:
             require_symmetric(self.objective, self.kind)
             self._sound = True
         return self._engine.products(vectors)
 
+    @full_precision()
     def quadratic(self, vector: Tensor, dtype: torch.dtype) -> float | None:
         """Return ``v^T A v`` in another precision, where that is cheaper than a product.
 

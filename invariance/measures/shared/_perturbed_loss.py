@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core._errors import DataError
-from invariance.core._forward import reading, run
+from invariance.core._forward import full_precision, reading, run
 from invariance.core._modules import require_deterministic
 from invariance.curvature._batches import Batches, collect_batches
 from invariance.curvature.exact._directional import move_like
@@ -35,12 +35,14 @@ class PerturbedLoss:
         state = dict(model.named_parameters())
         self.theta = {name: state[name].detach() for name in select_parameters(model).names}
 
+    @full_precision()
     def value(self, theta: Mapping[str, Tensor]) -> float:
         """Return the mean loss at ``theta``."""
         with torch.no_grad():
             total, mass = self._sums(theta)
         return float(total) / float(mass)
 
+    @full_precision()
     def gradient(
         self, theta: Mapping[str, Tensor] | None = None
     ) -> tuple[float, dict[str, Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from invariance.symmetry._structures import IntArray
-from invariance.symmetry.analysis._threads import RawLeg
+from invariance.symmetry.analysis._threads import RawLeg, distinct
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +139,32 @@ def compress(array: IntArray) -> IntArray:
     return np.array(array, order="C")
 
 
+def reshape_labels(array: IntArray, before: tuple[int, ...], after: tuple[int, ...]) -> IntArray:
+    """Reshape labels from one shape to another; what is alike along a dimension stays so.
+
+    Args:
+        array: Labels that broadcast against ``before``.
+        before: A shape.
+        after: Another with as many entries.
+    """
+    spread: list[int] = []
+    result: list[int] = []
+    left = right = 0
+    while left < len(before) or right < len(after):
+        # The next dimensions on both sides that hold equally many entries.
+        start, begin = left, right
+        left, right = min(left + 1, len(before)), min(right + 1, len(after))
+        while prod(before[start:left]) != prod(after[begin:right]):
+            if prod(before[start:left]) < prod(after[begin:right]):
+                left += 1
+            else:
+                right += 1
+        varies = any(n > 1 for n in array.shape[start:left])
+        spread += before[start:left] if varies else (1,) * (left - start)
+        result += after[begin:right] if varies else (1,) * (right - begin)
+    return compress(np.broadcast_to(array, spread).reshape(result))
+
+
 def expand(array: IntArray, shape: tuple[int, ...]) -> Tensor:
     """Spread labels over the whole shape, without copying, as a tensor."""
     return torch.from_numpy(np.array(array, order="C")).expand(shape)
@@ -168,7 +195,7 @@ def _collect(labels: Any, addresses: Any) -> Any:
     places = compress(addresses.numpy())
     # Leave the addresses out only where positions say the same. A flip or a stride of some
     # channels says something else, and those no longer exchange with the others.
-    one_block = np.unique(implicit.labels).size == implicit.labels.size
+    one_block = distinct(implicit.labels).size == implicit.labels.size
     if one_block and np.array_equal(places, compress(implicit.explicit_addresses())):
         return implicit
     return Value(implicit.labels, implicit.shape, places)

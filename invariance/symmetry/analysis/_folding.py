@@ -7,7 +7,7 @@ from torch import nn
 
 from invariance.symmetry._structures import IntArray, NormSite
 from invariance.symmetry.analysis._context import Context, NormCall, WeightCall
-from invariance.symmetry.analysis._threads import unique_rows
+from invariance.symmetry.analysis._threads import distinct, unique_rows
 
 
 def norm_sites(context: Context, model: nn.Module) -> tuple[NormSite, ...]:
@@ -51,7 +51,7 @@ class _Readers:
 
     def __init__(self, context: Context) -> None:
         reads = context.ledger.reads
-        pairs = [np.stack([np.unique(threads), np.zeros_like(np.unique(threads)) + node], axis=1)
+        pairs = [np.stack([distinct(threads), np.zeros_like(distinct(threads)) + node], axis=1)
                  for threads, node in reads]  # fmt: skip
         table = unique_rows(np.concatenate(pairs) if pairs else np.zeros((0, 2), np.int64))[0]
         self._threads, self._nodes = table[:, 0], table[:, 1]

@@ -10,7 +10,14 @@ import numpy.typing as npt
 from invariance.symmetry._structures import IntArray, Kind, Leg, Role, SymmetryGroup
 from invariance.symmetry.analysis._linear_paths import mixing_legs
 from invariance.symmetry.analysis._solve import Solution, merge, signatures, solve
-from invariance.symmetry.analysis._threads import ZERO, Ledger, RawLeg, mix_hash, unique_rows
+from invariance.symmetry.analysis._threads import (
+    ZERO,
+    Ledger,
+    RawLeg,
+    distinct,
+    mix_hash,
+    unique_rows,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +61,7 @@ def settle(ledger: Ledger) -> Solved:
     twin = (family[order][1:] == family[order][:-1]) & (rank[order][1:] == rank[order][:-1])
     movable[family[order][1:][twin]] = False
     legs = tuple(_legs_once(ledger))
-    labels = tuple(np.unique(raw.labels[raw.labels > 0]) for raw in legs)
+    labels = tuple(distinct(raw.labels[raw.labels > 0]) for raw in legs)
     return Solved(legs, labels, scale, sign, family, rank, movable)
 
 
@@ -151,7 +158,7 @@ class Assembler:
 
     def _moved_legs(self, raw: RawLeg, labels: IntArray) -> list[tuple[int, Leg]]:
         family = self.solved.family
-        numbers = np.unique(self.stream[family[labels]])
+        numbers = distinct(self.stream[family[labels]])
         if not (numbers >= 0).any():
             return []
         live = raw.labels > 0
@@ -199,7 +206,7 @@ class Assembler:
         key = np.zeros(solution.count, dtype=np.uint64)
         with np.errstate(over="ignore"):
             np.add.at(key, table[:, 0], mix_hash(13, table[:, 1], table[:, 2]))
-        present = np.unique(table[:, 0])
+        present = distinct(table[:, 0])
         _, start, inverse = np.unique(key[present], return_index=True, return_inverse=True)
         homes = self._homes(solution)
         groups = []
@@ -209,7 +216,7 @@ class Assembler:
             if stream >= 0:
                 members = members[np.argsort(self.place[homes[members]], kind="stable")]
             lines = table[table[:, 0] == members[0]]
-            legs = self._factor_legs(solution, members, np.unique(lines[:, 1]), signs=signs)
+            legs = self._factor_legs(solution, members, distinct(lines[:, 1]), signs=signs)
             kind = Kind.SIGN_FLIP if signs else self._scaling_kind(legs)
             groups.append(self._group(kind, members.size, members.size, legs, stream))
         return groups
@@ -231,8 +238,8 @@ class Assembler:
         home = homes[members]
         if (home < 0).any():
             return -1
-        stream = np.unique(self.stream[home])
-        if stream.size != 1 or stream[0] < 0 or np.unique(home).size != members.size:
+        stream = distinct(self.stream[home])
+        if stream.size != 1 or stream[0] < 0 or distinct(home).size != members.size:
             return -1
         return int(stream[0]) if self.streams[int(stream[0])].size == members.size else -1
 
@@ -251,7 +258,7 @@ class Assembler:
                 exponent = solution.exponent[labels, slot] * power
                 if signs:
                     exponent = exponent % 2
-                for value in np.unique(exponent[(units >= 0) & (exponent != 0)]).tolist():
+                for value in distinct(exponent[(units >= 0) & (exponent != 0)]).tolist():
                     chosen = np.where(exponent == value, units, -1)
                     legs.append(
                         _leg(
@@ -277,7 +284,7 @@ class Assembler:
     ) -> list[SymmetryGroup]:
         blocked = np.zeros(len(self.solved.movable), dtype=bool)
         for threads in self.ledger.mix_blocked:
-            blocked[self.solved.family[np.unique(threads[threads >= 0])]] = True
+            blocked[self.solved.family[distinct(threads[threads >= 0])]] = True
         found = []
         for move in moves:
             if blocked[self.streams[move.stream]].any():

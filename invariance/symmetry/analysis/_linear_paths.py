@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from invariance.symmetry._structures import IntArray, Leg, Role, SymmetryGroup
+from invariance.symmetry.analysis._threads import distinct
 
 
 def mixing_legs(move: SymmetryGroup, scalings: Sequence[SymmetryGroup]) -> list[Leg] | None:
@@ -45,7 +46,7 @@ def mixing_legs(move: SymmetryGroup, scalings: Sequence[SymmetryGroup]) -> list[
         factor_of[unit] = pair
         if not np.array_equal(factor_of[unit], pair):
             return None  # two factors act on one unit
-        for value in np.unique(power[inside]).tolist():
+        for value in distinct(power[inside]).tolist():
             units = np.where(inside & (power == value), leg.units, -1)
             legs.append(Leg(leg.parameter, units, value, 0, leg.role, leg.addresses, 0.0, leg.site))
     if len(np.unique(factor_of, axis=0)) != move.size or (factor_of < 0).any():

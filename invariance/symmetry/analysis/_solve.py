@@ -18,6 +18,7 @@ from invariance.symmetry.analysis._threads import (
     Ledger,
     RawLeg,
     Use,
+    distinct,
     mix_hash,
     unique_rows,
 )
@@ -276,7 +277,7 @@ def _last_links(table: _Rows, size: int) -> tuple[IntArray, _Rows, sparse.csr_ma
     flat = [np.concatenate(part) if part else np.zeros(0, np.int64)
             for part in (values, ends, sources)]  # fmt: skip
     links = sparse.csr_matrix((flat[0], (flat[1], flat[2])), shape=(size, size))
-    return np.unique(flat[1]), _Rows(threads, coefficients), links
+    return distinct(flat[1]), _Rows(threads, coefficients), links
 
 
 def _tidy(matrix: sparse.csr_matrix, modulo_two: bool) -> sparse.csr_matrix:

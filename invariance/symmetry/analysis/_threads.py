@@ -47,6 +47,18 @@ def mix_hash(*parts: int | IntArray | UIntArray) -> UIntArray:
     return np.asarray(state, dtype=np.uint64)
 
 
+def distinct(array: IntArray) -> IntArray:
+    """Return the distinct entries in order.
+
+    ``np.unique`` hashes them since NumPy 2.3, which takes minutes for a million numbers in
+    a row.
+    """
+    ordered = np.sort(array, axis=None)
+    if not ordered.size:
+        return ordered
+    return np.asarray(ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])])
+
+
 def unique_rows(table: IntArray) -> tuple[IntArray, IntArray]:
     """Return the distinct rows of a table in order, and the place of every row among them.
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 # Importing a family registers its rules.
 import invariance.symmetry.rules._attention
+import invariance.symmetry.rules._composed
 import invariance.symmetry.rules._contraction
 import invariance.symmetry.rules._elementwise
 import invariance.symmetry.rules._normalization
 import invariance.symmetry.rules._pairwise
+import invariance.symmetry.rules._recurrent
 import invariance.symmetry.rules._reduction
 import invariance.symmetry.rules._structure
 import invariance.symmetry.rules._weight  # noqa: F401

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,9 @@ from invariance.symmetry.analysis._entries import (
     Computed,
     ParameterView,
     compress,
+    reshape_labels,
 )
-from invariance.symmetry.analysis._threads import ZERO, RawLeg
+from invariance.symmetry.analysis._threads import ZERO, RawLeg, distinct
 from invariance.symmetry.analysis._tracing import Call, tensors_in
 
 Legs = Sequence[RawLeg]
@@ -211,7 +211,7 @@ def _rearranged(context: Context, call: Call) -> Demand | None:
     if call.name in _RESHAPES:
 
         def back(array: IntArray) -> IntArray:
-            return _reshaped(array, seen, shape)
+            return reshape_labels(array, seen, shape)
     else:
         index = torch.arange(size).reshape(shape)
         flat = call.function(index, *call.args[1:], **call.kwargs).numpy().reshape(-1)
@@ -236,32 +236,6 @@ _RESHAPES = frozenset(
     {"view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "squeeze", "unsqueeze",
      "ravel"}
 )  # fmt: skip
-
-
-def _reshaped(array: IntArray, before: tuple[int, ...], after: tuple[int, ...]) -> IntArray:
-    """Reshape labels from one shape to another; what is alike along a dimension stays so.
-
-    Args:
-        array: Labels that broadcast against ``before``.
-        before: A shape.
-        after: Another with as many entries.
-    """
-    spread: list[int] = []
-    result: list[int] = []
-    left = right = 0
-    while left < len(before) or right < len(after):
-        # The next dimensions on both sides that hold equally many entries.
-        start, begin = left, right
-        left, right = min(left + 1, len(before)), min(right + 1, len(after))
-        while prod(before[start:left]) != prod(after[begin:right]):
-            if prod(before[start:left]) < prod(after[begin:right]):
-                left += 1
-            else:
-                right += 1
-        varies = any(n > 1 for n in array.shape[start:left])
-        spread += before[start:left] if varies else (1,) * (left - start)
-        result += after[begin:right] if varies else (1,) * (right - begin)
-    return compress(np.broadcast_to(array, spread).reshape(result))
 
 
 def standardised(context: Context, call: Call, weight: Tensor, gain: Tensor | None) -> bool:
@@ -290,7 +264,7 @@ def standardised(context: Context, call: Call, weight: Tensor, gain: Tensor | No
                 asked.append(leg)
                 followed.append(replace(leg, power=0))
             else:
-                live = np.unique(leg.labels[leg.labels >= 0])
+                live = distinct(leg.labels[leg.labels >= 0])
                 ledger.equate(live, np.broadcast_to(shared, live.shape))
                 ledger.block_mixing(live)
                 asked.append(RawLeg(

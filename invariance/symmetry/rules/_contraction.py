@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,11 @@ from torch import Tensor
 from invariance.symmetry._structures import IntArray
 from invariance.symmetry.analysis._context import MOVE, Context, NotUnderstoodError
 from invariance.symmetry.analysis._entries import Computed, ParameterView, Value
-from invariance.symmetry.analysis._threads import OUTSIDE, ZERO, unique_rows
+from invariance.symmetry.analysis._threads import OUTSIDE, ZERO, distinct, unique_rows
 from invariance.symmetry.analysis._tracing import Call
 from invariance.symmetry.rules._computed import deferred
 from invariance.symmetry.rules._pairwise import pair, tie_result
-from invariance.symmetry.rules._registry import rule
+from invariance.symmetry.rules._registry import named, rule
 from invariance.symmetry.rules._weight import (
     along,
     features,
@@ -135,7 +136,7 @@ def _contract_channels(
 def _pairs_once(a: IntArray, b: IntArray) -> bool:
     """Whether every thread of ``a`` meets one thread of ``b``, and the other way round."""
     pairs = unique_rows(np.stack([a.reshape(-1), b.reshape(-1)], axis=1))[0]
-    return np.unique(pairs[:, 0]).size == len(pairs) == np.unique(pairs[:, 1]).size
+    return distinct(pairs[:, 0]).size == len(pairs) == distinct(pairs[:, 1]).size
 
 
 @rule("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv")
@@ -160,7 +161,8 @@ def matmul(context: Context, call: Call) -> None:
         context.assign(call.out, Value(along(outputs, ndim - 2, ndim), tuple(call.out.shape)))
         return
     if a.dim() < 2 or b.dim() < 2:
-        raise NotUnderstoodError("multiplies a matrix and a vector of channels")
+        named("mv_by_matmul")(context, replace(call, args=(a, b), kwargs={}))
+        return
     first, second = context.operand(a), context.operand(b)
     ndim = call.out.dim()
     lead = "abcdefgh"[: ndim - 2]
@@ -203,17 +205,18 @@ def addmm(context: Context, call: Call) -> None:
 
 @rule("einsum")
 def einsum(context: Context, call: Call) -> None:
-    """Two-operand einsum without an ellipsis."""
-    if len(call.args) != 3 or not isinstance(call.args[0], str):
-        if len(call.args) == 2 and isinstance(call.args[1], (tuple, list)):
-            equation, operands = call.args[0], list(call.args[1])
-        else:
-            raise NotUnderstoodError("is not an einsum of two operands")
-    else:
-        equation, operands = call.args[0], list(call.args[1:])
+    """An einsum without an ellipsis."""
+    equation, operands = call.args[0], list(call.args[1:])
+    if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
+        operands = list(operands[0])
+    if not isinstance(equation, str) or "." in equation or "->" not in equation:
+        raise NotUnderstoodError("is not an explicit einsum")
     equation = equation.replace(" ", "")
-    if "." in equation or "->" not in equation or len(operands) != 2:
-        raise NotUnderstoodError("is not an explicit einsum of two operands")
+    if len(operands) > 2:
+        named("einsum_of_many")(context, replace(call, args=(equation, *operands)))
+        return
+    if len(operands) != 2:
+        raise NotUnderstoodError("is an einsum of one operand")
     inputs, out = equation.split("->")
     first, second = inputs.split(",")
     for (tensor, letters), (other, other_letters) in (

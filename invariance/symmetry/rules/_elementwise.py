@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from fractions import Fraction
 
 import numpy as np
 from torch import Tensor
@@ -162,9 +163,40 @@ def nan_to_num(context: Context, call: Call) -> None:
     apply_elementwise(context, call, homogeneous=False, odd=False)
 
 
+@rule("gt", "ge", "lt", "le", "greater", "greater_equal", "less", "less_equal", "__gt__", "__ge__",
+      "__lt__", "__le__", "heaviside")  # fmt: skip
+def comparison(context: Context, call: Call) -> None:
+    """Whether an entry lies above a number: at zero no factor changes that."""
+    bound = call.argument(1, "other")
+    value = context.value(call.args[0])
+    if value is None or not isinstance(bound, numbers.Real):
+        raise NotUnderstoodError("compares with a tensor")
+    if bound != 0:
+        apply_elementwise(context, call, homogeneous=False, odd=False)
+        return
+    context.touch(value, call, entrywise=True)
+    result = context.renew(value, call)
+    context.ledger.relate((result.labels, 1))  # a truth has neither factor nor sign
+    stop = context.stop(call, "is not an odd function: no sign flip through it", SIGN)
+    context.pin(value.labels, stop, sign=True)
+    context.ledger.block_mixing(value.labels)
+    context.assign(call.out, result)
+
+
+@rule("logical_not", "bitwise_not", "__invert__")
+def negation(context: Context, call: Call) -> None:
+    """The other truth."""
+    value = context.operand(call.args[0])
+    context.touch(value, call, entrywise=True)
+    result = context.renew(value, call)
+    context.ledger.relate((result.labels, 1))
+    context.ledger.relate((value.labels, 1))
+    context.assign(call.out, result)
+
+
 @rule("abs", "absolute", "square", "sqrt", "rsqrt", "reciprocal", "pow", "__pow__")
 def monomial(context: Context, call: Call) -> None:
-    """Powers ``|x|``, ``x^n``, ``x^(1/2)``: the factor is a power of the operand's."""
+    """Powers ``|x|``, ``x^n``, ``x^p``: the factor is a power of the operand's."""
     name = call.name.rstrip("_")
     exponent = {"abs": 1, "absolute": 1, "square": 2, "sqrt": 0.5, "rsqrt": -0.5}.get(name)
     if name == "reciprocal":
@@ -172,23 +204,22 @@ def monomial(context: Context, call: Call) -> None:
     if exponent is None:
         exponent = call.argument(1, "exponent")
     value = context.value(call.args[0])
-    twice = 2 * exponent if isinstance(exponent, (int, float)) else None
-    if value is None or twice is None or twice != int(twice) or abs(twice) > 16:
-        raise NotUnderstoodError("raises to a power that is not a small integer or half")
+    if value is None or not isinstance(exponent, (int, float)) or abs(exponent) > 64:
+        raise NotUnderstoodError("raises to a power that is not a small number")
+    ratio = Fraction(exponent).limit_denominator(1000)
+    if abs(ratio - Fraction(exponent)) > 1e-12:
+        raise NotUnderstoodError("raises to a power that is not a ratio of small numbers")
     context.touch(value, call, entrywise=True)
     result = context.renew(value, call)
-    context.ledger.relate((result.labels, 2), (value.labels, -int(twice)), sign=False)
-    if name in ("abs", "absolute"):
-        parity = 0
-    elif twice % 2:
-        parity = -1
-    else:
-        parity = int(exponent) % 2
-    if parity < 0:  # a square root: the sign of its argument may not change
+    context.ledger.relate(
+        (result.labels, ratio.denominator), (value.labels, -ratio.numerator), sign=False
+    )
+    if ratio.denominator > 1:  # a root: the sign of its argument may not change
         stop = context.stop(call, "takes a root: no sign flip through it", SIGN)
         context.pin(value.labels, stop, sign=True)
         context.pin(result.labels, stop, sign=True)
     else:
+        parity = 0 if name in ("abs", "absolute") else ratio.numerator % 2
         context.ledger.relate((result.labels, 1), (value.labels, parity), scale=False)
     context.ledger.block_mixing(value.labels)
     context.assign(call.out, result)

@@ -17,7 +17,7 @@ from invariance.symmetry.analysis._context import (
     refuse_random,
 )
 from invariance.symmetry.analysis._entries import ParameterView, Value
-from invariance.symmetry.analysis._threads import RawLeg
+from invariance.symmetry.analysis._threads import RawLeg, distinct
 from invariance.symmetry.analysis._tracing import Call
 from invariance.symmetry.rules._computed import demand, standardised
 from invariance.symmetry.rules._registry import rule
@@ -175,7 +175,7 @@ def normalized_layer(
     outputs = context.ledger.fresh(spread.size, call.node, keys).reshape(spread.shape)
     context.ledger.tie_moves(outputs, spread)
     context.ledger.block_mixing(np.concatenate([first.reshape(-1), outputs.reshape(-1)]))
-    live = np.unique(first[first >= 0])
+    live = distinct(first[first >= 0])
     if not root_mean_square and live.size > 1:
         context.ledger.equate(live[1:], np.broadcast_to(live[0], live[1:].shape), scale=False)
     flat = np.zeros((1,) * count, dtype=np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,11 @@ from torch import Tensor
 from invariance.symmetry._structures import IntArray
 from invariance.symmetry.analysis._context import MOVE, SCALE, SIGN, Context, NotUnderstoodError
 from invariance.symmetry.analysis._entries import Value, compress
-from invariance.symmetry.analysis._threads import OUTSIDE, ZERO, unique_rows
+from invariance.symmetry.analysis._threads import OUTSIDE, ZERO, distinct, unique_rows
 from invariance.symmetry.analysis._tracing import Call
 from invariance.symmetry.rules._computed import deferred
 from invariance.symmetry.rules._elementwise import relate
-from invariance.symmetry.rules._registry import rule
+from invariance.symmetry.rules._registry import named, rule
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,7 @@ def _joint_addresses(
 ) -> IntArray | None:
     if labels.size == 1:
         return None
-    if np.unique(labels).size == labels.size:
+    if distinct(labels).size == labels.size:
         if first.addresses is None and second.addresses is None:
             return None
         varying = [d for d, n in enumerate(labels.shape) if n > 1]
@@ -138,7 +138,8 @@ def _tie_or_pin(
         for one, value in enumerate((first, second)):
             # Implicit addresses tell the other operand's threads apart where those are finer.
             alike = even and not vary[1 - one] - vary[one]
-            keys.append(0 if alike else value.explicit_addresses())
+            nothing = bool((value.labels == ZERO).all())
+            keys.append(0 if alike or nothing else value.explicit_addresses())
         context.ledger.touch(first.labels, call.node, 1, *keys)
         context.ledger.touch(second.labels, call.node, 2, *keys)
         if product:
@@ -181,9 +182,9 @@ def tie_result(context: Context, call: Call, paired: Pairing) -> None:
     """In a broadcast pairing: the result's threads move with the wider operand's."""
     if paired.tied:
         return
-    wide = paired.first if np.unique(paired.first).size == paired.out.size else paired.second
+    wide = paired.first if distinct(paired.first).size == paired.out.size else paired.second
     context.ledger.tie_moves(paired.out, wide)
-    if np.unique(wide).size != paired.out.size:
+    if distinct(wide).size != paired.out.size:
         stop = context.stop(call, "combines every channel with every other", MOVE)
         context.pin(paired.out, stop, move=True)
 
@@ -192,14 +193,11 @@ def constant_operand(
     context: Context, call: Call, value: Value, constant: Any, *, multiply: bool
 ) -> None:
     """Pin what adding or multiplying by a constant stops."""
-    if not isinstance(constant, Tensor):
-        zero = constant == 0
-        varies = False
-    else:
-        zero = not bool(torch.count_nonzero(constant))
+    zero = _is_zero(constant)
+    varies = False
+    if isinstance(constant, Tensor):
         ndim = max(len(value.shape), constant.dim())
         padded = constant.reshape((1,) * (ndim - constant.dim()) + tuple(constant.shape))
-        varies = False
         for dim in value.padded(ndim).varying:
             if padded.shape[dim] > 1 and not torch.equal(
                 padded.narrow(dim, 0, 1).expand_as(padded), padded
@@ -214,6 +212,13 @@ def constant_operand(
             call, "adds a constant: no scaling and no sign flip through it", SCALE + SIGN
         )
         context.pin(value.labels, stop, scale=True, sign=True)
+
+
+def _is_zero(constant: Any) -> bool:
+    """Whether a number or a tensor is zero throughout."""
+    if isinstance(constant, Tensor):
+        return not bool(torch.count_nonzero(constant))
+    return bool(constant == 0)
 
 
 def _operands(call: Call) -> tuple[Any, Any]:
@@ -231,11 +236,14 @@ def _with_constant(
     alike = not isinstance(constant, Tensor) or constant.numel() == 1
     context.touch(value, call, entrywise=alike)
     wide = value.padded(ndim)
+    if multiply and power > 0 and _is_zero(constant):
+        context.assign(call.out, Value(np.full((1,) * ndim, ZERO, dtype=np.int64), shape))
+        return
     if multiply:
         wide = Value(wide.labels, shape, wide.addresses)
         result = context.renew(wide, call, zero_stays=power > 0)
     else:
-        zero = alike and not bool(torch.as_tensor(constant).count_nonzero())
+        zero = alike and _is_zero(constant)
         result = context.renew(Value(wide.labels, shape, wide.addresses), call, zero_stays=zero)
     context.ledger.relate((result.labels, 1), (wide.labels, -power))
     if power != 1:
@@ -340,7 +348,8 @@ def where(context: Context, call: Call) -> None:
     if call.function is Tensor.where:
         condition, first = first, condition
     if context.entry(condition) is not None:
-        raise NotUnderstoodError("chooses by a condition that depends on the input")
+        named("where_positive")(context, replace(call, args=(condition, first, second)))
+        return
     a, b = context.value(first), context.value(second)
     for value in (a, b):
         if value is not None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from torch import Tensor
 
@@ -234,25 +232,39 @@ def softmax_along(
     return result
 
 
-def homogeneous_norm(context: Context, call: Call, position: int, dims: Any) -> None:
-    """A vector norm: positively homogeneous, even."""
+@rule("cumsum")
+def running_sum(context: Context, call: Call) -> None:
+    """Running sums along positions."""
     value = context.operand(call.args[0])
-    ndim = len(value.shape)
-    if dims is None:
-        dims = tuple(range(ndim))
-    dims = (dims,) if isinstance(dims, int) else tuple(dims)
-    reduce(context, call, value, tuple(sorted(d % ndim for d in dims)), keep=_keep(call),
-           odd=False, out=call.out)  # fmt: skip
-    del position
+    dim = call.argument(1, "dim") % len(value.shape)
+    _along_positions(context, call, value, dim)
+    result = context.renew(value, call, zero_stays=True)
+    relate(context, call, value, result, homogeneous=True, odd=True)
+    context.assign(call.out, result)
 
 
-@rule("norm", "linalg_vector_norm")
-def norm(context: Context, call: Call) -> None:
-    """Vector norms along dimensions."""
-    order = call.argument(1, "p", call.kwargs.get("ord", 2))
-    if isinstance(order, str) or order == 0:
-        raise NotUnderstoodError("is a norm that is not homogeneous or not entrywise")
-    homogeneous_norm(context, call, 2, call.argument(2, "dim"))
+@rule("topk", "sort")
+def largest(context: Context, call: Call) -> None:
+    """The largest entries along positions, in order; and where they were."""
+    value = context.operand(call.args[0])
+    dim = call.argument(2 if call.name == "topk" else 1, "dim", -1)
+    if not isinstance(dim, int) or isinstance(dim, bool):
+        raise NotUnderstoodError("is called in a way that is not understood")
+    _along_positions(context, call, value, dim % len(value.shape))
+    result = context.renew(value, call, zero_stays=True)
+    relate(context, call, value, result, homogeneous=True, odd=False)
+    context.ledger.block_mixing(value.labels)
+    context.assign(call.out[0], Value(result.labels, tuple(call.out[0].shape), result.addresses))
+    _outside(context, call.out[1])
+
+
+def _along_positions(context: Context, call: Call, value: Value, dim: int) -> None:
+    """Refuse what runs along channels, or along positions that differ by channel."""
+    if dim in value.varying:
+        raise NotUnderstoodError("runs along the channels of a symmetry")
+    if value.addresses is not None and value.addresses.shape[dim] > 1:
+        raise NotUnderstoodError("runs along positions that differ by channel")
+    context.touch(value, call)
 
 
 __all__ = ["SCALE", "extremum_along", "pool", "reduce", "softmax_along"]

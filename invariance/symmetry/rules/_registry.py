@@ -23,6 +23,11 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
+def named(name: str) -> Rule:
+    """Return the rule that is registered under a name."""
+    return _RULES[name]
+
+
 def find(call: Call) -> Rule | None:
     """Return the rule for a call, ``None`` if there is none.
 

@@ -20,7 +20,7 @@ from invariance.symmetry.analysis._entries import (
     restructure,
     restructure_view,
 )
-from invariance.symmetry.analysis._threads import OUTSIDE, ZERO
+from invariance.symmetry.analysis._threads import OUTSIDE, ZERO, distinct
 from invariance.symmetry.analysis._tracing import Call, tensors_in
 from invariance.symmetry.rules._computed import deferred
 from invariance.symmetry.rules._registry import rule
@@ -102,7 +102,7 @@ def concatenation(context: Context, call: Call) -> None:
     )
     shape = tuple(call.out.shape)
     if labels.size == 1 or (
-        np.unique(labels[labels > OUTSIDE]).size == (labels > OUTSIDE).sum()
+        distinct(labels[labels > OUTSIDE]).size == (labels > OUTSIDE).sum()
         and all(v.addresses is None for v in values)
     ):
         context.assign(call.out, Value(labels, shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,9 @@ from invariance.symmetry.analysis._entries import (
     ParameterView,
     Value,
     compress,
+    reshape_labels,
 )
-from invariance.symmetry.analysis._threads import OUTSIDE, ZERO, RawLeg, unique_rows
+from invariance.symmetry.analysis._threads import OUTSIDE, ZERO, RawLeg, distinct, unique_rows
 from invariance.symmetry.analysis._tracing import Call
 from invariance.symmetry.rules._computed import demand
 from invariance.symmetry.rules._registry import rule
@@ -74,9 +76,20 @@ def use_parameter(context: Context, view: ParameterView, legs: Sequence[RawLeg])
         context.ledger.use(view.name, list(legs))
         return
     index = view.index.reshape(-1)
-    if np.unique(index).size != index.size:
-        raise NotUnderstoodError("reads entries of a parameter more than once")
     count = int(np.prod(view.full_shape))
+    if index.size == count and np.array_equal(index, np.arange(count)):
+        reshaped = [
+            replace(
+                leg,
+                labels=reshape_labels(leg.labels, view.shape, view.full_shape),
+                addresses=reshape_labels(leg.addresses, view.shape, view.full_shape),
+            )
+            for leg in legs
+        ]
+        context.ledger.use(view.name, reshaped)
+        return
+    if np.bincount(index, minlength=1).max() > 1:
+        raise NotUnderstoodError("reads entries of a parameter more than once")
     covered = np.zeros(count, dtype=bool)
     covered[index] = True
     mapped = []
@@ -86,18 +99,7 @@ def use_parameter(context: Context, view: ParameterView, legs: Sequence[RawLeg])
             full = np.full(count, empty, dtype=np.int64)
             full[index] = np.broadcast_to(array, view.shape).reshape(-1)
             arrays.append(compress(full.reshape(view.full_shape)))
-        mapped.append(
-            RawLeg(
-                leg.tensor,
-                arrays[0],
-                leg.power,
-                leg.sign_power,
-                leg.role,
-                arrays[1],
-                leg.shift,
-                leg.site,
-            )
-        )
+        mapped.append(replace(leg, labels=arrays[0], addresses=arrays[1]))
     context.ledger.use(
         view.name, mapped, None if covered.all() else covered.reshape(view.full_shape)
     )
@@ -134,13 +136,13 @@ def use_weight(
         ]
         use_parameter(context, entry, legs)
         return entry.name if entry.index is None else None
-    both = np.concatenate([np.unique(out_labels), np.unique(in_labels)])
+    both = np.concatenate([distinct(out_labels), distinct(in_labels)])
     if isinstance(entry, NormalizedWeight) and entry.dim == _only_dim(out_labels):
         # W = g v / |v| by rows: g scales the rows; the norm of a row allows no factor on a
         # column, except one for all, which g takes; it allows signs and permutations.
         uniform = context.ledger.fresh(1, call.node, slot=7)
         spare = context.ledger.fresh(weight.shape[entry.dim], call.node, slot=8)
-        live = np.unique(in_labels[in_labels >= 0])
+        live = distinct(in_labels[in_labels >= 0])
         context.ledger.equate(live, np.broadcast_to(uniform, live.shape), sign=False)
         stop = context.stop(
             call, "has a normalised weight: one factor for all its inputs together", SCALE
@@ -394,6 +396,52 @@ def embedding(context: Context, call: Call) -> None:
     flat = np.zeros((1, 1), dtype=np.int64)
     leg = RawLeg(entry.name, outputs[None, :], 1, 1, Role.PRODUCER, flat, site=str(call.place))
     use_parameter(context, entry, [leg])
+    shape = tuple(call.out.shape)
+    context.assign(call.out, Value(along(outputs, len(shape) - 1, len(shape)), shape))
+
+
+@rule("embedding_bag")
+def embedding_bag(context: Context, call: Call) -> None:
+    """Sums, means or maxima of rows of a table."""
+    index, weight = call.argument(0, "input"), call.argument(1, "weight")
+    entry, mode = context.entry(weight), call.argument(6, "mode", "mean")
+    if call.argument(3, "max_norm") is not None:
+        raise NotUnderstoodError("renormalises rows of its table while it runs")
+    if not isinstance(entry, ParameterView) or not _is_index(context, index):
+        raise NotUnderstoodError("looks up rows of something that is not a parameter")
+    samples = context.value(call.argument(8, "per_sample_weights"))
+    if samples is not None and (samples.labels > OUTSIDE).any():
+        raise NotUnderstoodError("weighs rows by something that depends on parameters")
+    outputs = context.ledger.fresh(weight.shape[1], call.node)
+    flat = np.zeros((1, 1), dtype=np.int64)
+    leg = RawLeg(entry.name, outputs[None, :], 1, 1, Role.PRODUCER, flat, site=str(call.place))
+    use_parameter(context, entry, [leg])
+    if mode == "max":
+        stop = context.stop(call, "is not an odd function: no sign flip through it", SIGN)
+        context.pin(outputs, stop, sign=True)
+    context.assign(call.out, Value(along(outputs, 1, 2), tuple(call.out.shape)))
+
+
+@rule("bilinear")
+def bilinear(context: Context, call: Call) -> None:
+    """``y_o = x1^T W_o x2 + b_o``: both inputs are consumed."""
+    names = ("input1", "input2", "weight", "bias")
+    first, second, weight, bias = (call.argument(i, n) for i, n in enumerate(names))
+    read = [features(context, call, context.operand(x), -1) for x in (first, second)]
+    outputs = context.ledger.fresh(weight.shape[0], call.node)
+    flat = np.zeros((1, 1, 1), dtype=np.int64)
+    legs = [RawLeg("", along(outputs, 0, 3), 1, 1, Role.PRODUCER, flat, site=str(call.place))]
+    for dim, (labels, addresses) in enumerate(read, start=1):
+        site = f"{call.place} (input {dim})"
+        lines = along(labels, dim, 3), along(addresses, dim, 3)
+        legs.append(RawLeg("", lines[0], -1, -1, Role.CONSUMER, lines[1], site=site))
+    context.ledger.touch(read[0][0], call.node, 1)
+    context.ledger.touch(read[1][0], call.node, 2)
+    if isinstance(context.entry(weight), (ParameterView, Computed)):
+        _ask_or_pin(context, call, weight, legs)
+    else:
+        raise NotUnderstoodError("has a weight that is not a parameter")
+    use_bias(context, call, bias, outputs)
     shape = tuple(call.out.shape)
     context.assign(call.out, Value(along(outputs, len(shape) - 1, len(shape)), shape))
 

@@ -7,6 +7,7 @@ from invariance.papers.bennett.stack_theory._arithmetic import (
 )
 from invariance.papers.bennett.stack_theory._tasks import (
     StackTask,
+    correct_in_parent_by_enumeration,
     information_bits,
     learnable_tasks,
     pac_bayes_bound,
@@ -25,6 +26,7 @@ __all__ = [
     "StackTask",
     "Vocabulary",
     "arithmetic_experiment",
+    "correct_in_parent_by_enumeration",
     "information_bits",
     "learnable_tasks",
     "pac_bayes_bound",

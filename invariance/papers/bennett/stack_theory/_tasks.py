@@ -186,6 +186,35 @@ def survival_by_enumeration(task: StackTask, policy: int, demands: int | None = 
         extra = (extra - 1) & open_
 
 
+def correct_in_parent_by_enumeration(task: StackTask, policy: int) -> Fraction:
+    """Share of the sets D of further demands for which ``policy`` is correct in the parent.
+
+    Surviving asks that the policy allows D. Being correct in the parent ``(I + D, O + D)``
+    also asks that it allows nothing else that contains a statement of D, so it is rarer.
+
+    Args:
+        task: The child task.
+        policy: One of its correct policies.
+
+    Raises:
+        MeasureError: If |U| exceeds ``MAX_OPEN``, or the policy is not correct.
+    """
+    open_ = task.open
+    task.free_choices(policy)  # refuses an incorrect policy
+    if open_.bit_count() > MAX_OPEN:
+        raise MeasureError(
+            f"|U| = {open_.bit_count()} statements have too many subsets to enumerate "
+            f"(at most {MAX_OPEN})."
+        )
+    correct, extra = 0, open_
+    while True:
+        parent = StackTask(task.language, task.inputs | extra, task.outputs | extra)
+        correct += parent.is_correct(policy)
+        if not extra:
+            return Fraction(correct, 1 << open_.bit_count())
+        extra = (extra - 1) & open_
+
+
 def information_bits(task: StackTask, policy: int) -> int:
     """KL divergence in bits from "any demands" to "demands that the policy allows".
 
