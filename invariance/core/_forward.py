@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from invariance.core._errors import DataError
+from invariance.core._modules import full_precision
 
 
 @contextmanager
@@ -99,17 +100,3 @@ def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     """Return what a module was called with, by position or by name, as a hook is told."""
     found: Tensor = args[0] if args else next(iter(kwargs.values()))
     return found
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Switch off whatever ``torch.autocast`` is in force around the block.
-
-    Autocast rounds the operands of every matrix product to half precision: those of a model,
-    and those of the measure itself.
-    """
-    with ExitStack() as stack:
-        for device in ("cpu", "cuda", "mps", "xpu"):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
-        yield

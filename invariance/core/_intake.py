@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from invariance.core._errors import DataError, ModelError
-from invariance.core._modules import clone, model_dtype
+from invariance.core._modules import clone, full_precision, model_dtype
 from invariance.core._rng import undisturbed_generators
 
 P = ParamSpec("P")
@@ -362,7 +362,8 @@ def _surely_returns_tensor(module: nn.Module) -> bool:
 def _taken() -> Iterator[None]:
     token = _inside.set(True)
     try:
-        yield
+        with full_precision():
+            yield
     finally:
         _inside.reset(token)
 
@@ -459,15 +460,18 @@ def takes_any(*, streams: bool) -> Callable[[Callable[P, T]], Callable[P, T]]:
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         signature = inspect.signature(function)
         first, *rest = signature.parameters
-        data = [name for name in rest if name in _DATA]
+        data = {name for name in rest if name in _DATA}
 
         @functools.wraps(function)
         def door(*args: P.args, **kwargs: P.kwargs) -> T:
             given = signature.bind_partial(*args, **kwargs).arguments
-            if _inside.get() or first not in given:
+            # Without data the first argument is an operator, or python says what is missing.
+            if _inside.get() or first not in given or (data and not given.keys() & data):
                 return function(*args, **kwargs)
             module, found = take(
-                given[first], {name: given[name] for name in data if name in given}, streams=streams
+                given[first],
+                {name: given[name] for name in rest if name in data and name in given},
+                streams=streams,
             )
             given.update({name: value for name, value in found.items() if name in data})
             bound = inspect.BoundArguments(signature, given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import CellType, FunctionType, MethodType
 
 import torch
@@ -395,3 +395,17 @@ def _resolve_names(
         else:
             raise unknown_name("parameter", name, [*aliases, *sorted(modules - {""})])
     return [name for name in unique if name in picked]
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Switch off whatever ``torch.autocast`` is in force around the block.
+
+    Autocast rounds the operands of every matrix product to half precision: those of a model,
+    and those of the measure itself.
+    """
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda", "mps", "xpu"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield

@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from invariance.core._arguments import as_seed
 from invariance.core._errors import MeasureError, unknown_name
 from invariance.core._estimate import Estimate
-from invariance.core._forward import full_precision
 from invariance.core._intake import takes_any
 from invariance.core._modules import parameter_names, require_deterministic
 from invariance.core._perceptron import Step, read_perceptron
@@ -153,7 +152,6 @@ def prepare(
 
 
 @takes_any(streams=True)
-@full_precision()
 def exact_curvature(
     model: nn.Module,
     x: Data,
@@ -213,7 +211,6 @@ def exact_curvature(
     )
 
 
-@full_precision()
 def swept_curvature(
     prepared: Prepared, names: Sequence[str], wants: Wants, memory_budget: int
 ) -> ExactCurvature:
@@ -236,7 +233,6 @@ def swept_curvature(
 
 
 @takes_any(streams=True)
-@full_precision()
 def hessian_trace(
     model: nn.Module,
     x: Data,
@@ -250,7 +246,14 @@ def hessian_trace(
     budget: int = DEFAULT_PROBES,
     seed: int = 0,
 ) -> Estimate:
-    """Return the trace of the Hessian of the mean loss, with its parts by parameter.
+    """Trace of the Hessian of the mean loss, with its parts by parameter.
+
+    It depends on how the function is parameterised: along one layer-scaling axis it is
+    ``A / a^2 + C + B a^2``. Exact for piecewise-linear networks and for perceptrons with smooth
+    activations. A convolutional network or a transformer with smooth activations is exact in
+    the parameter tensors behind its last curved operation, and in all others if they have at
+    most ``max_products`` entries together (one Hessian-vector product an entry). Larger ones
+    are estimated, and ``exact``, ``stderr`` and ``method`` say so.
 
     Args:
         model: The network, in eval mode if it has BatchNorm or dropout.
@@ -308,7 +311,6 @@ def hessian_trace(
 
 
 @takes_any(streams=True)
-@full_precision()
 def hessian_diagonal(
     model: nn.Module,
     x: Data,

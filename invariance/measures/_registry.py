@@ -279,7 +279,7 @@ def as_measure(
             f"Measure {title!r} declares both invariance and a law under {sorted(both)}. Keep one."
         )
     sources = dict(fields or {})
-    arguments = _required_arguments(function)
+    arguments = list(dict.fromkeys((*_required_arguments(function), *sources)))
     for argument in arguments:
         if argument not in sources and argument not in TASK_FIELDS:
             raise MeasureError(

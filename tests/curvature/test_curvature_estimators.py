@@ -17,7 +17,7 @@ from torch import nn
 from invariance.core._errors import MeasureError, UsageError
 from invariance.curvature import GGNOperator, HessianOperator, hessian_norm, hessian_trace_estimate
 from invariance.curvature.estimates._interval import standard_error
-from invariance.curvature.estimates._trace import blocks_of_probes, random_normals, random_signs
+from invariance.curvature.estimates._probes import blocks_of_probes, random_normals, random_signs
 
 ESTIMATORS = ["hutchinson", "hutchpp", "xtrace"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from invariance.curvature.estimates._trace import (
+from invariance.curvature.estimates._probes import (
     Samples,
     block_sums,
     blocks_of_probes,

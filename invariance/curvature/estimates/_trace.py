@@ -13,8 +13,7 @@ All three come with parts: an unbiased estimate of the trace of every parameter'
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,31 +22,20 @@ from invariance.core._arguments import as_integer, as_seed
 from invariance.core._errors import MeasureError, unknown_name
 from invariance.core._estimate import Estimate
 from invariance.core._intake import takes_any
-from invariance.core._rng import generator
 from invariance.curvature._batches import Data
 from invariance.curvature.estimates._interval import standard_error
+from invariance.curvature.estimates._probes import (
+    Samples,
+    block_sums,
+    blocks_of_probes,
+    random_signs,
+)
+from invariance.curvature.estimates._sketch import hutchpp, xtrace
 from invariance.curvature.losses._resolve import LossLike
 from invariance.curvature.products._matrix import SymmetricOperator
 from invariance.curvature.products._operators import MatrixName, build_operator
 
 Estimator: TypeAlias = Literal["hutchinson", "hutchpp", "xtrace"]
-
-
-class Samples(NamedTuple):
-    """What an estimator found.
-
-    Attributes:
-        values: ``(n, blocks)`` samples of the trace of every parameter's block.
-        fixed: ``(blocks,)``, to be added to every sample: what was found exactly.
-        words: How, for ``Estimate.method``.
-        covariance: ``(blocks + 1,)`` covariance of two samples, of every block and of the
-            whole trace last; ``None`` for independent samples.
-    """
-
-    values: Tensor
-    fixed: Tensor
-    words: str
-    covariance: Tensor | None = None
 
 
 #: A standard error from fewer samples than this is not trusted to stop early.
@@ -120,9 +108,6 @@ def hessian_trace_estimate(
     if estimator == "hutchinson":
         samples = _hutchinson(operator, budget, relative_error, seed)
     else:
-        # The sketching estimators live in a file of their own and use this one's sums.
-        from invariance.curvature.estimates._sketch import hutchpp, xtrace
-
         run = hutchpp if estimator == "hutchpp" else xtrace
         samples = run(operator, budget, seed)
     return _summary(operator, samples, operator.products - before)
@@ -158,36 +143,6 @@ def _hutchinson(
                 break
     samples = torch.cat(found)
     return Samples(samples, torch.zeros_like(samples[0]), f"Hutchinson, {count} sign probes")
-
-
-def random_signs(rows: int, dim: int, draws: torch.Generator) -> Tensor:
-    """Return ``(rows, d)`` independent signs."""
-    return torch.randint(0, 2, (rows, dim), generator=draws, dtype=torch.int8) * 2 - 1
-
-
-def random_normals(rows: int, dim: int, draws: torch.Generator) -> Tensor:
-    """Return ``(rows, d)`` independent standard normals."""
-    return torch.randn(rows, dim, generator=draws)
-
-
-def blocks_of_probes(
-    operator: SymmetricOperator,
-    count: int,
-    seed: int,
-    draw: Callable[[int, int, torch.Generator], Tensor],
-    stream: str,
-) -> Iterator[Tensor]:
-    """Draw ``count`` probes in blocks that are multiplied at once; the same on every device."""
-    draws = generator(seed, "curvature", stream)
-    sizes = [8] * (count // 8) + ([count % 8] if count % 8 else [])
-    for size in sizes:
-        yield draw(size, operator.shape[0], draws).to(operator.device, operator.dtype)
-
-
-def block_sums(operator: SymmetricOperator, rows: Tensor) -> Tensor:
-    """Sum ``(k, d)`` rows over each parameter's entries: ``(k, blocks)`` in float64."""
-    parts = torch.split(rows, list(operator.space.sizes), dim=1)
-    return torch.stack([part.sum(1, dtype=torch.float64) for part in parts], dim=1).cpu()
 
 
 def _summary(operator: SymmetricOperator, samples: Samples, products: int) -> Estimate:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
-from invariance.core._forward import full_precision
 from invariance.core._perceptron import qualified
 from invariance.curvature._batches import Data
 from invariance.curvature._trace_diagonal import (
@@ -22,7 +21,6 @@ from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET, Wants
 from invariance.curvature.losses._resolve import LossLike
 
 
-@full_precision()
 def layer_relative_flatness(
     model: nn.Module,
     x: Data,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core._errors import DataError, MeasureError, unknown_name
-from invariance.core._forward import full_precision
+from invariance.core._modules import full_precision
 from invariance.curvature._batches import Data
 from invariance.curvature._objective import Objective, build_objective
 from invariance.curvature._symmetry_probe import require_symmetric

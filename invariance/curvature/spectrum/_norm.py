@@ -14,8 +14,8 @@ from invariance.core._estimate import Estimate
 from invariance.core._intake import takes_any
 from invariance.curvature._batches import Data
 from invariance.curvature.estimates._interval import standard_error
+from invariance.curvature.estimates._probes import block_sums, blocks_of_probes, random_signs
 from invariance.curvature.estimates._sketch import sketch
-from invariance.curvature.estimates._trace import block_sums, blocks_of_probes, random_signs
 from invariance.curvature.losses._resolve import LossLike
 from invariance.curvature.products._matrix import SymmetricOperator
 from invariance.curvature.products._operators import MatrixName, build_operator

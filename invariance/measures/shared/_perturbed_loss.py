@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core._errors import DataError
-from invariance.core._forward import full_precision, reading, run
-from invariance.core._modules import require_deterministic
+from invariance.core._forward import reading, run
+from invariance.core._modules import full_precision, require_deterministic
 from invariance.curvature._batches import Batches, collect_batches
 from invariance.curvature.exact._directional import move_like
 from invariance.curvature.losses._custom import CustomLoss

@@ -26,6 +26,7 @@ from invariance.symmetry.analysis._entries import (
 )
 from invariance.symmetry.analysis._threads import ZERO, RawLeg, distinct
 from invariance.symmetry.analysis._tracing import Call, tensors_in
+from invariance.symmetry.rules._parameter_use import use_parameter
 
 Legs = Sequence[RawLeg]
 Demand = Callable[[Legs], None]
@@ -40,8 +41,6 @@ def demand(context: Context, call: Call, tensor: Any, legs: Legs) -> None:
         tensor: The weight.
         legs: How threads touch its entries; their factors multiply.
     """
-    from invariance.symmetry.rules._weight import use_parameter
-
     entry = context.entry(tensor)
     if isinstance(entry, ParameterView):
         use_parameter(context, entry, [replace(leg, tensor=entry.name) for leg in legs])

@@ -20,8 +20,9 @@ from invariance.symmetry.analysis._entries import ParameterView, Value
 from invariance.symmetry.analysis._threads import RawLeg, distinct
 from invariance.symmetry.analysis._tracing import Call
 from invariance.symmetry.rules._computed import demand, standardised
+from invariance.symmetry.rules._parameter_use import use_parameter
 from invariance.symmetry.rules._registry import rule
-from invariance.symmetry.rules._weight import along, features, use_parameter
+from invariance.symmetry.rules._weight import along, features
 
 EPS_REASON = "absorbs a factor only up to its eps: no scaling into it; permutation still holds"
 

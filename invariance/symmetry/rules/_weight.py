@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,11 +21,11 @@ from invariance.symmetry.analysis._entries import (
     ParameterView,
     Value,
     compress,
-    reshape_labels,
 )
-from invariance.symmetry.analysis._threads import OUTSIDE, ZERO, RawLeg, distinct, unique_rows
+from invariance.symmetry.analysis._threads import OUTSIDE, RawLeg, distinct, unique_rows
 from invariance.symmetry.analysis._tracing import Call
 from invariance.symmetry.rules._computed import demand
+from invariance.symmetry.rules._parameter_use import use_parameter
 from invariance.symmetry.rules._registry import rule
 
 
@@ -67,42 +65,6 @@ def features(context: Context, call: Call, value: Value, dim: int) -> tuple[IntA
 def along(array: IntArray, dim: int, ndim: int) -> IntArray:
     """Lay a vector along one of ``ndim`` dimensions."""
     return array.reshape([-1 if d == dim else 1 for d in range(ndim)])
-
-
-def use_parameter(context: Context, view: ParameterView, legs: Sequence[RawLeg]) -> None:
-    """Note a use of a parameter through a view of it (legs are in the view's layout)."""
-    context.note_use(view.name)
-    if view.index is None:
-        context.ledger.use(view.name, list(legs))
-        return
-    index = view.index.reshape(-1)
-    count = int(np.prod(view.full_shape))
-    if index.size == count and np.array_equal(index, np.arange(count)):
-        reshaped = [
-            replace(
-                leg,
-                labels=reshape_labels(leg.labels, view.shape, view.full_shape),
-                addresses=reshape_labels(leg.addresses, view.shape, view.full_shape),
-            )
-            for leg in legs
-        ]
-        context.ledger.use(view.name, reshaped)
-        return
-    if np.bincount(index, minlength=1).max() > 1:
-        raise NotUnderstoodError("reads entries of a parameter more than once")
-    covered = np.zeros(count, dtype=bool)
-    covered[index] = True
-    mapped = []
-    for leg in legs:
-        arrays = []
-        for array, empty in ((leg.labels, ZERO), (leg.addresses, 0)):
-            full = np.full(count, empty, dtype=np.int64)
-            full[index] = np.broadcast_to(array, view.shape).reshape(-1)
-            arrays.append(compress(full.reshape(view.full_shape)))
-        mapped.append(replace(leg, labels=arrays[0], addresses=arrays[1]))
-    context.ledger.use(
-        view.name, mapped, None if covered.all() else covered.reshape(view.full_shape)
-    )
 
 
 def use_weight(
