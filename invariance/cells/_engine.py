@@ -280,20 +280,7 @@ def judge(
     predicted: float | None,
     tolerance: float,
 ) -> tuple[CellVerdict, str]:
-    """Compare what was measured with what was declared.
-
-    Args:
-        before: Value before the transform.
-        after: Value after it.
-        declared: What theory says.
-        predicted: What the law gives, if there is one.
-        tolerance: Absolute difference that float error explains.
-
-    Returns:
-        The verdict and a note. A measure declared invariant must not move; one with a
-        law must meet it; one declared to vary may do either, and the verdict is then
-        what happened. A value that is not finite contradicts every declaration.
-    """
+    """Compare what was measured with what was declared."""
     if not (math.isfinite(before) and math.isfinite(after)):
         return "contradicts", "The measure is not finite here."
     still = abs(after - before) <= tolerance

@@ -68,19 +68,7 @@ class FaultyMeasureError(MeasureError, AssertionError):
 
 
 def as_number(value: object, measure: str) -> Estimate:
-    """Return what a measure gave as a finite scalar estimate, or say what it is instead.
-
-    Args:
-        value: The measure's result: a number, a tensor or array with one entry, or an
-            :class:`Estimate` of a scalar.
-        measure: Name for the message.
-
-    Returns:
-        The estimate.
-
-    Raises:
-        FaultyMeasureError: If it is NaN, infinite, complex, not a scalar or not a number.
-    """
+    """Return what a measure gave as a finite scalar estimate, or say what it is instead."""
     estimate = value if isinstance(value, Estimate) else None
     inner: object = estimate.value if estimate is not None else value
     if isinstance(inner, Tensor):
@@ -131,18 +119,6 @@ def watched(measure: str, model: nn.Module, inputs: Mapping[str, Any]) -> Iterat
 
     Nothing is put back here: ``model`` and ``inputs`` should be copies that nobody needs
     afterwards, and the whole should run inside :func:`isolated`.
-
-    Args:
-        measure: Name for the message.
-        model: The model that the measure is called with.
-        inputs: Its data.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        FaultyMeasureError: If the block changed the model, its data, a global random
-            state or a global setting; names the first such place.
     """
     seen = model_state(model)
     data = {k: v.detach().clone() for k, v in inputs.items() if isinstance(v, Tensor)}

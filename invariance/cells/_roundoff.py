@@ -38,19 +38,7 @@ def float_error(
     *,
     seed: int = 0,
 ) -> float:
-    """Measure how far round-off alone moves ``measure`` at ``model``.
-
-    Args:
-        measure: The measure.
-        model: The model at which ``value`` was measured.
-        inputs: The tensors that the measure was called with.
-        value: Its value there.
-        seed: Seed of the perturbations.
-
-    Returns:
-        An absolute tolerance, at least ``64 eps |value|`` plus the certified residual of
-        an iterative solver.
-    """
+    """Measure how far round-off alone moves ``measure`` at ``model``."""
     epsilon = torch.finfo(model_dtype(model)).eps
     base = float(value)
     floor = FLOOR * epsilon * abs(base) + (value.residual or 0.0)
@@ -71,15 +59,7 @@ def float_error(
 
 
 def jitter(model: nn.Module, seed: int) -> nn.Module:
-    """Return a copy whose parameters moved by at most one unit in the last place.
-
-    Args:
-        model: Any module; left as it is.
-        seed: Seed of the signs.
-
-    Returns:
-        A copy with every entry multiplied by ``1 - eps``, ``1`` or ``1 + eps``.
-    """
+    """Return a copy whose parameters moved by at most one unit in the last place."""
     copied = clone(model)
     source = generator(seed, "jitter")
     with torch.no_grad():

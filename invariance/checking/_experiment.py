@@ -109,21 +109,7 @@ class ReportConfig:
 def run_report(
     config: ReportConfig, progress: Progress | None = None, *, parallel: bool = False
 ) -> Report:
-    """Run the whole experiment.
-
-    Args:
-        config: What to run.
-        progress: Called as ``progress(done, total, what)``, once a stage or more often.
-        parallel: Run the correlation part in a second process meanwhile. Needs a main
-            module that can be imported, as every program with worker processes does.
-
-    Returns:
-        The report with its sweep and correlations.
-
-    Raises:
-        UsageError: If the task's name is unknown.
-        DataError: If the data is missing or corrupt.
-    """
+    """Run the whole experiment."""
     started = time.perf_counter()
     tell = progress or _silent
     task = _load(config)
@@ -195,17 +181,7 @@ def run_correlation(
     measures: Sequence[AnyMeasure] | None = None,
     progress: Progress | None = None,
 ) -> tuple[CorrelationStudy, list[str]]:
-    """Train the ensemble and correlate every measure with its generalization gap.
-
-    Args:
-        config: What to run.
-        task: The data, if it is loaded already.
-        measures: As for :func:`invariance.check`.
-        progress: Called as ``progress(done, total, what)``.
-
-    Returns:
-        The correlations, and remarks for a reader.
-    """
+    """Train the ensemble and correlate every measure with its generalization gap."""
     tell = progress or _silent
     task = task or _load(config)
     members = _ensemble(config, task, tell)

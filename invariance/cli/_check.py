@@ -66,14 +66,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check, print, and write what was asked for.
-
-    Args:
-        options: The parsed options.
-
-    Returns:
-        0 if every measure was tried and holds, 1 if one does not, 2 if one was not tried.
-    """
+    """Check, print, and write what was asked for."""
     from invariance.core._errors import UsageError
     from invariance.core._files import require_writable, working_folder
     from invariance.testing.project._project_table import read_project

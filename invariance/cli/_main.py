@@ -41,15 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        arguments: Words after the program's name; ``sys.argv`` by default.
-
-    Returns:
-        The exit code: 0 when all went well, 1 when a check failed, 2 for a usage error,
-        130 when interrupted.
-    """
+    """Run the command line."""
     with Streams() as streams:
         code = _run(arguments)
     return code or (USAGE_ERROR if streams.problem else 0)

@@ -42,12 +42,7 @@ class Bar:
     """
 
     def __init__(self, *, counted: bool = True) -> None:
-        """Prepare a bar.
-
-        Args:
-            counted: Whether steps are things to count; else work is shown in percent, and
-                the time left comes from the last hour rather than the last half minute.
-        """
+        """Prepare a bar."""
         self._progress = Progress(
             TextColumn("{task.description:<46.46}"),
             BarColumn(bar_width=24),

@@ -45,14 +45,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the experiment, print the report, write the files that were asked for.
-
-    Args:
-        options: The parsed options.
-
-    Returns:
-        0, or 1 if a measure contradicts its declaration.
-    """
+    """Run the experiment, print the report, write the files that were asked for."""
     # Networks this small gain nothing from several threads, and on a busy machine threads
     # that wait for each other cost ten times what they save. Must precede torch's import.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -33,14 +33,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print each study with its claims, or with the command that tests them.
-
-    Args:
-        options: The parsed options.
-
-    Returns:
-        0.
-    """
+    """Print each study with its claims, or with the command that tests them."""
     from rich.padding import Padding
     from rich.text import Text
 

@@ -78,14 +78,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the study, print its verdicts, say where the files are.
-
-    Args:
-        options: The parsed options.
-
-    Returns:
-        0, or 130 if interrupted. Claims that fail are findings, not errors.
-    """
+    """Run the study, print its verdicts, say where the files are."""
     # Must precede torch's import; see invariance.cli._report.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

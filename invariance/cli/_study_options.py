@@ -19,18 +19,7 @@ if TYPE_CHECKING:
 
 
 def find_study(name: str) -> Study:
-    """Find a study by its name, or import one of the user's.
-
-    Args:
-        name: A name from the catalogue, or ``MODULE:ATTRIBUTE``; modules in the current
-            folder are found.
-
-    Returns:
-        The study.
-
-    Raises:
-        UsageError: If there is none, or its module cannot be imported.
-    """
+    """Find a study by its name, or import one of the user's."""
     from invariance.studies._catalogue import catalogue
     from invariance.studies._study import Study
 
@@ -69,15 +58,7 @@ def find_study(name: str) -> Study:
 
 
 def options_from(words: argparse.Namespace, study: Study) -> Options:
-    """Return the study's own options with what was said on the command line.
-
-    Args:
-        words: The parsed command line.
-        study: The study.
-
-    Returns:
-        Its options.
-    """
+    """Return the study's own options with what was said on the command line."""
     base = study.quick if words.quick else study.full
     return base.but(
         task=words.task,

@@ -166,12 +166,6 @@ BY_CALL: Mapping[str, Activation] = MappingProxyType(
 def activation_of(module: nn.Module) -> Activation | None:
     """Return what is known of an activation module; ``None`` if it is none that we know.
 
-    Args:
-        module: Any module.
-
-    Returns:
-        The entry for its arguments. By exact type: a subclass may compute something else.
-
     Example:
         >>> activation_of(nn.Hardtanh(-2, 2)).kinks
         (-2.0, 2.0)

@@ -14,18 +14,6 @@ def as_integer(value: object, name: str, *, low: int | None = None, hint: str = 
     """Return an argument as an ``int``, if it is a whole number by its type.
 
     A float is refused even if it is whole: a value that a calculation made may be 0.9999...
-
-    Args:
-        value: A Python, NumPy or one-entry torch integer.
-        name: The argument's name, for the message.
-        low: Smallest allowed value.
-        hint: What else to say, a sentence.
-
-    Returns:
-        The number.
-
-    Raises:
-        UsageError: If it is no integer, or too small; names the argument and the value.
     """
     limit = "" if low is None else f" of at least {low}"
     try:
@@ -39,11 +27,7 @@ def as_integer(value: object, name: str, *, low: int | None = None, hint: str = 
 
 
 def as_seed(value: object, name: str = "seed") -> int:
-    """Return a seed as an ``int``; any integer that Python prints is one.
-
-    Raises:
-        UsageError: If it is anything else.
-    """
+    """Return a seed as an ``int``; any integer that Python prints is one."""
     number = as_integer(value, name, hint="Results repeat only under a seed that is given.")
     if number.bit_length() > MAX_SEED_BITS:
         raise UsageError(
@@ -53,11 +37,7 @@ def as_seed(value: object, name: str = "seed") -> int:
 
 
 def as_tolerance(value: object, name: str = "rtol") -> float:
-    """Return a relative tolerance: a number in [0, 1).
-
-    Raises:
-        UsageError: If it is anything else.
-    """
+    """Return a relative tolerance: a number in [0, 1)."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 <= value < 1:  # type: ignore[operator]
         raise UsageError(f"{name} must be a number in [0, 1). Got {value!r}.")
@@ -65,11 +45,7 @@ def as_tolerance(value: object, name: str = "rtol") -> float:
 
 
 def as_flag(value: object, name: str) -> bool:
-    """Return a flag; a word such as ``"no"`` counts as true in Python, and is refused.
-
-    Raises:
-        UsageError: If it is neither true nor false.
-    """
+    """Return a flag; a word such as ``"no"`` counts as true in Python, and is refused."""
     if not isinstance(value, bool):
         raise UsageError(f"{name} must be True or False. Got {value!r}.")
     return value

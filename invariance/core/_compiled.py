@@ -17,12 +17,6 @@ def compiled(function: F) -> F:
     """Compile ``function``, cached on disk where there is a place for it.
 
     The interpreter lock is released, and sums may be re-ordered so that they vectorise.
-
-    Args:
-        function: Code that numba can compile.
-
-    Returns:
-        The compiled function.
     """
     njit = cast(Any, numba.njit)
     try:

@@ -44,16 +44,7 @@ class StudyError(InvarianceError, RuntimeError):
 
 
 def unknown_name(kind: str, name: object, known: object) -> UsageError:
-    """Build the error for an unknown name, listing the known ones.
-
-    Args:
-        kind: What the name names, for example ``"task"``.
-        name: The name that was given.
-        known: An iterable of the names that exist.
-
-    Returns:
-        A :class:`UsageError` to raise, with a close match suggested if there is one.
-    """
+    """Build the error for an unknown name, listing the known ones."""
     import difflib
 
     names = [str(entry) for entry in known]  # type: ignore[attr-defined]

@@ -18,12 +18,6 @@ def require_writable(path: str | Path) -> None:
     """Refuse a place that cannot be written to, before the work whose result goes there.
 
     Nothing is made or changed: a missing folder is made when the file is written.
-
-    Args:
-        path: A file to be written later.
-
-    Raises:
-        UsageError: If it is a folder, or can neither be written to nor made.
     """
     with _refusing(path):
         target, there = _place(path)
@@ -42,16 +36,6 @@ def write_atomically(path: str | Path, content: str | bytes) -> Path:
     A regular file is written beside itself and renamed: an interrupted write leaves the old
     file, never half of the new one. A link stays a link: what it points to is written. A
     device, a pipe or the program's own output is written into.
-
-    Args:
-        path: Where to write; missing folders are made.
-        content: What to write; text as UTF-8.
-
-    Returns:
-        The path.
-
-    Raises:
-        UsageError: If the place cannot be written to.
     """
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     with _refusing(path):
@@ -80,19 +64,7 @@ def write_atomically(path: str | Path, content: str | bytes) -> Path:
 
 
 def write_durably(path: Path, content: bytes) -> Path:
-    """Write ``content`` so that it survives a crash: whole and on the disk, or not there.
-
-    Args:
-        path: Where to write; the folder must be there. The temporary file beside it is
-            ``.NAME.tmp``, which whoever owns the folder may delete after a crash.
-        content: What to write.
-
-    Returns:
-        The path.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
+    """Write ``content`` so that it survives a crash: whole and on the disk, or not there."""
     scratch = path.with_name(f".{path.name}.tmp")
     try:
         with scratch.open("wb") as file:
@@ -105,15 +77,7 @@ def write_durably(path: Path, content: bytes) -> Path:
 
 
 def replace_durably(source: Path, path: Path) -> None:
-    """Rename ``source``, whose content is on the disk, to ``path``, and wait for the rename.
-
-    Args:
-        source: The file.
-        path: Its new name, in the same folder; a file of that name is replaced.
-
-    Raises:
-        OSError: If it cannot be renamed.
-    """
+    """Rename ``source``, whose content is on the disk, to ``path``, and wait for the rename."""
     os.replace(source, path)
     if hasattr(os, "O_DIRECTORY"):  # Windows cannot and need not sync a folder
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -124,11 +88,7 @@ def replace_durably(source: Path, path: Path) -> None:
 
 
 def working_folder() -> Path:
-    """Return the working directory.
-
-    Raises:
-        UsageError: If it has been deleted.
-    """
+    """Return the working directory."""
     try:
         return Path.cwd()
     except OSError as error:

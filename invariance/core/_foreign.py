@@ -10,17 +10,7 @@ from invariance.core._errors import InvarianceError, UsageError
 
 @contextmanager
 def foreign(what: str) -> Iterator[None]:
-    """Run somebody else's code; what it raises, ``sys.exit`` included, becomes a sentence.
-
-    Args:
-        what: What it was run for, as the sentence's subject.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        UsageError: If the block raised anything but Ctrl-C or an error of this package.
-    """
+    """Run somebody else's code; what it raises, ``sys.exit`` included, becomes a sentence."""
     try:
         yield
     except (KeyboardInterrupt, InvarianceError):

@@ -19,17 +19,7 @@ from invariance.core._modules import full_precision
 
 @contextmanager
 def reading(model: nn.Module, rows: Tensor, name: str = "x") -> Iterator[None]:
-    """Turn a failure of a forward pass inside the block into an error that names the data.
-
-    Args:
-        model: The module that reads ``rows``.
-        rows: The batch that it was given.
-        name: What the caller calls the batch.
-
-    Raises:
-        DataError: If the pass fails with torch's ``RuntimeError``, such as shapes that cannot
-            be multiplied; lack of memory and operations that a device lacks pass through.
-    """
+    """Turn a failure of a forward pass inside the block into an error that names the data."""
     try:
         yield
     except (torch.OutOfMemoryError, NotImplementedError):
@@ -46,13 +36,7 @@ def reading(model: nn.Module, rows: Tensor, name: str = "x") -> Iterator[None]:
 def run(model: nn.Module, x: Tensor, state: Mapping[str, Tensor] | None = None) -> Tensor:
     """Return ``model(x)``, leaving ``x`` as it is even if the model works in place.
 
-    Args:
-        model: Any module.
-        x: ``(n, ...)`` inputs.
-        state: Name to the tensor to use in place of that parameter or buffer.
-
-    Returns:
-        The outputs.
+    Shapes: ``x (n, ...)``.
     """
     own = x.clone()
     with unfused(model), full_precision():

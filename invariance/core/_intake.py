@@ -134,11 +134,7 @@ def with_output(model: nn.Module, choose: Callable[[Any], Tensor]) -> nn.Module:
 
 
 def as_module(model: object) -> nn.Module:
-    """Unwrap a model, or refuse what no computation here can read.
-
-    Raises:
-        ModelError: Names what came in and the remedy.
-    """
+    """Unwrap a model, or refuse what no computation here can read."""
     model = _unwrapped(model)
     kind = type(model).__name__
     if isinstance(model, type) and issubclass(model, nn.Module):
@@ -371,23 +367,7 @@ def _taken() -> Iterator[None]:
 def take(
     model: object, inputs: Mapping[str, Any], *, streams: bool = False
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Bring a model and the data that it is given into the form that the package computes with.
-
-    Args:
-        model: See the module's docstring.
-        inputs: Name to data. What is called ``x...`` are inputs: ``(n, ...)`` tensors or arrays,
-            mappings or tuples of them, or batches; ``y...`` are their targets, which batches
-            may carry.
-        streams: Whether batches of tensors may stay batches; else they are put together.
-
-    Returns:
-        The module, which shares its parameters with the user's, and the data; inputs of several
-        tensors become ``(n, 1)`` row numbers of what the module then holds.
-
-    Raises:
-        ModelError: For a model that cannot be read, or an output that is no tensor.
-        DataError: For inputs that are no rows.
-    """
+    """Bring a model and the data that it is given into the form that the package computes with."""
     module = as_module(model)
     found = dict(inputs)
     sample: Tensor | None = None
@@ -448,14 +428,7 @@ def _holding(module: nn.Module, found: dict[str, Any], sources: list[str]) -> nn
 
 
 def takes_any(*, streams: bool) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Let a function ``(model, x, y, ...)`` take whatever :func:`take` understands.
-
-    Args:
-        streams: Whether it reads batches by itself; otherwise they are put together.
-
-    Returns:
-        A decorator. Inside one such function others take what they are given.
-    """
+    """Let a function ``(model, x, y, ...)`` take whatever :func:`take` understands."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         signature = inspect.signature(function)

@@ -20,18 +20,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def require_module(model: object, needed: str = "Expected an nn.Module as the model") -> nn.Module:
-    """Refuse what is no module where a model is meant.
-
-    Args:
-        model: What was given.
-        needed: How the message begins.
-
-    Returns:
-        The module.
-
-    Raises:
-        UsageError: Names what it is, and the module in it if it holds one.
-    """
+    """Refuse what is no module where a model is meant."""
     if not isinstance(model, nn.Module):
         own = isinstance(getattr(model, "model", None), nn.Module)
         hint = " Pass its .model." if own else ""
@@ -40,11 +29,7 @@ def require_module(model: object, needed: str = "Expected an nn.Module as the mo
 
 
 def floating_dtype(dtype: object) -> torch.dtype:
-    """Return a floating-point type given as such or by its name, such as ``"float64"``.
-
-    Raises:
-        UsageError: If it is anything else.
-    """
+    """Return a floating-point type given as such or by its name, such as ``"float64"``."""
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise UsageError(
@@ -54,15 +39,7 @@ def floating_dtype(dtype: object) -> torch.dtype:
 
 
 def clone(model: nn.Module) -> nn.Module:
-    """Return an independent deep copy of ``model`` without its gradients.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        A copy that shares no storage with ``model``; train/eval mode, devices and
-        dtypes are kept, ``.grad`` fields are dropped.
-    """
+    """Return an independent deep copy of ``model`` without its gradients."""
     require_module(model)
     # deepcopy refuses non-leaf tensors and copies gradients: hide the latter meanwhile.
     grads = [(parameter, parameter.grad) for parameter in model.parameters()]
@@ -190,15 +167,7 @@ def _copies_by_default(kind: type[nn.Module]) -> bool:
 
 
 def computes_as_its_class(module: nn.Module) -> bool:
-    """Whether calling ``module`` runs its class's ``forward`` and nothing else.
-
-    Args:
-        module: Any module.
-
-    Returns:
-        False where a hook, its own or a global one, may change what comes in, what goes out or
-        what is differentiated, and where ``forward`` was set on the instance.
-    """
+    """Whether calling ``module`` runs its class's ``forward`` and nothing else."""
     own = any(vars(module)[hooks] for hooks in _HOOKS)
     return not (own or "forward" in vars(module) or has_global_hooks())
 
@@ -210,14 +179,7 @@ def has_global_hooks() -> bool:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
-    """Put ``model`` in eval mode inside the block, and every submodule back after it.
-
-    Args:
-        model: Any module. Each submodule's own ``training`` flag is restored.
-
-    Yields:
-        The same module, in eval mode.
-    """
+    """Put ``model`` in eval mode inside the block, and every submodule back after it."""
     require_module(model)
     flags = [(module, module.training) for module in model.modules()]
     try:
@@ -231,11 +193,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
 def weight_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """List the weight layers (linear and convolutional) in registration order.
 
-    Args:
-        model: Any module.
-
-    Returns:
-        ``(qualified name, module)`` pairs; a shared module appears once.
+    Shapes: returns ``(qualified name, module)``.
     """
     require_module(model)
     return [
@@ -293,12 +251,6 @@ def all_finite(tensor: Tensor) -> bool:
     NaN and infinity survive summation, so a finite sum settles it in one pass (several
     times faster than ``isfinite``); a sum that is not finite may have overflowed, and only
     then are the entries looked at one by one.
-
-    Args:
-        tensor: Of any dtype; integers are always finite.
-
-    Returns:
-        The verdict.
     """
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return True
@@ -307,14 +259,7 @@ def all_finite(tensor: Tensor) -> bool:
 
 
 def require_deterministic(model: nn.Module) -> None:
-    """Refuse a model whose output in its present mode is random or depends on the batch.
-
-    Args:
-        model: Any module.
-
-    Raises:
-        ModelError: Names the first BatchNorm or dropout in train mode.
-    """
+    """Refuse a model whose output in its present mode is random or depends on the batch."""
     name = in_train_mode(model)
     if name is not None:
         kind = type(dict(model.named_modules()).get(name, model)).__name__
@@ -337,21 +282,7 @@ def require_deterministic(model: nn.Module) -> None:
 
 
 def parameter_names(model: nn.Module, parameters: Iterable[str] | None = None) -> tuple[str, ...]:
-    """Choose parameters.
-
-    Args:
-        model: Any module.
-        parameters: Names of parameters, or of modules (meaning all their parameters).
-            ``None``: every parameter that requires gradients. A frozen parameter is
-            included only when it is named.
-
-    Returns:
-        The names of the chosen ones in registration order; a shared one has its first name.
-
-    Raises:
-        UsageError: An unknown name; lists the known ones.
-        MeasureError: No parameter is left.
-    """
+    """Choose parameters."""
     require_module(model)
     unique = dict(model.named_parameters())
     frozen = [name for name, parameter in unique.items() if not parameter.requires_grad]

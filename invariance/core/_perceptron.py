@@ -126,17 +126,6 @@ def read_perceptron(model: nn.Module, *, training: bool = False) -> tuple[Step, 
     Exact types only, and nothing that could change the data flow: no hooks, shared modules
     or parameters, parametrisations or forward methods of its own.
 
-    Args:
-        model: Any module.
-        training: Read it as a network to train: BatchNorm in either mode and PReLU are steps,
-            and what is random in train mode is not. Else as a fixed function: BatchNorm
-            and dropout must be in eval mode, and every parameter belong to a linear layer or a
-            BatchNorm.
-
-    Returns:
-        The steps from input to output, identities left out; ``None`` if the network is
-        anything else.
-
     Example:
         >>> [step.name for step in read_perceptron(nn.Sequential(nn.Linear(3, 2), nn.ReLU()))]
         ['0', '1']
@@ -212,12 +201,7 @@ def _norm(name: str, module: nn.BatchNorm1d) -> Norm:
 def stack_perceptrons(models: Sequence[Sequence[Step]]) -> tuple[Step, ...] | None:
     """Stack the steps of networks of one shape along a new first dimension.
 
-    Args:
-        models: The steps of each network.
-
-    Returns:
-        Steps whose tensors are ``(M, ...)``; ``None`` if the networks differ in more than
-        their numbers.
+    Shapes: returns ``(M, ...)``.
     """
     if len({len(steps) for steps in models}) != 1:
         return None
@@ -297,17 +281,7 @@ def fold_norms(steps: Sequence[Step]) -> tuple[Step, ...]:
 def derivatives(
     slopes: Sequence[Slope], z: Tensor, *, second: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return ``s(z)``, ``s'(z)`` and ``s''(z)`` of activations one after the other.
-
-    Args:
-        slopes: The activations, in order.
-        z: Where.
-        second: Whether the second derivative is wanted.
-
-    Returns:
-        Value, slope (``None`` where it is one) and second derivative (``None`` where it is
-        zero, or not wanted).
-    """
+    """Return ``s(z)``, ``s'(z)`` and ``s''(z)`` of activations one after the other."""
     if not slopes:
         return z, None, None
     if len(slopes) == 1 and not slopes[0].smooth:

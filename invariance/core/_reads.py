@@ -16,10 +16,6 @@ _MOVE = 2.0**-7
 class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside the block, notes which of some tensors (or views of them) operations read.
 
-    Args:
-        watched: Name to tensor.
-        moved: Give the operations moved values in their place. The tensors stay as they are.
-
     Attributes:
         names: What was read, in the order in which it was.
     """

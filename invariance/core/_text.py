@@ -23,12 +23,6 @@ def printable(text: str) -> str:
 
     Tabs and line ends stay.
 
-    Args:
-        text: Any text.
-
-    Returns:
-        Text of the same length.
-
     Examples:
         >>> printable("a\x1b[31mb")
         'a␛[31mb'
@@ -40,12 +34,6 @@ def without_html(text: str) -> str:
     """Return Markdown whose HTML is shown rather than obeyed; code spans stay as they are.
 
     In a text of several lines code spans count as text: where they end depends on the blocks.
-
-    Args:
-        text: Markdown, a whole block of it.
-
-    Returns:
-        The text with ``&lt;`` for each ``<`` that would begin HTML.
 
     Examples:
         >>> without_html("n < 3, <b>bold</b>, `<code>`")

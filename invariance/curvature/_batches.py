@@ -54,19 +54,7 @@ class Batches:
 def collect_batches(x: Data, y: Tensor | None = None, *, hold_bytes: int = HOLD_BYTES) -> Batches:
     """Check the data and bring it into a form that every pass can visit again.
 
-    Args:
-        x: ``(n, ...)`` inputs with ``y`` their targets, or, without ``y``, a re-iterable of
-            ``(x, y)`` batches. A loader that shuffles is fine: only the rows matter.
-            Batches that were collected before are returned as they are.
-        y: ``(n,)`` or ``(n, K)`` targets; ``None`` for an iterable of batches.
-        hold_bytes: Keep the batches in memory up to this size.
-
-    Returns:
-        The batches. No global random state is moved by reading them.
-
-    Raises:
-        DataError: One-shot iterators, empty data, NaN or infinity, unequal lengths, or rows
-            that differ between two passes.
+    Shapes: ``x (n, ...)``, ``y (n,)``.
     """
     if isinstance(x, Batches):
         return x
@@ -161,15 +149,7 @@ def _compare_passes(first: list[Tensor], second: list[Tensor]) -> None:
 
 
 def check_batch(x: Tensor, y: Tensor) -> None:
-    """Refuse data that no loss can be measured on.
-
-    Args:
-        x: Inputs, first dimension the rows.
-        y: Targets, first dimension the rows.
-
-    Raises:
-        DataError: Not tensors, empty, unequal lengths, NaN or infinity in ``x``.
-    """
+    """Refuse data that no loss can be measured on."""
     for label, tensor in (("x", x), ("y", y)):
         if not isinstance(tensor, Tensor):
             raise DataError(f"{label} must be a torch tensor. Got {type(tensor).__name__}.")
@@ -220,10 +200,7 @@ class Sums:
     def add_chunk(self, rows: int, mass: Tensor, scalars: Mapping[tuple[str, str], Tensor]) -> None:
         """Add one chunk's scalars with a single transfer from the device.
 
-        Args:
-            rows: Number of rows in the chunk.
-            mass: Sum of the rows' masses, shape ``lead``.
-            scalars: ``(kind, name)`` to a sum of shape ``lead``.
+        Shapes: ``scalars (kind, name)``.
         """
         self.rows += rows
         moved = torch.stack([mass, *scalars.values()]).cpu().double()
@@ -239,11 +216,7 @@ class Sums:
             self.diagonals[name] = value
 
     def of(self, kind: str) -> dict[str, Tensor]:
-        """Return name to mean (sum over mass) for one kind of scalar.
-
-        Raises:
-            DataError: No row counts (every label is ignored, or has class weight 0).
-        """
+        """Return name to mean (sum over mass) for one kind of scalar."""
         self._require_mass()
         return {
             name: value / self.mass for (this, name), value in self.scalars.items() if this == kind

@@ -134,23 +134,7 @@ def build_objective(
 ) -> Objective:
     """Copy the model, check everything once, and return the objective.
 
-    Args:
-        model: Any module whose outputs on a batch are ``(n, K)``, with dropout and batch
-            normalisation in eval mode.
-        x: ``(n, ...)`` inputs, or a re-iterable of ``(x, y)`` batches.
-        y: Targets; ``None`` for batches.
-        loss: See :func:`invariance.curvature.losses._resolve.resolve_loss`.
-        parameters: Names of parameters or modules; ``None`` means all that are not frozen.
-        dtype: Compute in this precision; ``None`` means the model's.
-
-    Returns:
-        The objective.
-
-    Raises:
-        ModelError: Train-mode or random modules, NaN parameters, rows that influence each
-            other, a forward pass that changes buffers.
-        DataError: See :func:`invariance.curvature._batches.collect_batches` and the loss.
-        UsageError: Unknown names.
+    Shapes: ``model (n, K)``, ``x (n, ...)``.
     """
     require_deterministic(model)
     space = select_parameters(model, parameters)

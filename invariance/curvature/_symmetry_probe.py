@@ -37,15 +37,7 @@ _HOPELESS = 0.05
 
 
 def require_symmetric(objective: Objective, kind: OuterKind | None) -> None:
-    """Refuse an objective whose products are not those of a symmetric matrix.
-
-    Args:
-        objective: What is differentiated twice.
-        kind: ``None`` for the Hessian, else which outer matrix.
-
-    Raises:
-        ModelError: Names the operation that cannot be differentiated twice correctly.
-    """
+    """Refuse an objective whose products are not those of a symmetric matrix."""
     gap = _gap(objective, kind)
     if gap <= tolerance(objective.dtype):
         return
@@ -85,13 +77,7 @@ def _gap(objective: Objective, kind: OuterKind | None) -> float:
 def asymmetry(products: Callable[[Tensor], Tensor], dim: int, like: Tensor) -> float:
     """Return ``|u . A v - v . A u|`` in units of the larger product, for random u and v.
 
-    Args:
-        products: Multiplies ``(2, dim)`` rows with A.
-        dim: A is ``(dim, dim)``.
-        like: A tensor on the device and in the precision of the products.
-
-    Returns:
-        0 for a symmetric matrix, in exact arithmetic.
+    Shapes: ``products (2, dim)``, ``dim (dim, dim)``.
     """
     draws = generator(0, "curvature", "symmetry")
     pair = torch.randn(2, dim, generator=draws, dtype=torch.float64).to(like)

@@ -137,12 +137,7 @@ def prepare(
     loss: LossLike,
     parameters: Iterable[str] | None,
 ) -> Prepared:
-    """Check a network and its data, once for all that follows.
-
-    Raises:
-        ModelError: A model in train mode where that matters, NaN parameters.
-        DataError: Malformed data.
-    """
+    """Check a network and its data, once for all that follows."""
     resolved = resolve_loss(loss, model)
     batches = collect_batches(x, y)
     names = parameter_names(model, parameters)
@@ -414,20 +409,7 @@ def exact_parameters(
 ) -> tuple[list[str], list[str]]:
     """Split the parameters by whether ``method="auto"`` knows their diagonal exactly.
 
-    Args:
-        model: The network, in eval mode if it has BatchNorm or dropout.
-        x: ``(n, ...)`` inputs, or a re-iterable of ``(x, y)`` batches.
-        y: Targets; left out when ``x`` is a re-iterable of batches.
-        parameters: Names of parameters or modules to cover; all trainable ones by default.
-        max_products: Most Hessian-vector products to spend on exactness.
-
-    Returns:
-        Names whose diagonal is exact, and names whose diagonal would be estimated. One pass
-        of a single row tells them apart.
-
-    Raises:
-        ModelError: A model in train mode where that matters, NaN parameters.
-        DataError: Malformed data.
+    Shapes: ``x (n, ...)``.
     """
     swept, rest, _ = prepare(model, x, y, "cross_entropy", parameters).split("auto")
     if _by_products(model, rest, "auto", max_products):

@@ -73,20 +73,7 @@ BINARY_SETS: Mapping[str, BinarySet] = MappingProxyType(
 
 
 def read_cifar(which: BinarySet, root: str | os.PathLike[str] | None) -> dict[str, Any]:
-    """Find the binary files, verify them, and read them.
-
-    Args:
-        which: One of the two sets.
-        root: A folder given by the user, or ``None``.
-
-    Returns:
-        ``x_train``, ``y_train``, ``x_test``, ``y_test`` (images ``(n, 3, 32, 32)`` uint8) and
-        ``source``.
-
-    Raises:
-        DataError: If a file does not have the form that is known of it.
-        DownloadError: If the files are nowhere.
-    """
+    """Find the binary files, verify them, and read them."""
     folder, origin = find_folder(which.name, which.layouts, [*which.train, *which.test], root)
     x_train, y_train = _read_part(which, folder, which.train)
     x_test, y_test = _read_part(which, folder, which.test)

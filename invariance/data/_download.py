@@ -30,19 +30,7 @@ class DownloadError(DataError):
 
 
 def download(images: ImageSet, *, deadline: float | None = None) -> Located:
-    """Fetch the files that the cache lacks, verify them, and put them there atomically.
-
-    Args:
-        images: What to fetch.
-        deadline: Seconds after which to give up; ``None`` for no limit.
-
-    Returns:
-        The complete set of files in the cache.
-
-    Raises:
-        DownloadError: If no mirror answers in time or delivers the right bytes.
-        DataError: If a file that is already in the cache is corrupt.
-    """
+    """Fetch the files that the cache lacks, verify them, and put them there atomically."""
     folder = cache_folder(images)
     stop = None if deadline is None else time.monotonic() + deadline
     for logical, path in find_in(folder).items():

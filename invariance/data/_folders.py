@@ -18,19 +18,6 @@ def find_folder(
 
     The order is: ``root``, the folder named by ``INVARIANCE_DATA``, ``./data``, ``~/data``,
     ``~/.torch``; in each, the layouts one after another, and in ``root`` itself.
-
-    Args:
-        name: The data set's name.
-        layouts: Folders below a base.
-        needed: Files or folders that must be there.
-        root: A folder given by the user, or ``None``.
-
-    Returns:
-        The folder, and how it was found, in words.
-
-    Raises:
-        DataError: If a folder has only some of what is needed.
-        DownloadError: If there is none.
     """
     looked = []
     for folder, origin in _candidates(layouts, root):

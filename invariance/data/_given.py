@@ -18,21 +18,7 @@ TaskLike = Task | str | tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
 
 
 def as_task(data: Any, who: str, *models: object) -> Task:
-    """Return the task that ``data`` plainly means.
-
-    Args:
-        data: A task; a name that ``load_task`` knows; a pair of tensors ``(x, y)``; or a
-            DataLoader or another iterable of such pairs. Rows that are no vectors are flattened.
-        who: The function that needs it, for the message.
-        models: Networks for it: it has a class for each of their outputs, even if no label does.
-
-    Returns:
-        The task; data of the user's own has neither test nor unseen points.
-
-    Raises:
-        UsageError: If it is anything else.
-        DataError: If rows or labels make no task; names the tensor.
-    """
+    """Return the task that ``data`` plainly means."""
     if isinstance(data, Task):
         return data
     if isinstance(data, str):

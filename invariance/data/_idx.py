@@ -30,20 +30,7 @@ _VERIFIED: dict[tuple[str, int, int, str], Bytes] = {}
 
 
 def read_verified(path: Path, sha256: str) -> Bytes:
-    """Read an IDX file, plain or gzip, and verify every byte of it before use.
-
-    Args:
-        path: The file. Compression is recognised by content, not by name.
-        sha256: Expected SHA-256 of the decompressed bytes, in hexadecimal.
-
-    Returns:
-        The array, read-only uint8. Repeated calls return the same object until the file
-        changes on disk.
-
-    Raises:
-        DataError: If the file cannot be read, is truncated or does not have that sum;
-            the message names the file, both sums, and what to do.
-    """
+    """Read an IDX file, plain or gzip, and verify every byte of it before use."""
     try:
         status = path.stat()
         key = (str(path.resolve()), status.st_mtime_ns, status.st_size, sha256)
@@ -72,18 +59,7 @@ def read_verified(path: Path, sha256: str) -> Bytes:
 
 
 def parse(path: Path, content: bytes) -> Bytes:
-    """Parse the decompressed content of an IDX file of unsigned bytes.
-
-    Args:
-        path: Where it came from, for messages.
-        content: The whole file.
-
-    Returns:
-        The array in the shape that the header states, read-only.
-
-    Raises:
-        DataError: If the header is malformed or the length does not match it.
-    """
+    """Parse the decompressed content of an IDX file of unsigned bytes."""
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != _UNSIGNED_BYTE:
         raise DataError(
             f"{path} is not an IDX file of unsigned bytes: it starts with "

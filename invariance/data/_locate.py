@@ -58,17 +58,6 @@ def locate(images: ImageSet, root: str | os.PathLike[str] | None) -> Located | N
 
     The order is: ``root``, the folder named by ``INVARIANCE_DATA``, torchvision's usual
     folders (``./data``, ``~/data``, ``~/.torch``), the download cache.
-
-    Args:
-        images: What to look for.
-        root: A folder given by the user, or ``None``.
-
-    Returns:
-        The files, not yet verified; ``None`` when no folder holds any of them.
-
-    Raises:
-        DataError: If a folder outside the cache holds only some of the files, or if a
-            folder that the user named does not exist.
     """
     for folder, origin in _candidates(images, root):
         found = find_in(folder)

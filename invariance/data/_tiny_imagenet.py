@@ -54,18 +54,7 @@ class Pictures:
 
 
 def read_tiny_imagenet(root: str | os.PathLike[str] | None) -> dict[str, Any]:
-    """Find the folder, verify its form, and read what is small.
-
-    Args:
-        root: A folder given by the user, or ``None``.
-
-    Returns:
-        ``x_train`` (decoded on demand), ``y_train``, ``x_test``, ``y_test``, ``source``.
-
-    Raises:
-        DataError: If classes or images are missing, or an image is not what it should be.
-        DownloadError: If the folder is nowhere.
-    """
+    """Find the folder, verify its form, and read what is small."""
     folder, origin = find_folder(NAME, ("tiny-imagenet-200", NAME), _NEEDED, root)
     classes = sorted((folder / "wnids.txt").read_text().split())
     if len(set(classes)) != N_CLASSES:

@@ -140,14 +140,7 @@ def _projection(score: Tensor, b: Tensor, rank_tolerance: float | None) -> tuple
     a scaling of the parameters scales columns, which moves no range, and a confident row is
     small without being dependent on others.
 
-    Args:
-        score: ``(m, d)``, float64.
-        b: ``(m,)``.
-        rank_tolerance: Share of the largest singular value that counts as zero.
-
-    Returns:
-        The squared norm of the projection, the rank, and whether the rank is clear: no other
-        one within a factor of a thousand of the tolerance changes the value.
+    Shapes: ``score (m, d)``, ``b (m,)``.
     """
     size = score.norm(dim=1)
     size = torch.where(size > 0, size, 1.0)

@@ -200,15 +200,7 @@ def _general(
 
 
 def mlp_design(steps: Sequence[Step], group: str) -> ScalingDesign:
-    """Describe which log-scale moves which parameter of an MLP, and in which direction.
-
-    Args:
-        steps: Steps with BatchNorm folded.
-        group: ``"layer"`` or ``"neuron"``.
-
-    Returns:
-        The design; layers that no positive scaling connects share no unit.
-    """
+    """Describe which log-scale moves which parameter of an MLP, and in which direction."""
     legs: list[ScalingLeg] = []
     units = 0
     before: Dense | None = None

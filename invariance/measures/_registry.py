@@ -130,15 +130,7 @@ class Measure:
         return self.considered.issuperset(groups)
 
     def declared(self, groups: Iterable[Group]) -> Declaration:
-        """What theory says happens under a map made of ``groups``.
-
-        Args:
-            groups: The kinds of symmetry used, one or several.
-
-        Returns:
-            ``"invariant"`` if it is under each; ``"law"`` if it is invariant or follows a
-            law under each; ``"varies"`` otherwise, which is a claim only if :meth:`claims`.
-        """
+        """What theory says happens under a map made of ``groups``."""
         kinds = tuple(groups)
         if all(kind in self.invariant_under for kind in kinds):
             return "invariant"
@@ -147,11 +139,7 @@ class Measure:
         return "varies"
 
     def inputs(self, task: Task) -> dict[str, Tensor]:
-        """Collect the tensors that this measure needs from ``task``.
-
-        Raises:
-            DataError: If one of them has no rows.
-        """
+        """Collect the tensors that this measure needs from ``task``."""
         found = {name: getattr(task, source) for name, source in self.fields.items()}
         if empty := [name for name, value in found.items() if value.shape[0] == 0]:
             raise DataError(
@@ -252,26 +240,7 @@ def as_measure(
     ensemble: Callable[..., Sequence[Estimate]] | None = None,
     varies_under: Iterable[Group] = (),
 ) -> Measure:
-    """Describe any function as a measure, without registering it.
-
-    Args:
-        function: ``function(model, ...)`` that returns a number or an :class:`Estimate`.
-        name: Its name in reports; the function's own by default.
-        invariant_under: Groups that leave the value exactly unchanged.
-        law: Group to a function that predicts the value after the transform.
-        fields: Overrides of which task field fills an argument.
-        discrete: True for counts.
-        cost: See :class:`Measure`.
-        ensemble: See :class:`Measure`.
-        varies_under: Groups of which it is claimed that they move the value; nothing is claimed
-            about groups that are not named here or above.
-
-    Returns:
-        The measure; calling it always gives an :class:`Estimate`.
-
-    Raises:
-        MeasureError: If a group is declared twice, or an argument cannot be filled.
-    """
+    """Describe any function as a measure, without registering it."""
     title = str(name or getattr(function, "__name__", type(function).__name__))
     fixed, laws = frozenset(invariant_under), dict(law or {})
     if both := fixed & laws.keys():
@@ -318,22 +287,14 @@ def _required_arguments(function: Callable[..., Any]) -> list[str]:
 
 
 def get_measure(name: str) -> Measure:
-    """Return the registered measure called ``name``.
-
-    Raises:
-        UsageError: If there is none; lists the known ones.
-    """
+    """Return the registered measure called ``name``."""
     if name not in _REGISTRY:
         raise unknown_name("measure", name, all_measures())
     return _REGISTRY[name]
 
 
 def registered(entry: AnyMeasure) -> Measure | None:
-    """Return the measure with its declarations, if ``entry`` is or names a registered one.
-
-    Raises:
-        UsageError: If it is a name that is unknown.
-    """
+    """Return the measure with its declarations, if ``entry`` is or names a registered one."""
     # The registry fills as the measures are imported.
     importlib.import_module("invariance.measures")
     if isinstance(entry, Measure):
@@ -346,11 +307,7 @@ def registered(entry: AnyMeasure) -> Measure | None:
 
 
 def resolve(measures: Iterable[AnyMeasure] | AnyMeasure | None) -> list[Measure]:
-    """Turn names, measures and plain functions into measures; ``None`` gives the defaults.
-
-    Raises:
-        UsageError: If a name is unknown, an entry is no measure, or there is none.
-    """
+    """Turn names, measures and plain functions into measures; ``None`` gives the defaults."""
     importlib.import_module("invariance.measures")
     given: Any = default_measures() if measures is None else measures
     one = isinstance(given, str) or callable(given) or not isinstance(given, Iterable)

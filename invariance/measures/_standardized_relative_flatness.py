@@ -155,16 +155,7 @@ def _divider(reciprocals: Tensor, *, flat: bool) -> nn.Module:
 
 
 def standardized_model(model: nn.Module, name: str, moments: Moments) -> tuple[nn.Module, str]:
-    """Return the same function with the features of one linear layer standardized.
-
-    Args:
-        model: The network, left as it is.
-        name: The linear layer.
-        moments: Of its features.
-
-    Returns:
-        The network, and the name of the layer in it.
-    """
+    """Return the same function with the features of one linear layer standardized."""
     copied = clone(model)
     old = copied.get_submodule(name)
     assert isinstance(old, nn.Linear)

@@ -21,17 +21,7 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
 
 
 def activation_module(name: str) -> nn.Module:
-    """Return a fresh module for the activation called ``name``.
-
-    Args:
-        name: One of :data:`ACTIVATIONS`. ``"prelu"`` has one slope shared by all units.
-
-    Returns:
-        A new module.
-
-    Raises:
-        UsageError: For an unknown name; lists the known ones.
-    """
+    """Return a fresh module for the activation called ``name``."""
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise unknown_name("activation", name, ACTIVATIONS)
     return ACTIVATIONS[name]()

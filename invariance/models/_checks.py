@@ -10,29 +10,14 @@ from invariance.core._errors import ModelError
 
 
 def positive(**numbers: int) -> None:
-    """Require positive integers.
-
-    Args:
-        numbers: Argument name to value.
-
-    Raises:
-        ModelError: For the first that is not; names it.
-    """
+    """Require positive integers."""
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ModelError(f"{name} must be a positive integer. Got {value!r}.")
 
 
 def positives(name: str, values: Sequence[int]) -> tuple[int, ...]:
-    """Require a non-empty sequence of positive integers, and return it as a tuple.
-
-    Args:
-        name: The argument's name.
-        values: The values.
-
-    Raises:
-        ModelError: If it is empty, no sequence, or holds anything else.
-    """
+    """Require a non-empty sequence of positive integers, and return it as a tuple."""
     if not isinstance(values, Sequence) or not values:
         raise ModelError(f"{name} must be a non-empty sequence of integers. Got {values!r}.")
     for value in values:
@@ -41,17 +26,7 @@ def positives(name: str, values: Sequence[int]) -> tuple[int, ...]:
 
 
 def divisible(name: str, value: int, divisor: int, why: str) -> None:
-    """Require ``value`` to be a multiple of ``divisor``.
-
-    Args:
-        name: What the value is.
-        value: The value.
-        divisor: What must divide it.
-        why: The reason, for the message.
-
-    Raises:
-        ModelError: If it is not.
-    """
+    """Require ``value`` to be a multiple of ``divisor``."""
     if value % divisor:
         raise ModelError(f"{name} = {value} must be a multiple of {divisor}: {why}.")
 

@@ -18,12 +18,6 @@ def seeded(seed: int) -> Iterator[None]:
 
     Only the CPU generator is touched: modules built inside are built on the CPU, so that
     a seed means the same network on every machine.
-
-    Args:
-        seed: Any integer.
-
-    Yields:
-        Nothing.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(torch_seed(seed))

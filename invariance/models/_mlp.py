@@ -68,17 +68,7 @@ def mlp(
 
 
 def check_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
-    """Validate layer widths.
-
-    Args:
-        sizes: What the caller gave.
-
-    Returns:
-        The widths as a tuple.
-
-    Raises:
-        ModelError: If they are not two or more positive integers.
-    """
+    """Validate layer widths."""
     good = (
         isinstance(sizes, Sequence)
         and len(sizes) >= 2

@@ -77,14 +77,7 @@ class TransformerBlock(nn.Module):
 
 
 class Tokens(nn.Module):
-    """Cut images into patches, embed each, and add a learned position.
-
-    Args:
-        in_channels: Channels of an image.
-        image_size: Its height and width.
-        patch: Height and width of a patch.
-        width: Features of a token.
-    """
+    """Cut images into patches, embed each, and add a learned position."""
 
     def __init__(self, in_channels: int, image_size: int, patch: int, width: int) -> None:
         super().__init__()

@@ -135,16 +135,7 @@ CORRUPTIONS: Mapping[str, Callable[[Array, int, torch.Generator], Array]] = Mapp
 
 
 def rotation_matrix(side: int, angle: float) -> Any:
-    """Return the ``(s * s, s * s)`` sparse matrix that rotates a flat image by ``angle``.
-
-    Args:
-        side: Pixels on a side s.
-        angle: In radians.
-
-    Returns:
-        A sparse matrix: every new pixel as the bilinear mean of four old ones, those outside
-        the image being 0.
-    """
+    """Return the ``(s * s, s * s)`` sparse matrix that rotates a flat image by ``angle``."""
     center = (side - 1) / 2
     rows, columns = np.divmod(np.arange(side * side), side)
     cos, sin = math.cos(angle), math.sin(angle)

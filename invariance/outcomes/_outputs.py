@@ -17,15 +17,7 @@ _BATCH = 4096
 def logits_of(model: nn.Module, x: Tensor, *, batch_size: int = _BATCH) -> Tensor:
     """Return the logits of every row, ``(n, K)`` float64 on the CPU.
 
-    Args:
-        model: A module in eval mode that returns ``(n, K)`` logits; left as it is.
-        x: ``(n, ...)`` inputs.
-        batch_size: Rows a forward pass.
-
-    Raises:
-        MeasureError: If BatchNorm or dropout is in train mode, or the output is no finite
-            ``(n, K)`` matrix with two or more columns.
-        DataError: If ``x`` is empty, not finite, or of a shape that the model cannot read.
+    Shapes: ``model (n, K)``, ``x (n, ...)``.
     """
     require_eval(model)
     rows, device = as_rows(model, x, "x"), model_device(model)
@@ -38,11 +30,7 @@ def logits_of(model: nn.Module, x: Tensor, *, batch_size: int = _BATCH) -> Tenso
 
 
 def check_logits(out: object, rows: int) -> Tensor:
-    """Refuse an output that is no finite ``(rows, K)`` matrix of logits.
-
-    Raises:
-        MeasureError: Says what came instead.
-    """
+    """Refuse an output that is no finite ``(rows, K)`` matrix of logits."""
     if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != rows or out.shape[1] < 2:
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise MeasureError(
@@ -56,13 +44,7 @@ def check_logits(out: object, rows: int) -> Tensor:
 def check_labels(y: Tensor, rows: int, classes: int) -> Tensor:
     """Return the labels on the CPU.
 
-    Args:
-        y: ``(rows,)`` integer labels.
-        rows: How many there must be.
-        classes: How many classes the model knows.
-
-    Raises:
-        DataError: If shape, dtype or range is wrong.
+    Shapes: ``y (rows,)``.
     """
     if not isinstance(y, Tensor) or y.shape != (rows,) or y.is_floating_point():
         got = f"{tuple(y.shape)} {y.dtype}" if isinstance(y, Tensor) else type(y).__name__

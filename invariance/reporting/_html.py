@@ -40,14 +40,7 @@ li { margin: .2rem 0; }
 
 @renders(".html")
 def render_html(report: Report) -> str:
-    """Render a report as one HTML page that needs no other file.
-
-    Args:
-        report: The report.
-
-    Returns:
-        The page.
-    """
+    """Render a report as one HTML page that needs no other file."""
     task, env = report.task, report.environment
     body = [
         "<h1>Invariance report</h1>",

@@ -32,14 +32,7 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> st
 
 @renders(".md")
 def render_markdown(report: Report) -> str:
-    """Render a report as Markdown text.
-
-    Args:
-        report: The report.
-
-    Returns:
-        Markdown with one table a section.
-    """
+    """Render a report as Markdown text."""
     task, env = report.task, report.environment
     parts = [
         "# Invariance report",

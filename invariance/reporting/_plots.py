@@ -29,14 +29,7 @@ SCATTERED = (
 
 
 def sweep_figure(sweep: Sweep) -> Figure:
-    """Draw the trace against alpha with the predicted law through the measured points.
-
-    Args:
-        sweep: The measured sweep.
-
-    Returns:
-        A figure.
-    """
+    """Draw the trace against alpha with the predicted law through the measured points."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     fine = np.geomspace(min(sweep.alphas), max(sweep.alphas), 200)
@@ -73,18 +66,7 @@ def sweep_figure(sweep: Sweep) -> Figure:
 
 
 def scatter_figure(study: CorrelationStudy, measures: Sequence[str] | None = None) -> Figure:
-    """Draw measures against the target, as trained (top) and after rescaling (bottom).
-
-    Args:
-        study: The correlations with their values.
-        measures: Which to draw; by default up to six well-known ones that are present.
-
-    Returns:
-        A figure with two rows of panels.
-
-    Raises:
-        MeasureError: If there is nothing to draw.
-    """
+    """Draw measures against the target, as trained (top) and after rescaling (bottom)."""
     chosen = [name for name in (measures or SCATTERED) if name in study.values]
     if not chosen:
         raise MeasureError("No measure to draw: none of the asked ones was computed.")

@@ -32,15 +32,7 @@ _STYLES = {
 
 
 def render(report: Report, width: int = 120) -> RenderableType:
-    """Arrange the report for a rich console.
-
-    Args:
-        report: The report.
-        width: Columns of the terminal; wide matrices are split to fit.
-
-    Returns:
-        Something that ``rich.console.Console.print`` accepts.
-    """
+    """Arrange the report for a rich console."""
     return Group(*_parts(report, width))
 
 

@@ -72,15 +72,7 @@ def maps_of(report: Report, model: str) -> list[FunctionRow]:
 def matrix(
     report: Report, model: str
 ) -> tuple[list[FunctionRow], list[tuple[str, list[CellRow | None]]]]:
-    """Arrange the rows of one model as measures by maps.
-
-    Args:
-        report: The report.
-        model: The model's name in it.
-
-    Returns:
-        The maps, and for each measure its row under each map (``None`` if missing).
-    """
+    """Arrange the rows of one model as measures by maps."""
     maps = maps_of(report, model)
     found = {(row.measure, row.label): row for row in report.rows if row.model == model}
     measures = list(dict.fromkeys(row.measure for row in report.rows if row.model == model))

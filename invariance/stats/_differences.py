@@ -183,14 +183,7 @@ def bca_interval(
 ) -> tuple[float, float]:
     """Bias-corrected and accelerated interval of a statistic (Efron 1987).
 
-    Args:
-        value: The statistic of the sample.
-        drawn: ``(r,)`` the statistic in each bootstrap resample.
-        jackknife: The statistic with each point left out, an array for each sample.
-        level: Confidence level.
-
-    Returns:
-        The ends of the interval; both ``value`` if no resample moves it.
+    Shapes: ``drawn (r,)``.
     """
     if np.ptp(drawn) == 0:
         return value, value

@@ -14,29 +14,14 @@ from invariance.stats._interval_estimate import IntervalEstimate
 
 
 def fisher_z(rho: float) -> float:
-    """Return Fisher's z of a correlation; one just inside the ends for -1 and 1.
-
-    Args:
-        rho: A correlation.
-
-    Returns:
-        ``atanh(rho)``, finite.
-    """
+    """Return Fisher's z of a correlation; one just inside the ends for -1 and 1."""
     return math.atanh(min(max(rho, -1 + 1e-12), 1 - 1e-12))
 
 
 def fisher_z_variance(rho: float, n: int) -> float:
     """Return the variance of Fisher's z of Spearman's rho (Bonett and Wright 2000).
 
-    Args:
-        rho: Spearman's rho.
-        n: Number of points, more than three.
-
-    Returns:
-        ``(1 + rho^2 / 2) / (n - 3)``.
-
-    Raises:
-        DataError: If there are too few points.
+    Shapes: returns ``(1 + rho^2 / 2) / (n - 3)``.
     """
     if n < 4:
         raise DataError(f"Expected at least 4 points for the variance of Fisher's z. Got {n}.")

@@ -28,14 +28,7 @@ MEMORY = 1 << 26
 def bootstrap_counts(n: int, resamples: int, seed: int, *, size: int | None = None) -> FloatArray:
     """Draw bootstrap resamples as counts, from the draws that :func:`spearman` makes.
 
-    Args:
-        n: Number of points.
-        resamples: Number of resamples.
-        seed: Seed of the draw.
-        size: Points in a resample; ``n`` by default.
-
-    Returns:
-        ``(resamples, n)`` how often each point was drawn; each row sums to ``size``.
+    Shapes: returns ``(resamples, n)``.
     """
     drawn = numpy_generator(seed).integers(0, n, size=(resamples, size or n))
     flat = drawn + n * np.arange(resamples)[:, None]
@@ -46,8 +39,7 @@ def bootstrap_counts(n: int, resamples: int, seed: int, *, size: int | None = No
 class Order:
     """The order of one variable over the full sample, ties together.
 
-    Args:
-        values: ``(n,)`` the variable.
+    Shapes: ``values (n,)``.
     """
 
     def __init__(self, values: FloatArray) -> None:
@@ -60,13 +52,7 @@ class Order:
     def ranks(self, counts: FloatArray, middle: FloatArray) -> FloatArray:
         """Rank the variable within each resample: average ranks, centred.
 
-        Args:
-            counts: ``(n, r)`` how often each point is in each resample, a resample a column.
-            middle: ``(r,)`` the mean rank: half of one more than the points in the resample.
-
-        Returns:
-            ``(n, r)`` centred ranks; entries of points that were not drawn have no meaning,
-            and their count is zero.
+        Shapes: ``counts (n, r)``, ``middle (r,)``; returns ``(n, r)``.
         """
         tied = counts[self.order]
         if self.starts is not None:
@@ -83,16 +69,7 @@ class Order:
 def resampled_correlations(left: FloatArray, right: FloatArray, counts: FloatArray) -> FloatArray:
     """Correlate every left with every right variable in every resample, by ranks.
 
-    Args:
-        left: ``(a, n)`` variables.
-        right: ``(b, n)`` variables.
-        counts: ``(r, n)`` resamples, as :func:`bootstrap_counts` draws them.
-
-    Returns:
-        ``(r, a, b)`` Spearman's rho; NaN where a variable is constant in a resample.
-
-    Raises:
-        DataError: If shapes do not fit or a value is not finite.
+    Shapes: ``left (a, n)``, ``right (b, n)``, ``counts (r, n)``; returns ``(r, a, b)``.
     """
     if left.ndim != 2 or right.ndim != 2 or not left.shape[1] == right.shape[1] == counts.shape[1]:
         raise DataError(
@@ -123,13 +100,7 @@ def resampled_correlations(left: FloatArray, right: FloatArray, counts: FloatArr
 def resampled_taus(left: FloatArray, right: FloatArray, counts: FloatArray) -> FloatArray:
     """Kendall's tau-b of every left with every right variable in every resample.
 
-    Args:
-        left: ``(a, n)`` variables.
-        right: ``(b, n)`` variables.
-        counts: ``(r, n)`` resamples.
-
-    Returns:
-        ``(r, a, b)`` tau-b; NaN where a variable is constant in a resample.
+    Shapes: ``left (a, n)``, ``right (b, n)``, ``counts (r, n)``; returns ``(r, a, b)``.
     """
     # Sums of n^2 signs: exact in float32 as long as n^2 < 2^24.
     kind = np.float32 if counts.shape[1] < 4_096 else np.float64
@@ -160,15 +131,8 @@ def partial_from_correlations(
 ) -> FloatArray:
     """Turn correlations into partial ones: ``z`` regressed out of ``x`` and ``y``.
 
-    Args:
-        xy: ``(..., a, b)`` correlations of ``x`` and ``y``.
-        xz: ``(..., a, k)`` of ``x`` with what is held fixed.
-        yz: ``(..., b, k)`` of ``y`` with it.
-        zz: ``(..., k, k)`` among what is held fixed.
-
-    Returns:
-        ``(..., a, b)`` partial correlations; NaN where ``z`` explains a variable completely.
-        A constant among ``z`` (NaN) explains nothing.
+    Shapes: ``xy (..., a, b)``, ``xz (..., a, k)``, ``yz (..., b, k)``, ``zz (..., k, k)``; returns
+    ``(..., a, b)``.
     """
     xz, yz = np.nan_to_num(xz), np.nan_to_num(yz)
     inverse = np.linalg.pinv(np.nan_to_num(zz), rcond=1e-10, hermitian=True)
@@ -189,14 +153,7 @@ def permutation_p_values(
 ) -> FloatArray:
     """Two-sided permutation p-values of Spearman's rho for many variables at once.
 
-    Args:
-        left: ``(a, n)`` variables.
-        target: ``(n,)`` the variable that is permuted.
-        draws: Number of permutations; the observed order counts as one more.
-        rng: Where they come from.
-
-    Returns:
-        ``(a,)`` p-values, never zero.
+    Shapes: ``left (a, n)``, ``target (n,)``; returns ``(a,)``.
     """
     ranks, ranks_y = centred_ranks(left), centred_ranks(target[None])[0]
     observed = np.abs(ranks @ ranks_y)

@@ -87,15 +87,7 @@ def digest(text: str) -> str:
 
 
 def require_plain(name: str, value: object) -> None:
-    """Refuse a setting that cannot be written down the same way everywhere.
-
-    Args:
-        name: Its name, for the error.
-        value: Its value.
-
-    Raises:
-        UsageError: If it is none of finite numbers, words, ``None``, and tuples of these.
-    """
+    """Refuse a setting that cannot be written down the same way everywhere."""
     entries: Iterable[object] = value if isinstance(value, tuple) else (value,)
     for entry in entries:
         if not isinstance(entry, (str, int, float, bool, type(None))) or (

@@ -95,19 +95,7 @@ class Result:
 
 
 def run_job(job: Job, tell: Tell) -> Result:
-    """Do one job in this process.
-
-    Args:
-        job: What to do.
-        tell: Called with the share that is done.
-
-    Returns:
-        The result.
-
-    Raises:
-        UsageError: If the study's function does not return what it should.
-        StudyError: If it tries to end the program.
-    """
+    """Do one job in this process."""
     began = time.perf_counter()
     context = Context(job.options, job.device, tell)
     trained: list[tuple[bytes, str]] = []
@@ -148,14 +136,7 @@ def train_job(study: Study, configs: Sequence[Config], options: Options, device:
 
 
 def describe_machine(device: str) -> dict[str, str]:
-    """Return what can change the last digits of a number, beyond the code of a study.
-
-    Args:
-        device: Where is computed.
-
-    Returns:
-        Versions, the kind of device, and whether kernels round alike wherever data lies.
-    """
+    """Return what can change the last digits of a number, beyond the code of a study."""
     import numpy
     import scipy
 

@@ -11,18 +11,7 @@ from invariance.core._errors import UsageError
 
 
 def plain(content: object, where: str = "value") -> Any:
-    """Turn what a study returns into plain values.
-
-    Args:
-        content: Mappings, sequences, words, numbers; arrays and tensors become lists.
-        where: Its name, for the error.
-
-    Returns:
-        Dictionaries, lists, words and numbers alone.
-
-    Raises:
-        UsageError: For anything else, naming where it is.
-    """
+    """Turn what a study returns into plain values."""
     if content is None or isinstance(content, (str, bool)):
         return content
     if isinstance(content, int):
@@ -42,28 +31,12 @@ def plain(content: object, where: str = "value") -> Any:
 
 
 def to_json(content: object, where: str = "value") -> str:
-    """Return the one JSON text of ``content``, faithful to NaN and infinity.
-
-    Args:
-        content: As for :func:`plain`.
-        where: Its name, for errors.
-
-    Returns:
-        Text that :func:`json.loads` turns into the same values. ``NaN`` and ``Infinity`` are
-        kept as Python writes them: the study's own files lose nothing.
-    """
+    """Return the one JSON text of ``content``, faithful to NaN and infinity."""
     return json.dumps(plain(content, where), sort_keys=True, separators=(",", ":"))
 
 
 def finite(content: Any) -> Any:
-    """Return plain values with ``None`` for every number that is not finite.
-
-    Args:
-        content: Plain values.
-
-    Returns:
-        A copy that standard JSON can hold.
-    """
+    """Return plain values with ``None`` for every number that is not finite."""
     if isinstance(content, float):
         return content if math.isfinite(content) else None
     if isinstance(content, dict):
@@ -74,15 +47,7 @@ def finite(content: Any) -> Any:
 
 
 def not_finite(content: Any, where: str = "") -> dict[str, str]:
-    """Say which numbers :func:`finite` replaces, and what they were.
-
-    Args:
-        content: Plain values.
-        where: Prefix of the names.
-
-    Returns:
-        Dotted name to ``"nan"``, ``"inf"`` or ``"-inf"``.
-    """
+    """Say which numbers :func:`finite` replaces, and what they were."""
     if isinstance(content, float):
         return {} if math.isfinite(content) else {where: str(content)}
     items: Any = ()

@@ -24,18 +24,7 @@ class Batch:
 
 
 def grid_of(study: Study, options: Options) -> tuple[Config, ...]:
-    """Return the networks of a study, each once, in the order of its grid.
-
-    Args:
-        study: The study.
-        options: Its options.
-
-    Returns:
-        The configurations.
-
-    Raises:
-        UsageError: If there are none.
-    """
+    """Return the networks of a study, each once, in the order of its grid."""
     configs = tuple({config.id: config for config in study.grid(options)}.values())
     if not configs:
         raise UsageError(f"The grid of study {study.name!r} is empty for {options}.")
@@ -46,16 +35,6 @@ def batches_of(study: Study, configs: Sequence[Config]) -> list[Batch]:
     """Cut a grid into batches: within a cell, in the order of the grid, expensive ones first.
 
     The cut depends on the whole grid alone, not on what is done already.
-
-    Args:
-        study: The study.
-        configs: Its grid.
-
-    Returns:
-        The batches.
-
-    Raises:
-        UsageError: If the study asks for batches of less than one network.
     """
     cells: dict[str, list[Config]] = {}
     for config in configs:

@@ -29,19 +29,7 @@ def each(inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], ...]:
 
 
 def as_inputs(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
-    """Turn an example input into positional arguments, making one up where that is safe.
-
-    Args:
-        model: What will read it.
-        example_input: A batch, a tuple for several arguments, a list of several such
-            examples, or ``None``.
-
-    Returns:
-        Positional arguments; for a list :class:`Examples`.
-
-    Raises:
-        TransformError: If none can be made up, or one is empty or not finite.
-    """
+    """Turn an example input into positional arguments, making one up where that is safe."""
     if example_input is None:
         return (_made_up_input(model),)
     if isinstance(example_input, (list, Examples)):

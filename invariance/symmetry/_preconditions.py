@@ -10,20 +10,7 @@ from invariance.core._errors import TransformError
 
 
 def example_or_default(model: nn.Module, example_input: Any, who: str) -> tuple[Any, ...]:
-    """Return the inputs to run with, made up for a network that begins with a linear layer.
-
-    Args:
-        model: The network.
-        example_input: What the caller gave: a batch, a tuple for several arguments, a list of
-            several examples, or None.
-        who: The transform, for the message.
-
-    Returns:
-        Positional arguments for the model.
-
-    Raises:
-        TransformError: If none was given and none can be made up, or it is not usable.
-    """
+    """Return the inputs to run with, made up for a network that begins with a linear layer."""
     from invariance.symmetry._examples import as_inputs
 
     try:
@@ -33,15 +20,7 @@ def example_or_default(model: nn.Module, example_input: Any, who: str) -> tuple[
 
 
 def refuse_train_mode(model: nn.Module, who: str) -> None:
-    """Refuse BatchNorm and dropout in train mode, whose function depends on the batch.
-
-    Args:
-        model: The network.
-        who: The transform, for the message.
-
-    Raises:
-        TransformError: Names the first such submodule.
-    """
+    """Refuse BatchNorm and dropout in train mode, whose function depends on the batch."""
     from invariance.symmetry.analysis._symmetries import refuse_train_mode as refuse
 
     try:

@@ -57,19 +57,6 @@ def verify(
     (cancellation in the network amplifies rounding). Anything larger is a wrong result.
 
     The epsilon is that of the output, or of the coarsest format inside the network.
-
-    Args:
-        before: The original.
-        after: Its transformed copy.
-        inputs: Arguments to call both with, or several examples of them.
-        what: The transform's name, for the message.
-        softmax: Compare the softmax over the last dimension instead of the outputs.
-
-    Returns:
-        The measured difference.
-
-    Raises:
-        TransformError: If the functions differ by more than float error.
     """
     parts = [_verify(before, after, example, what, softmax) for example in each(inputs)]
     return Verification(

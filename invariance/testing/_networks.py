@@ -113,11 +113,7 @@ BUILDERS: Mapping[str, Callable[[], nn.Module]] = {
 
 
 def untrained(name: str, seed: int = 0) -> nn.Module:
-    """Build one of the networks with the weights of a seed.
-
-    Raises:
-        UsageError: For an unknown name; lists the known ones.
-    """
+    """Build one of the networks with the weights of a seed."""
     if name not in BUILDERS:
         raise unknown_name("network", name, BUILDERS)
     with seeded(seed):

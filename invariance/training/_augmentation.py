@@ -28,14 +28,7 @@ DEGREES = 15.0
 def image_shape(n_features: int) -> tuple[int, int]:
     """Return channels and side of the square images that flat rows stand for.
 
-    Args:
-        n_features: Length of a row. It cannot be both a square and three times one.
-
-    Returns:
-        ``(1, side)`` for grey images, ``(3, side)`` for coloured ones, channels first.
-
-    Raises:
-        UsageError: If rows of this length are neither.
+    Shapes: returns ``(1, side)``.
     """
     for channels in (1, 3):
         side = math.isqrt(n_features // channels)
@@ -78,12 +71,7 @@ class View:
     def apply(self, images: Tensor, index: Tensor | slice) -> Tensor:
         """Change a batch of every network.
 
-        Args:
-            images: ``(networks, rows, features)``; left as it is.
-            index: ``(networks, rows)`` numbers of these points, or a slice for all networks.
-
-        Returns:
-            The changed images, in new memory.
+        Shapes: ``images (networks, rows, features)``, ``index (networks, rows)``.
         """
         count, rows, features = images.shape
         channels, side = self.shape
@@ -105,19 +93,7 @@ class View:
 
 
 class Augmentation:
-    """Draws the changes of each epoch.
-
-    Args:
-        kinds: Any of ``"shift"`` (by up to a fourteenth of the side in both directions,
-            zeros from outside), ``"flip"`` (left to right, half of the time) and
-            ``"rotate"`` (by up to 15 degrees, bilinear, zeros from outside).
-        n_features: Length of a flat image.
-        device: Where the images are.
-        dtype: Their type.
-
-    Raises:
-        UsageError: If rows of that length are no images.
-    """
+    """Draws the changes of each epoch."""
 
     def __init__(
         self, kinds: Sequence[str], n_features: int, device: torch.device, dtype: torch.dtype
@@ -182,16 +158,8 @@ def _turn(
 
     The grid is made entry by entry: a matrix product might round by batch size.
 
-    Args:
-        images: ``(images, channels, side, side)``.
-        cosine: ``(images,)`` cosines of the angles.
-        sine: ``(images,)`` their sines.
-        down: ``(images,)`` pixels to shift by.
-        right: ``(images,)`` pixels to shift by.
-        flip: ``(images,)`` whether to flip.
-
-    Returns:
-        The same shape, zeros from outside.
+    Shapes: ``images (images, channels, side, side)``, ``cosine (images,)``, ``sine (images,)``,
+    ``down (images,)``, ``right (images,)``, ``flip (images,)``.
     """
     side = images.shape[-1]
     at = (torch.arange(side, device=images.device, dtype=images.dtype) * 2 + 1) / side - 1

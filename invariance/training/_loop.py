@@ -61,20 +61,7 @@ def train(
 ) -> None:
     """Train ``runs`` in lockstep until each is done; fills them in.
 
-    Args:
-        runs: The networks.
-        make_engine: Builds the engine.
-        x: ``(n, d)`` training points on the device.
-        y: ``(n,)`` labels.
-        options: How to train.
-        slots: Least number of networks that the engine holds. Idle slots repeat the
-            first network: matrix products of fewer would be split between threads, and
-            then round differently.
-        keep_diverged: Whether a network that diverged is kept as it is, or an error.
-        after_epoch: Called after every epoch.
-
-    Raises:
-        ModelError: If a network diverges and is not to be kept.
+    Shapes: ``x (n, d)``, ``y (n,)``.
     """
     active = list(runs)
     count = max(slots, len(active))
@@ -162,13 +149,7 @@ def _refuse_diverged(active: Sequence[Run], epoch: int, options: Options) -> Non
 def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, int]:
     """Return mean cross-entropy and number of points right, and leave ``model`` in eval mode.
 
-    Args:
-        model: A module of one's own.
-        x: ``(n, d)`` points; not empty.
-        y: ``(n,)`` labels.
-
-    Returns:
-        Loss and count.
+    Shapes: ``x (n, d)``, ``y (n,)``.
     """
     model.eval()
     loss, correct = 0.0, 0

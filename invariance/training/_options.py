@@ -135,17 +135,7 @@ class Options:
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """Turn a device name into a device that is there.
-
-    Args:
-        device: ``"auto"`` (CUDA, else MPS, else CPU), a torch device or its name.
-
-    Returns:
-        The device.
-
-    Raises:
-        UsageError: For an unknown name, or a device that this machine lacks.
-    """
+    """Turn a device name into a device that is there."""
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

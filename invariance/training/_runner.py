@@ -33,26 +33,7 @@ def run_all(
     progress: ProgressCallback | None,
     keep_diverged: bool,
 ) -> list[Fit]:
-    """Train the networks and report on each.
-
-    Args:
-        models: One module a network with its starting weights, owned by the caller of
-            this function alone.
-        seeds: Seeds of their data orders.
-        task: The data.
-        options: How to train.
-        device: Where to train.
-        dtype: Floating-point type; ``None`` for the models' own.
-        vectorize: See :func:`invariance.training.fit_ensemble`.
-        progress: Progress callback.
-        keep_diverged: Whether to return networks that diverged.
-
-    Returns:
-        One report for each network.
-
-    Raises:
-        ModelError: If a network does not fit the task, or diverges.
-    """
+    """Train the networks and report on each."""
     home = model_device(models[0])
     kind = model_dtype(models[0]) if dtype is None else floating_dtype(dtype)
     if device.type == "mps" and kind == torch.float64:
@@ -87,16 +68,7 @@ def run_all(
 def check_model(model: nn.Module, x: Tensor, n_classes: int, options: Options) -> None:
     """Refuse a model that cannot be trained on these points, before any work is done.
 
-    Args:
-        model: The network.
-        x: ``(n, d)`` training points.
-        n_classes: Number of classes K.
-        options: How to train.
-
-    Raises:
-        ModelError: If it has nothing to train, holds NaN, does not map ``(n, d)`` to
-            ``(n, K)``, or holds a BatchNorm that would see a batch of one point.
-        DataError: If the points are not finite.
+    Shapes: ``x (n, d)``.
     """
     name = type(model).__name__
     if not any(parameter.requires_grad for parameter in model.parameters()):

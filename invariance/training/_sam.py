@@ -27,13 +27,7 @@ from invariance.training.perceptrons._update_rules import Rule
 def climb(weights: Sequence[Tensor], gradients: Sequence[Tensor], options: Options) -> list[Tensor]:
     """Return what to add to the weights: each network climbs by its own gradient's norm.
 
-    Args:
-        weights: Parameters, each ``(networks, ...)``.
-        gradients: Of any positive multiple of the loss, in the same shapes; left as they are.
-        options: Radius, and which of the two forms.
-
-    Returns:
-        The climb, one tensor a parameter; zero for a network whose gradient is zero.
+    Shapes: ``weights (networks, ...)``.
     """
     sizes: Sequence[Tensor | None] = [None] * len(weights)
     steep: Sequence[Tensor] = gradients

@@ -41,9 +41,7 @@ class Actor:
     def scale(self, group: SymmetryGroup, factors: FloatArray) -> None:
         """Multiply the group's units by positive factors.
 
-        Args:
-            group: A group of one of the scaling kinds.
-            factors: ``(size,)`` positive, finite.
+        Shapes: ``factors (size,)``.
         """
         self._steps.append((group, lambda actor: actor.scale(group, factors)))
         for leg in group.legs:
@@ -103,11 +101,7 @@ class Actor:
     # -- results ---------------------------------------------------------------------
 
     def action(self) -> Action:
-        """Return how every parameter was acted on.
-
-        Raises:
-            TransformError: If scaling and moving were mixed (compose two actions instead).
-        """
+        """Return how every parameter was acted on."""
         if self._factors and self._index:
             raise TransformError("Scale and permute with two actors, then compose.")
         actions = {}
@@ -128,11 +122,7 @@ class Actor:
         action: Action | None,
         detail: Mapping[str, object] | None = None,
     ) -> Applied:
-        """Verify the edited copy against the original and return it with the evidence.
-
-        Raises:
-            TransformError: If the function changed; names the group that is no symmetry.
-        """
+        """Verify the edited copy against the original and return it with the evidence."""
         try:
             verification = verify(original, self.model, self.analysis.inputs, what)
         except TransformError as error:
@@ -170,12 +160,7 @@ def _spread(leg: Leg, values: FloatArray) -> FloatArray:
 def leg_source(leg: Leg, order: IntArray) -> IntArray:
     """Return for every cell of a leg the cell that it takes its value from.
 
-    Args:
-        leg: A leg of a permutation group.
-        order: ``(size,)`` permutation of the units.
-
-    Returns:
-        Flat cell numbers, in the shape of ``leg.units``.
+    Shapes: ``order (size,)``.
     """
     shape = np.broadcast_shapes(leg.units.shape, leg.addresses.shape)
     units = np.broadcast_to(leg.units, shape).reshape(-1)

@@ -53,19 +53,7 @@ class Transform(ABC):
         return (self.group,)
 
     def __call__(self, model: nn.Module, example_input: Tensor | None = None) -> nn.Module:
-        """Return a transformed copy of ``model``.
-
-        Args:
-            model: The module to transform; it is left as it is.
-            example_input: A batch that the model accepts, to trace and verify with.
-                May be omitted for a network whose first weight layer is linear.
-
-        Returns:
-            A new module that computes the same function.
-
-        Raises:
-            TransformError: If the transform does not apply; says where and why.
-        """
+        """Return a transformed copy of ``model``."""
         return self.apply(model, example_input).model
 
     @classmethod
@@ -94,17 +82,7 @@ class Transform(ABC):
 
 
 def as_transforms(given: Transform | Iterable[Transform]) -> list[Transform]:
-    """Return one transform or several as a list.
-
-    Args:
-        given: What a user passed as ``transforms``.
-
-    Returns:
-        At least one transform.
-
-    Raises:
-        UsageError: If it is empty, or holds something else; names the entry.
-    """
+    """Return one transform or several as a list."""
     if isinstance(given, Transform):
         return [given]
     one = isinstance(given, (str, type)) or not isinstance(given, Iterable)

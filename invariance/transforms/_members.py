@@ -15,15 +15,7 @@ from invariance.transforms._base import Transform
 
 
 def default_transforms(model: nn.Module, *, seed: int = 0) -> list[Transform]:
-    """One or two members of every kind of map; those that do not apply get refused later.
-
-    Args:
-        model: The model to be checked.
-        seed: Seed of the random members.
-
-    Returns:
-        The transforms, the best known first.
-    """
+    """One or two members of every kind of map; those that do not apply get refused later."""
     found = [member for kind in T.KINDS for member in kind.default_members(model, seed)]
     return [*found, T.Compose([T.NeuronScaling(seed=seed + 1), T.Permutation(seed=seed + 1)])]
 

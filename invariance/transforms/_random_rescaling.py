@@ -25,16 +25,7 @@ UNITS_RESCALED = GROUPS_RESCALED + "; each unit is multiplied by one more, in [1
 
 
 def rescaling_factors(sizes: Sequence[int], seed: int, *, units: bool = True) -> list[list[float]]:
-    """Draw a factor for every hidden unit; see :func:`random_rescaling`.
-
-    Args:
-        sizes: Units of each group that scales together.
-        seed: Seed of the draw.
-        units: Draw a factor for each unit as well as for each group.
-
-    Returns:
-        One list of factors a group.
-    """
+    """Draw a factor for every hidden unit; see :func:`random_rescaling`."""
     shared = torch.rand(len(sizes), generator=generator(seed, "layer scaling"), dtype=torch.float64)
     drawn = []
     for number, (size, u) in enumerate(zip(sizes, shared.tolist(), strict=True)):

@@ -139,10 +139,6 @@ def remove_chart(module: nn.Module, attribute: str) -> None:
 
     Unlike ``torch.nn.utils.parametrize.remove_parametrizations`` this leaves every copy of
     the module alone: torch edits the injected class, which deep copies share.
-
-    Args:
-        module: The owner of the tensor.
-        attribute: The tensor's plain name.
     """
     with torch.no_grad():
         value = getattr(module, attribute).clone()

@@ -34,20 +34,7 @@ def check_count(who: str, count: object) -> None:
 def chosen_places(
     surgery: Surgery, sites: Sequence[str] | None, who: str
 ) -> tuple[tuple[int, ...], dict[str, str]]:
-    """Resolve site names to groups; without names, all groups that can change.
-
-    Args:
-        surgery: The surgery.
-        sites: Names of groups, or ``None``.
-        who: The transform, for messages.
-
-    Returns:
-        The groups' places, and the refused groups' reasons by site.
-
-    Raises:
-        UsageError: An unknown site.
-        TransformError: A named group cannot change, or none can.
-    """
+    """Resolve site names to groups; without names, all groups that can change."""
     groups = surgery.found.groups
     reasons = {groups[place].site: reason for place, reason in surgery.refused.items()}
     if sites is None:
@@ -76,21 +63,7 @@ def operate(
     *,
     strict: bool,
 ) -> tuple[Surgery, dict[str, object], dict[str, str], Verification]:
-    """Run one step a group, each verified; keep what holds and say why the rest does not.
-
-    Args:
-        surgery: Where to start.
-        places: The groups.
-        step: Changes one group of a surgery; returns what it did, ``None`` for nothing.
-        reference: The original network and the inputs to compare on.
-        strict: Raise at the first group that fails, instead of leaving it out.
-
-    Returns:
-        The surgery, what was done by site, what was refused by site, the last verification.
-
-    Raises:
-        TransformError: If ``strict`` and a group fails, or if no group could be changed.
-    """
+    """Run one step a group, each verified; keep what holds and say why the rest does not."""
     old, x = reference
     done: dict[str, object] = {}
     refused: dict[str, str] = {}

@@ -21,13 +21,7 @@ _BATCH = 8192
 def predictions(model: nn.Module, x: Tensor, *, batch_size: int = _BATCH) -> Tensor:
     """Return the arg-max class of every row, ``(n,)`` int64 on the CPU.
 
-    Args:
-        model: A module in eval mode that returns ``(n, K)`` logits.
-        x: ``(n, ...)`` inputs.
-        batch_size: Rows a forward pass.
-
-    Raises:
-        MeasureError: If the output is not a finite ``(n, K)`` matrix.
+    Shapes: ``model (n, K)``, ``x (n, ...)``.
     """
     require_eval(model)
     rows, device = as_rows(model, x, "x_unseen"), model_device(model)

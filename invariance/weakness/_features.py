@@ -57,20 +57,7 @@ def frozen_features(
 ) -> FrozenFeatures:
     """Read the features that the last executed linear layer of ``model`` receives.
 
-    Args:
-        model: Any module whose output is that of a linear layer with at least two
-            outputs, or its softmax or log-softmax. Evaluated on a copy.
-        inputs: Batches of inputs, each ``(rows, ...)``, finite.
-        precision: ``"float64"`` evaluates a double copy; ``"native"`` keeps the
-            parameters' own dtype (for modules that hard-code one).
-        names: What the caller calls the inputs, for messages.
-
-    Returns:
-        The features of each batch, in float64.
-
-    Raises:
-        MeasureError: If an input is empty or not finite, a BatchNorm or dropout is in
-            train mode, no linear layer ends the network, or a feature is not finite.
+    Shapes: ``inputs (rows, ...)``.
     """
     if precision not in ("float64", "native"):
         raise MeasureError(f"precision must be 'float64' or 'native'. Got {precision!r}.")
@@ -206,16 +193,7 @@ def check_labels(
 ) -> npt.NDArray[np.int64]:
     """Validate training labels and return them as an array.
 
-    Args:
-        y_train: ``(n,)`` integer labels.
-        n_train: How many training points there are.
-        n_classes: Number of classes K.
-
-    Returns:
-        ``(n,)`` int64.
-
-    Raises:
-        MeasureError: If the shape, dtype or range is wrong.
+    Shapes: ``y_train (n,)``; returns ``(n,)``.
     """
     tensor = torch.as_tensor(y_train)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:

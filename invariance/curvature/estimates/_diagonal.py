@@ -34,17 +34,6 @@ def estimate_diagonal(
 
     Bekas, Kokiopoulou & Saad (2007), "An estimator for the diagonal of a matrix". Unbiased,
     since ``E v_i v_j = [i = j]``; entry i has variance ``sum_{j != i} A_ij^2`` a probe.
-
-    Args:
-        operator: The matrix.
-        budget: How many probes, at least 2.
-        seed: Determines the probes.
-
-    Returns:
-        Parameter name to the estimate, and to its standard error, in the parameter's shape.
-
-    Raises:
-        MeasureError: Fewer than two probes, which show no spread.
     """
     if budget < 2:
         raise MeasureError(f"A standard error needs at least 2 probes. Got budget={budget}.")

@@ -22,13 +22,6 @@ def standard_error(samples: Tensor, covariance: Tensor | None = None) -> Tensor:
     hence Student's quantile; those of a quadratic form of a matrix with few large eigenvalues are
     skewed like a chi-square of one degree of freedom; and some share the probes of a sketch.
 
-    Args:
-        samples: ``(n, ...)`` with n at least 2.
-        covariance: ``(...)`` covariance of two samples; ``None`` for independent ones.
-
-    Returns:
-        ``(...)``.
-
     Example:
         A little more than ``sd / sqrt(n) = 9.133``:
 
@@ -36,6 +29,8 @@ def standard_error(samples: Tensor, covariance: Tensor | None = None) -> Tensor:
         >>> from invariance.curvature.estimates._interval import standard_error
         >>> round(float(standard_error(torch.arange(1000.0))), 3)
         9.144
+
+    Shapes: ``samples (n, ...)``, ``covariance (...)``; returns ``(...)``.
     """
     n = samples.shape[0]
     centred = samples.double() - samples.double().mean(0)

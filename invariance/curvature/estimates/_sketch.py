@@ -20,14 +20,6 @@ def hutchpp(operator: SymmetricOperator, budget: int, seed: int) -> Samples:
 
     With ``P = I - Q Q^T`` the trace of A's block b is
     ``sum_k <q_k, A q_k>_b + E <P g, A P g>_b``, since ``E P g g^T P = P``.
-
-    Args:
-        operator: The matrix.
-        budget: Products in all: a third each for the sketch, for ``A Q`` and for probes.
-        seed: Determines the draws.
-
-    Returns:
-        One sample a probe, the exact part of each block, and a description.
     """
     third = budget // 3
     basis, images = sketch(operator, third, seed, "hutchpp")
@@ -50,14 +42,6 @@ def xtrace(operator: SymmetricOperator, budget: int, seed: int) -> Samples:
     ``Q (I - s_i s_i^T)`` with s_i the unit vector that is orthogonal to the other columns of
     R, or the whole range of Q when there is none, as happens for a matrix of low rank: dead
     units and other exactly zero rows are no special case.
-
-    Args:
-        operator: The matrix.
-        budget: Products in all, half for the sketch and half for ``A Q``.
-        seed: Determines the draws.
-
-    Returns:
-        One sample a probe, the part of each block that all samples share, a description.
     """
     count = budget // 2
     omega = torch.cat([*blocks_of_probes(operator, count, seed, random_normals, "xtrace")])
@@ -101,16 +85,8 @@ def _covariance(
     other probes, ``b_ki = t_i - t_ki`` has mean zero over probe i, and t_ki does not know
     probe k. So of ``Cov(t_i, t_k)`` all terms vanish but ``E b_ki b_ik``.
 
-    Args:
-        operator: The matrix A.
-        omega: ``(m, d)`` probes.
-        images: ``(m, d)``, A times each.
-        basis: ``(m, d)`` orthonormal rows Q of the same span as the images.
-        moved: ``(m, d)``, A times each.
-        left_out: ``(m, m)``: row i is the direction of Q that probe i alone supplies.
-
-    Returns:
-        ``(blocks + 1,)``, the whole trace last.
+    Shapes: ``omega (m, d)``, ``images (m, d)``, ``basis (m, d)``, ``moved (m, d)``, ``left_out (m,
+    m)``; returns ``(blocks + 1,)``.
     """
     m, dim = omega.shape
     blocks = zip(
@@ -170,11 +146,7 @@ def orthonormal_rows(rows: Tensor) -> Tensor:
 def _left_out_directions(coordinates: Tensor) -> Tensor:
     """Return, for each row i, the unit vector orthogonal to all other rows, or zero.
 
-    Args:
-        coordinates: ``(m, r)`` with r at most m.
-
-    Returns:
-        ``(m, r)``.
+    Shapes: ``coordinates (m, r)``; returns ``(m, r)``.
     """
     m, r = coordinates.shape
     keep = ~torch.eye(m, dtype=torch.bool)

@@ -19,8 +19,7 @@ from torch import Tensor
 class Remainder:
     """The part of every row's Hessian that second derivatives of activations make.
 
-    Args:
-        gradient: ``(*lead, n, K)`` gradient of each row's loss in the outputs.
+    Shapes: ``gradient (*lead, n, K)``.
     """
 
     def __init__(self, gradient: Tensor) -> None:
@@ -38,9 +37,7 @@ class Remainder:
     def through_activation(self, first: Tensor, second: Tensor | None) -> None:
         """Go from an activation's output to its input.
 
-        Args:
-            first: ``(*lead, n, d)`` first derivatives.
-            second: Second derivatives, or ``None`` if they vanish.
+        Shapes: ``first (*lead, n, d)``.
         """
         added = None if second is None else second * self.gradient
         self.scale(first)
@@ -62,9 +59,7 @@ class Remainder:
     def through_linear(self, weight: Tensor, *, whole: bool) -> None:
         """Go from a linear layer's output to its input.
 
-        Args:
-            weight: ``(*lead, out, in)``.
-            whole: Whether a matrix is needed below; else its diagonal will do.
+        Shapes: ``weight (*lead, out, in)``.
         """
         self.gradient = self.gradient @ weight
         if self._matrix is None and self._diagonal is None:

@@ -39,12 +39,7 @@ class _CountBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def forward_bytes(model: nn.Module, row: Tensor) -> int:
     """Measure the bytes of all intermediate results for one row.
 
-    Args:
-        model: The network, in the mode in which it is to be measured.
-        row: ``(1, ...)``, one input.
-
-    Returns:
-        An upper bound on what autograd keeps of one row.
+    Shapes: ``row (1, ...)``.
     """
     counter = _CountBytes()
     with torch.no_grad(), counter:
@@ -62,14 +57,7 @@ def directional_outputs(
 ) -> tuple[Tensor, Tensor]:
     """Return the outputs and their derivative along ``direction``.
 
-    Args:
-        model: The network; it is left as it is.
-        x: ``(n, ...)`` inputs.
-        direction: Parameter name to a tangent of its shape; others stay fixed.
-
-    Returns:
-        ``f`` and ``J v``, both ``(n, K)``. Forward mode; where an operation has no
-        forward-mode derivative, the transpose of the transpose (two reverse passes).
+    Shapes: ``x (n, ...)``; returns ``(n, K)``.
     """
     prepare_forward_mode()
     state = frozen_state(model)

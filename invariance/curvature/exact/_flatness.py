@@ -33,21 +33,7 @@ def layer_relative_flatness(
 ) -> Estimate:
     """Return the relative flatness of some weight layers.
 
-    Args:
-        model: The network, in eval mode if it has BatchNorm or dropout.
-        x: ``(n, ...)`` inputs, or a re-iterable of ``(x, y)`` batches.
-        y: Targets; left out when ``x`` is a re-iterable of batches.
-        layers: Names of linear or convolutional modules.
-        loss: See :func:`~invariance.curvature.losses._resolve.resolve_loss`.
-        memory_budget: Bytes for temporaries.
-        max_products: Most Hessian-vector products to spend on a layer that the sweep does
-            not cover (its weight's block is then formed, one product an entry).
-
-    Returns:
-        A vector estimate in the order of ``layers``; ``parts`` has it by layer.
-
-    Raises:
-        MeasureError: A layer of a smooth network that is too large for ``max_products``.
+    Shapes: ``x (n, ...)``.
     """
     weights = {layer: qualified(layer, "weight") for layer in layers}
     prepared = prepare(model, x, y, loss, weights.values())

@@ -57,14 +57,7 @@ class _Record:
 def make_plan(model: nn.Module, linearity: Linearity, names: Sequence[str], row: Tensor) -> Plan:
     """Choose taps for the parameters ``names``, in all of which the network is linear.
 
-    Args:
-        model: The network.
-        linearity: From :func:`~invariance.curvature.exact._linearity.analyse_linearity`.
-        names: The parameters to cover.
-        row: ``(1, ...)``: a row to see which layers are called once, with rows in front.
-
-    Returns:
-        The plan.
+    Shapes: ``row (1, ...)``.
     """
     silent = tuple(name for name in names if name in linearity.silent)
     wanted = [name for name in names if name not in linearity.silent]
@@ -102,22 +95,7 @@ def sweep_module(
     wants: Wants,
     memory_budget: int,
 ) -> Sums:
-    """Sweep all rows.
-
-    Args:
-        model: The network; it is left as it is.
-        plan: From :func:`make_plan`.
-        batches: The data.
-        loss: The loss.
-        wants: What to compute besides the traces.
-        memory_budget: Bytes for temporaries.
-
-    Returns:
-        The sums.
-
-    Raises:
-        MeasureError: A row's outputs depend on the other rows.
-    """
+    """Sweep all rows."""
     sums = Sums()
     like = next(iter(model.parameters()))
     chunk = 0

@@ -94,16 +94,7 @@ class Linearity:
 
 
 def analyse_linearity(model: nn.Module, rows: Tensor) -> Linearity:
-    """Trace a network and find the parameters in which it is piecewise linear.
-
-    Args:
-        model: The network, in the mode in which it is to be measured.
-        rows: A few inputs; only their shape and dtype matter.
-
-    Returns:
-        The verdict per parameter. A network that cannot be traced (control flow on the
-        values of tensors, say) is not known to be piecewise linear in any parameter.
-    """
+    """Trace a network and find the parameters in which it is piecewise linear."""
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     buffers = dict(model.named_buffers())
 

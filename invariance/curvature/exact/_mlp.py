@@ -169,10 +169,7 @@ class _Sweep:
     def dense(self, step: Dense, inputs: Tensor, below: int) -> None:
         """Add the blocks of a linear layer, and pass it if there are layers below.
 
-        Args:
-            step: The layer.
-            inputs: ``(*lead, n, in)``.
-            below: How many linear layers are still to come; -1 if nothing at all is.
+        Shapes: ``inputs (*lead, n, in)``.
         """
         weight, bias = qualified(step.name, "weight"), qualified(step.name, "bias")
         squares = self._squares() if self.wants.diagonal else None
@@ -238,19 +235,7 @@ def sweep_perceptrons(
 
     Networks are taken in groups that fit the budget with as many rows as fit with them.
 
-    Args:
-        steps: Steps of one network, or with tensors ``(M, ...)``.
-        data: Batches, read again for every group: x ``(n, d)`` with y ``(n, ...)`` for all
-            networks, or, with ``own_rows``, x ``(M, n, d)`` with y ``(M, n, ...)``.
-        rows: Rows in all.
-        loss: The loss.
-        wants: What to compute besides the traces.
-        memory_budget: Bytes for temporaries.
-        names: Parameters to cover: layers below the first of them are left out.
-        own_rows: Whether every network has rows of its own.
-
-    Returns:
-        The sums, with ``lead = ()`` or ``(M,)``.
+    Shapes: ``steps (M, ...)``, ``data (n, d)``; returns ``(M,)``.
     """
     check_budget(memory_budget)
     dense = [step for step in steps if isinstance(step, Dense)]
@@ -305,15 +290,7 @@ def sweep_chunk(
 ) -> None:
     """Forward and backward over one chunk of rows; adds to ``sums``.
 
-    Args:
-        steps: The network, or a stack of M networks.
-        x: ``(n, d)``, or ``(M, n, d)`` for a stack.
-        y: ``(n, ...)``, or ``(M, n, ...)`` for a stack, one target a row and network.
-        loss: The loss.
-        wants: What to compute besides the traces.
-        triangle: :func:`triangular_factor` of the first linear layer, if needed.
-        sums: Running sums.
-        first: Position of the first step to visit: :func:`first_step`.
+    Shapes: ``x (n, d)``, ``y (n, ...)``.
     """
     outputs, trail = x, []
     for step in steps:

@@ -31,17 +31,7 @@ def sweep_rows(
 ) -> dict[tuple[str, str], Tensor]:
     """Form the rows' gradients in the parameters ``names`` for every cotangent.
 
-    Args:
-        model: The network; it is left as it is.
-        state: All parameters, detached.
-        names: The parameters to differentiate in.
-        x: ``(n, ...)`` inputs of one chunk.
-        factor: Root of the loss's Hessian in the outputs of those rows.
-        wants: What to compute besides the traces.
-        sums: Receives diagonals.
-
-    Returns:
-        ``(kind, name)`` to this chunk's sums.
+    Shapes: ``x (n, ...)``; returns ``(kind, name)``.
     """
     chosen = {name: state[name].detach() for name in names}
     rest = {name: value.detach() for name, value in state.items() if name not in chosen}

@@ -30,13 +30,7 @@ from invariance.curvature.exact._result import Wants
 def patches(module: nn.Module, inputs: Tensor) -> Tensor:
     """Return the patches that a weight layer multiplies.
 
-    Args:
-        module: A linear or convolutional layer.
-        inputs: Its batched input, ``(n, ..., D)`` for a linear layer, ``(n, C, *spatial)``
-            for a convolution of any stride, padding (and mode), dilation and groups.
-
-    Returns:
-        ``(n, g, D, P)``.
+    Shapes: ``inputs (n, ..., D)``; returns ``(n, g, D, P)``.
     """
     if isinstance(module, nn.Linear):
         return inputs.reshape(inputs.shape[0], 1, -1, inputs.shape[-1]).mT
@@ -86,10 +80,7 @@ class Tap(ABC):
     def observe(self, cotangent: Tensor, signs: Tensor | None, sums: Sums) -> None:
         """Add the share of one cotangent of the layer's output.
 
-        Args:
-            cotangent: Gradient of ``<root column, f>`` in the layer's output.
-            signs: ``(n,)`` signs of the column, or ``None``.
-            sums: Receives diagonals.
+        Shapes: ``signs (n,)``.
         """
 
     def _add(self, kind: str, name: str, rows: Tensor, signs: Tensor | None) -> None:

@@ -279,11 +279,7 @@ def softmax_root(outputs: Tensor) -> Tensor:
     computed as ``(q_0 + sum_{c != i} p_c) / (1 + q_0)``: no digits cancel when the network
     is confident (p_i near 1), where float32 would otherwise lose most of the trace.
 
-    Args:
-        outputs: ``(..., K)`` logits.
-
-    Returns:
-        ``(..., K, K - 1)``.
+    Shapes: ``outputs (..., K)``; returns ``(..., K, K - 1)``.
     """
     k = outputs.shape[-1]
     p = outputs.softmax(-1)

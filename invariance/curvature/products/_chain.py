@@ -91,12 +91,7 @@ class ChainState:
 class Chain:
     """The R-operator of one network, or of a stack of M networks of one shape.
 
-    Args:
-        layers: The structure.
-        weights: One ``(*M, out, in)`` tensor a layer.
-        biases: One ``(*M, out)`` tensor a layer, or ``None``.
-        loss: The loss.
-        total_mass: Its denominator over all the data.
+    Shapes: ``weights (*M, out, in)``, ``biases (*M, out)``.
     """
 
     def __init__(
@@ -116,13 +111,7 @@ class Chain:
     def prepare(self, x: Tensor, y: Tensor, kind: OuterKind | None = None) -> ChainState:
         """Run one forward and one backward pass over a chunk and keep what products need.
 
-        Args:
-            x: ``(n, w)`` rows, shared by all networks of a stack, or ``(M, n, w)``.
-            y: Their targets; for a stack one after the other, ``(M n, ...)``.
-            kind: ``None`` for the Hessian, else which outer matrix the products use.
-
-        Returns:
-            The state; ``signals`` and ``bends`` are empty for an outer matrix.
+        Shapes: ``x (n, w)``.
         """
         a = x
         inputs: list[Tensor] = []
@@ -172,13 +161,7 @@ class Chain:
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """Multiply the Hessian of one chunk with a vector (or a stack of vectors).
 
-        Args:
-            state: From :meth:`prepare`.
-            vw: One ``(*B, out, in)`` direction a layer; ``None`` for a zero direction.
-            vb: One ``(*B, out)`` direction a layer; ``None`` for a zero direction.
-
-        Returns:
-            The products for the weights and for the biases.
+        Shapes: ``vw (*B, out, in)``, ``vb (*B, out)``.
         """
         tangents, movements, moved = self._forward(state, vw, vb)
         signal = state.outer(movements[-1] if moved is None else moved)

@@ -29,11 +29,7 @@ from invariance.curvature.products._output_space import OuterKind, outer_product
 class ChainQuadratic:
     """The quadratic form of one direction, chunk by chunk.
 
-    Args:
-        chain: One network (no stack), in the precision to compute in.
-        vw: One ``(out, in)`` direction a layer; ``None`` for a zero direction.
-        vb: One ``(out,)`` direction a layer; ``None`` for a zero direction.
-        kind: ``None`` for the Hessian, else which outer matrix.
+    Shapes: ``vw (out, in)``, ``vb (out,)``.
     """
 
     def __init__(
@@ -53,9 +49,7 @@ class ChainQuadratic:
     def on(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the share of these rows, a scalar.
 
-        Args:
-            x: ``(n, w)`` rows.
-            y: Their targets.
+        Shapes: ``x (n, w)``.
         """
         chain, curved = self._chain, self._kind is None
         a, first, second = x, None, None

@@ -51,21 +51,13 @@ class Engine(ABC):
     def quadratic(self, vector: Tensor, dtype: torch.dtype) -> float | None:
         """Return ``v^T A v`` in another precision, or ``None`` if a product is no dearer.
 
-        Args:
-            vector: ``(d,)``, in that precision.
-            dtype: The precision.
+        Shapes: ``vector (d,)``.
         """
         return None
 
 
 class ChainEngine(Engine):
-    """The R-operator of a chain, with activations kept while they fit in the budget.
-
-    Args:
-        objective: What to differentiate.
-        kind: ``None`` for the Hessian, else which outer matrix.
-        budget: Bytes that may be kept.
-    """
+    """The R-operator of a chain, with activations kept while they fit in the budget."""
 
     def __init__(self, objective: Objective, kind: OuterKind | None, budget: int) -> None:
         layers = read_chain(objective.model)
@@ -130,13 +122,7 @@ class ChainEngine(Engine):
 
 
 class GraphEngine(Engine):
-    """Reverse over reverse through graphs of the gradient, kept while they fit.
-
-    Args:
-        objective: What to differentiate.
-        kind: ``None`` for the Hessian, else which outer matrix.
-        budget: Bytes of graphs that may exist at a time.
-    """
+    """Reverse over reverse through graphs of the gradient, kept while they fit."""
 
     def __init__(self, objective: Objective, kind: OuterKind | None, budget: int) -> None:
         self._objective, self._kind = objective, kind
@@ -239,13 +225,7 @@ class Graph:
 
 
 class DualEngine(Engine):
-    """Forward over reverse, chunk by chunk; keeps nothing between products.
-
-    Args:
-        objective: What to differentiate.
-        kind: ``None`` for the Hessian, else which outer matrix.
-        budget: Bytes of intermediate results that may exist at a time.
-    """
+    """Forward over reverse, chunk by chunk; keeps nothing between products."""
 
     def __init__(self, objective: Objective, kind: OuterKind | None, budget: int) -> None:
         load_forward_rules()

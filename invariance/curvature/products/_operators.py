@@ -248,22 +248,7 @@ def build_operator(
     y: Tensor | None = None,
     **options: object,
 ) -> SymmetricOperator:
-    """Return the operator called ``matrix``, or ``model`` itself if it is one already.
-
-    Args:
-        matrix: ``"hessian"``, ``"ggn"``, ``"fisher"`` or ``"empirical_fisher"``.
-        model: A module, or a ready operator (``x``, ``y`` and options then do not apply).
-        x: See :class:`CurvatureOperator`.
-        y: See :class:`CurvatureOperator`.
-        options: Keyword arguments of :class:`CurvatureOperator`.
-
-    Returns:
-        The operator.
-
-    Raises:
-        UsageError: An unknown matrix.
-        DataError: No data.
-    """
+    """Return the operator called ``matrix``, or ``model`` itself if it is one already."""
     if isinstance(model, SymmetricOperator):
         return model
     if matrix not in OPERATORS:

@@ -35,18 +35,7 @@ def outer_product(
 ) -> OuterProduct:
     """Return the product with B, divided by the total mass.
 
-    Args:
-        kind: Which matrix.
-        loss: The loss.
-        outputs: ``(n, K)`` outputs, detached.
-        y: Their targets.
-        total_mass: The loss's denominator over all the data.
-
-    Returns:
-        The product, with any number of leading dimensions.
-
-    Raises:
-        MeasureError: A Fisher matrix of a loss that is no likelihood.
+    Shapes: ``outputs (n, K)``.
     """
     if kind == "empirical_fisher":
         return _rank_one(loss, outputs, y, total_mass)

@@ -29,12 +29,7 @@ class ScaledHessianOperator(HessianOperator):
     scale: Tensor | None = None
 
     def set_scales(self, scales: Mapping[str, Tensor]) -> None:
-        """Set D.
-
-        Args:
-            scales: Parameter name to D's entries, broadcastable to the parameter's shape;
-                other names are ignored.
-        """
+        """Set D."""
         entries = [
             scales[parameter].detach().expand(shape).to(self.device, self.dtype)
             for parameter, shape in zip(self.names, self.space.shapes, strict=True)
@@ -67,23 +62,7 @@ def scaled_trace(
     that matrix, as every rescaling does when D is the parameters, equal seeds give equal
     estimates: the noise is the same on both sides.
 
-    Args:
-        model: The network, in eval mode if it has BatchNorm or dropout.
-        x: ``(n, ...)`` inputs, or a re-iterable of ``(x, y)`` batches.
-        y: Targets; left out when ``x`` is a re-iterable of batches.
-        scales: Name of every trainable parameter to D's entries, broadcastable to its shape.
-        loss: The mean loss.
-        memory_budget: Bytes for temporaries.
-        max_products: Most Hessian-vector products to spend on exactness.
-        budget: Hessian-vector products of an estimate.
-        seed: Seed of an estimate's probes.
-
-    Returns:
-        The trace; ``parts`` maps each parameter to its share.
-
-    Raises:
-        ModelError: A model in train mode where that matters, NaN parameters.
-        DataError: Malformed data.
+    Shapes: ``x (n, ...)``.
     """
     seed = as_seed(seed)
     known, rest = exact_parameters(model, x, y, max_products=max_products)

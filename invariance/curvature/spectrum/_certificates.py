@@ -58,13 +58,7 @@ def default_tolerance(dtype: torch.dtype) -> float:
 def bound_errors(residuals: Tensor, gaps: Tensor, criterion: Criterion) -> Tensor:
     """Return what the tolerance is compared with.
 
-    Args:
-        residuals: ``(k,)`` residual norms.
-        gaps: ``(k,)`` distances to the nearest other eigenvalue; 0 where none is known.
-        criterion: ``"residual"``, or ``"value"`` for the bound on the eigenvalue's error.
-
-    Returns:
-        ``(k,)`` bounds.
+    Shapes: ``residuals (k,)``, ``gaps (k,)``; returns ``(k,)``.
     """
     if criterion == "residual":
         return residuals
@@ -96,16 +90,6 @@ def certify_again(
     A single value whose error is bounded by ``residual^2 / gap`` needs only its Rayleigh
     quotient in that precision where the residual stands out of the operator's own round-off:
     the residual is then recomputed by the operator as it is, with an allowance for that.
-
-    Args:
-        operator: The matrix, in the precision of the solver.
-        found: What the solver found, its residuals perhaps only estimated.
-        tolerance: Asked accuracy, relative to the spectral norm.
-        criterion: What the tolerance bounds.
-        dtype: The precision to certify in.
-
-    Returns:
-        The pairs, certified.
     """
     before = operator.products
     vectors = found.vectors.to(dtype)

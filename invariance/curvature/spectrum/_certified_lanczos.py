@@ -37,21 +37,7 @@ def solve_lanczos(
     *,
     trust: bool,
 ) -> Eigenpairs:
-    """Iterate from one start vector, then look for copies of multiple eigenvalues.
-
-    Args:
-        operator: The matrix.
-        high: How many of the largest eigenvalues are wanted.
-        low: How many of the smallest.
-        tolerance: Asked accuracy, relative to the spectral norm.
-        criterion: What the tolerance bounds.
-        limit: Products to spend at most.
-        seed: Determines the start vector.
-        trust: Report the recurrence's residuals, because the caller certifies anew.
-
-    Returns:
-        The pairs, largest first.
-    """
+    """Iterate from one start vector, then look for copies of multiple eigenvalues."""
     before = operator.products
     capacity = max(32, _BASIS_BYTES // (operator.shape[0] * operator.dtype.itemsize))
     found = _converge(operator, high, low, tolerance, criterion, limit, seed, capacity, None, trust)

@@ -47,14 +47,7 @@ class RitzPairs:
 class Lanczos:
     """A resumable Lanczos process for the algebraically largest and smallest eigenvalues.
 
-    Args:
-        rows: The operator's product.
-        start: ``(d,)`` start vector, not zero.
-        n_largest: How many of the largest eigenvalues are wanted.
-        n_smallest: How many of the smallest.
-        capacity: Basis vectors to keep at most.
-        seed: Seeds the directions that replace the start vector's Krylov space when it ends.
-        deflate: ``(p, d)`` orthonormal rows to stay orthogonal to.
+    Shapes: ``start (d,)``, ``deflate (p, d)``.
     """
 
     def __init__(

@@ -18,14 +18,11 @@ class LanczosStack:
     A process whose Krylov space ends (an invariant subspace) stands still from then on: its
     further rows of the tridiagonal matrix are zero and decoupled.
 
-    Args:
-        rows: Maps ``(M, d)`` vectors, one a process, to their products.
-        start: ``(M, d)`` start vectors, not zero.
-        capacity: Steps at most.
-
     Attributes:
         steps: Steps done.
         basis: ``(M, capacity, d)``; rows up to ``steps`` are meaningful.
+
+    Shapes: ``rows (M, d)``, ``start (M, d)``.
     """
 
     def __init__(self, rows: Callable[[Tensor], Tensor], start: Tensor, capacity: int) -> None:
@@ -82,15 +79,7 @@ class LanczosStack:
         return values, vectors[:, 0].square(), (self._beta[:, None] * vectors[:, -1]).abs()
 
     def extreme(self, *, largest: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return each process's extreme Ritz value.
-
-        Args:
-            largest: Algebraically largest, or smallest.
-
-        Returns:
-            Its value, its index for :meth:`vectors`, its residual estimate, its gap to the
-            next Ritz value, and the largest absolute Ritz value; each ``(M,)``.
-        """
+        """Return each process's extreme Ritz value."""
         values, vectors = torch.linalg.eigh(self._small[:, : self.steps, : self.steps])
         # Rows of a process that stands still are no Ritz vectors of its matrix.
         live = self._live[:, : self.steps, None]

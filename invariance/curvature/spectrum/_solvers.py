@@ -16,17 +16,7 @@ from invariance.curvature.spectrum._certificates import Criterion, Eigenpairs, r
 
 
 def solve_dense(operator: SymmetricOperator, high: int, low: int, tolerance: float) -> Eigenpairs:
-    """Form the matrix and decompose it.
-
-    Args:
-        operator: A small matrix.
-        high: How many of the largest eigenvalues to return.
-        low: How many of the smallest.
-        tolerance: Residual asked for, relative to the spectral norm.
-
-    Returns:
-        The pairs, largest first.
-    """
+    """Form the matrix and decompose it."""
     dense = operator.to_dense()
     values, vectors = torch.linalg.eigh(dense.double() if dense.device.type != "mps" else dense)
     values, rows = values.flip(0), vectors.mT.flip(0)
@@ -62,24 +52,7 @@ def solve_scipy(
     limit: int,
     seed: int,
 ) -> Eigenpairs:
-    """Solve each end with SciPy's ARPACK or LOBPCG, then certify.
-
-    Args:
-        operator: The matrix.
-        high: How many of the largest eigenvalues to return.
-        low: How many of the smallest.
-        tolerance: Asked accuracy, relative to the spectral norm.
-        criterion: What the tolerance bounds.
-        solver: ``"arpack"`` or ``"lobpcg"``.
-        limit: Restarts (ARPACK) or iterations (LOBPCG) to spend at most.
-        seed: Determines the start vectors.
-
-    Returns:
-        The pairs, largest first.
-
-    Raises:
-        MeasureError: ARPACK cannot find that many pairs.
-    """
+    """Solve each end with SciPy's ARPACK or LOBPCG, then certify."""
     before, dim = operator.products, operator.shape[0]
     matrix = operator.to_scipy()
     asked = tolerance**0.5 if criterion == "value" else tolerance

@@ -10,18 +10,7 @@ from invariance.core._perceptron import Dense, Norm, fold_norms, read_perceptron
 
 
 def folded_model(model: nn.Module, example_input: Tensor | None = None) -> nn.Module:
-    """Return the network with every BatchNorm folded into a weight layer.
-
-    Args:
-        model: Any network.
-        example_input: A batch that it accepts; needed to read convolutional graphs.
-
-    Returns:
-        ``model`` itself if it has no BatchNorm, else a folded copy.
-
-    Raises:
-        MeasureError: A BatchNorm cannot be folded; says which and why.
-    """
+    """Return the network with every BatchNorm folded into a weight layer."""
     from invariance.transforms import FoldBatchNorm
 
     if not any(isinstance(module, BATCH_NORMS) for module in model.modules()):
@@ -38,17 +27,7 @@ def folded_model(model: nn.Module, example_input: Tensor | None = None) -> nn.Mo
 def folded_weights(model: nn.Module, example_input: Tensor | None = None) -> dict[str, Tensor]:
     """Return every weight layer's matrix, BatchNorm folded, in float64 on the CPU.
 
-    Args:
-        model: Any network.
-        example_input: A batch that it accepts; needed for convolutional networks with
-            BatchNorm.
-
-    Returns:
-        Layer name to ``(out, in)``; a convolution's filters are unfolded to rows.
-
-    Raises:
-        MeasureError: A BatchNorm cannot be folded.
-        ModelError: Train-mode BatchNorm or dropout.
+    Shapes: returns ``(out, in)``.
     """
     require_deterministic(model)
     steps = read_perceptron(model)

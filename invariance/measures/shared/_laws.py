@@ -35,17 +35,7 @@ def old_diagonal(setting: Setting) -> DiagonalResult:
 
 
 def predicted_diagonal(setting: Setting) -> dict[str, Tensor] | None:
-    """Predict the Hessian diagonal after the transform: ``H'_ii = c_i^2 H_jj``.
-
-    Args:
-        setting: The model before and what was done to it.
-
-    Returns:
-        New parameter name to its predicted diagonal, or ``None`` where nothing follows:
-        the transform gives no per-entry relation, the old diagonal is an estimate, or units
-        were split in a network that is not piecewise linear (the part of the diagonal with
-        the network's second derivatives then scales by ``c``, not ``c^2``).
-    """
+    """Predict the Hessian diagonal after the transform: ``H'_ii = c_i^2 H_jj``."""
     action = setting.applied.action
     if action is None:
         return None

@@ -18,20 +18,7 @@ from invariance.curvature.exact._directional import move_like
 
 
 def chosen_layer(model: nn.Module, batches: Batches, layer: int | str) -> str:
-    """Return the name of the layer that an index or a name means.
-
-    Args:
-        model: The network.
-        batches: Rows that it reads.
-        layer: A weight layer's name, or its index in the order of execution.
-
-    Returns:
-        The layer's name.
-
-    Raises:
-        MeasureError: There is no such layer, or an index is given and a layer was never
-            called, so that its place in the order is not known.
-    """
+    """Return the name of the layer that an index or a name means."""
     registered = [name for name, _ in weight_layers(model)]
     if isinstance(layer, str):
         if layer in registered:
@@ -51,15 +38,7 @@ def chosen_layer(model: nn.Module, batches: Batches, layer: int | str) -> str:
 
 
 def executed_layers(model: nn.Module, batches: Batches) -> list[str]:
-    """Return the weight layers' names in the order of their first call.
-
-    Args:
-        model: The network; it is run on one row, unless it is a plain sequence.
-        batches: Rows that it reads.
-
-    Returns:
-        The names; a layer that is never called is not among them.
-    """
+    """Return the weight layers' names in the order of their first call."""
     layers = weight_layers(model)
     if type(model) is nn.Sequential and not any(list(child.children()) for child in model):
         return [name for name, _ in layers]

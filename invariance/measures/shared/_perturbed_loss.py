@@ -20,11 +20,7 @@ from invariance.curvature.products._parameter_space import select_parameters
 class PerturbedLoss:
     """The mean loss of a network as a function of its trainable parameters.
 
-    Args:
-        model: The network, in eval mode if it has BatchNorm or dropout; left as it is.
-        x: ``(n, ...)`` inputs.
-        y: ``(n,)`` labels.
-        loss: The mean loss.
+    Shapes: ``x (n, ...)``, ``y (n,)``.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, loss: LossLike) -> None:

@@ -25,17 +25,7 @@ def scaled_top_eigenvalue(
 ) -> Estimate:
     """Return the algebraically largest eigenvalue of ``D H D``, with its certificate.
 
-    Args:
-        model: The network, in eval mode if it has BatchNorm or dropout.
-        x: ``(n, ...)`` inputs.
-        y: ``(n,)`` labels.
-        scales: Parameter name to D's entries, broadcastable to the parameter's shape.
-        loss: The mean loss.
-        name: What D is, for ``Estimate.method``.
-        seed: Seed of the solver's start vector.
-
-    Returns:
-        The eigenvalue, residual-certified.
+    Shapes: ``x (n, ...)``, ``y (n,)``.
     """
     operator = ScaledHessianOperator(model, x, y, loss=loss)
     operator.set_scales(scales)

@@ -62,19 +62,7 @@ def regime_configs(
     *,
     early: bool = False,
 ) -> list[Config]:
-    """Return the networks of one training-set size and one batch size.
-
-    Args:
-        options: The study's options.
-        n_train: Training points.
-        regime: ``"small"`` or ``"large"``.
-        train_seed: Seed of the training subset.
-        early: Whether training stops at :data:`EARLY_STOP` instead of the published share. The
-            share is part of the configuration: no record of one stop passes for the other.
-
-    Returns:
-        One configuration a network.
-    """
+    """Return the networks of one training-set size and one batch size."""
     about = describe_task(options.task)
     known = [size for size in PROTOCOLS if size <= n_train] or [min(PROTOCOLS)]
     rule = PROTOCOLS[max(known)]
@@ -110,18 +98,7 @@ def stopped_early(record: Record) -> bool:
 def small_networks(
     options: Options, hidden: tuple[int, ...], task: str, count: int, train_seed: int
 ) -> list[Config]:
-    """Return small networks that memorise: SGD at 0.1, batches of 64.
-
-    Args:
-        options: The study's options.
-        hidden: Widths of the hidden layers.
-        task: Data set.
-        count: Networks at each training-set size.
-        train_seed: Seed of the training subset.
-
-    Returns:
-        One configuration a network.
-    """
+    """Return small networks that memorise: SGD at 0.1, batches of 64."""
     about = describe_task(task)
     return [
         perceptron(

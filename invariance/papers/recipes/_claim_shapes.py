@@ -251,19 +251,6 @@ def dependent_difference(
 
     Both correlations are computed in the same bootstrap resamples, so their dependence
     counts: ``signs[0] rho(first) - signs[1] rho(second)``.
-
-    Args:
-        records: The networks.
-        first: A measure.
-        second: Another.
-        signs: The direction in which each is said to predict, 1 or -1.
-        target: The target.
-        seed: Seed of the resampling.
-        resamples: Number of resamples.
-        level: Level of the interval.
-
-    Returns:
-        The difference with its interval, and the number of networks.
     """
     values = np.stack([column(records, "measures", name) for name in (first, second)])
     goal = column(records, "targets", target)

@@ -14,18 +14,7 @@ from invariance.training._fit import ModelSource
 
 
 def settings_of_cell(configs: Sequence[Config], recipe: str) -> dict[str, Any]:
-    """Return the settings that all of a batch's configurations share.
-
-    Args:
-        configs: Configurations that differ in their seeds alone.
-        recipe: The recipe that they must be of.
-
-    Returns:
-        The settings of the cell.
-
-    Raises:
-        UsageError: If the configurations are not of this recipe, or not of one cell.
-    """
+    """Return the settings that all of a batch's configurations share."""
     first = configs[0]
     if first.recipe != recipe or len({config.cell for config in configs}) != 1:
         raise UsageError(f"Expected configurations of one cell of {recipe!r}. Got {configs!r}.")
@@ -35,18 +24,7 @@ def settings_of_cell(configs: Sequence[Config], recipe: str) -> dict[str, Any]:
 def fit_cell(
     configs: Sequence[Config], context: Context, source: ModelSource, task: Task, **options: Any
 ) -> list[Fit]:
-    """Train the networks of one cell together; one that diverges is kept and says so.
-
-    Args:
-        configs: Configurations of one cell.
-        context: Device and progress.
-        source: What to train, as for :func:`invariance.fit_ensemble`.
-        task: The data.
-        options: How to train, as for :func:`invariance.fit_ensemble`.
-
-    Returns:
-        One fit for each configuration.
-    """
+    """Train the networks of one cell together; one that diverges is kept and says so."""
 
     def tell(done: int, total: int, info: Progress) -> None:
         context.tell(done / total)
@@ -63,15 +41,7 @@ def fit_cell(
 
 
 def trained(fit: Fit, **facts: Any) -> Trained:
-    """Return a fit as it is kept.
-
-    Args:
-        fit: The fit.
-        facts: What it has to say beyond epochs, losses and accuracies.
-
-    Returns:
-        Its weights on the CPU, and its facts.
-    """
+    """Return a fit as it is kept."""
     return Trained(
         {k: v.detach().cpu().contiguous() for k, v in fit.model.state_dict().items()},
         {

@@ -30,16 +30,7 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
 
 
 def forest(rows: Sequence[Row], title: str, published: Mapping[str, float] | None = None) -> Figure:
-    """Draw each measure's rho with its interval, as trained and after rescaling.
-
-    Args:
-        rows: Correlation rows of one group and target.
-        title: Title.
-        published: Measure to the paper's number, drawn as a cross.
-
-    Returns:
-        A figure.
-    """
+    """Draw each measure's rho with its interval, as trained and after rescaling."""
     shown = [row for row in rows if row["rho"] is not None]
     shown.sort(key=lambda row: row["rho"])
     figure = Figure(figsize=(7.6, 1.5 + 0.36 * max(len(shown), 1)), layout="constrained")
@@ -95,17 +86,7 @@ def scatter(
     target: str = "test_accuracy",
     title: str = "",
 ) -> Figure:
-    """Draw measures against a target, as trained (top) and after rescaling (bottom).
-
-    Args:
-        groups: Name to networks; each has a colour.
-        measures: The columns.
-        target: The rows' common axis.
-        title: Title.
-
-    Returns:
-        A figure.
-    """
+    """Draw measures against a target, as trained (top) and after rescaling (bottom)."""
     figure = Figure(figsize=(2.6 * len(measures) + 0.8, 5.2), layout="constrained")
     grid = figure.subplots(2, len(measures), squeeze=False, sharey=True)
     for line, (part, word) in enumerate((("measures", "as trained"), ("rescaled", "rescaled"))):

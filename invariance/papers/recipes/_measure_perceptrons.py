@@ -70,17 +70,7 @@ def measured_task(
     n_unseen: int = 0,
     unseen_seed: int = PUBLISHED_UNSEEN_SEED,
 ) -> Task:
-    """Load the data of a perceptron as it is measured: in float64, with unseen points.
-
-    Args:
-        config: The network.
-        context: Says where to compute.
-        n_unseen: Unseen points.
-        unseen_seed: Seed of their draw.
-
-    Returns:
-        The task.
-    """
+    """Load the data of a perceptron as it is measured: in float64, with unseen points."""
     return kept_task(
         str(config.settings["task"]),
         whole(config, "n_train"),
@@ -99,14 +89,7 @@ def unseen_pool(name: str, n_train: int, train_seed: int, n_unseen: int) -> tupl
     subset is small, the rest of the training set when it is large, and the test set when
     nothing else is left.
 
-    Args:
-        name: Data set.
-        n_train: Training points.
-        train_seed: Seed of the training subset.
-        n_unseen: How many at most; 0 for all.
-
-    Returns:
-        ``(u, d)`` points and ``(u,)`` labels.
+    Shapes: returns ``(u, d)``.
     """
     total = describe_task(name).n_total
     source = "rest" if n_train < 0.4 * total else "train" if n_train < total else "test"
@@ -160,16 +143,6 @@ def measure_one(config: Config, trained: Trained, task: Task, suite: Suite) -> d
     """Measure one network as trained and rescaled, with its targets.
 
     The factors of the rescaling are drawn from the network's own seed, the same for all measures.
-
-    Args:
-        config: The network.
-        trained: Its weights and facts.
-        task: Its data, in float64 and where to compute.
-        suite: Measures a network; called for the trained one, then for the rescaled one.
-
-    Returns:
-        ``targets``, ``measures``, ``rescaled`` and ``labels_changed``, the number of test
-        points that the rescaled network labels otherwise.
     """
     model = network(config, trained).to(task.x_train.device)
     example = task.x_train[:8]
@@ -215,16 +188,7 @@ def outcomes(model: nn.Module, task: Task) -> tuple[Values, Tensor]:
 
 
 def curvature_values(model: nn.Module, task: Task, *, eigenvalues: bool = False) -> Values:
-    """Measure curvature on the training points, most of it in a single exact sweep.
-
-    Args:
-        model: A perceptron without BatchNorm.
-        task: The data.
-        eigenvalues: Whether to compute extreme eigenvalues as well, by Lanczos.
-
-    Returns:
-        The registered measures of these names.
-    """
+    """Measure curvature on the training points, most of it in a single exact sweep."""
     x, y = task.x_train, task.y_train
     swept = exact_curvature(model, x, y, relative_flatness=True, diagonal=True)
     parameters = dict(model.named_parameters())

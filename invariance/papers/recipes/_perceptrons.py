@@ -42,24 +42,7 @@ def perceptron(
     lr_drop_at: float | None = None,
     train_seed: int = PUBLISHED_TRAIN_SEED,
 ) -> Config:
-    """Describe one perceptron and how it is trained.
-
-    Args:
-        seed: Seed of weights and of the order of the data.
-        task: Data set.
-        n_train: Training points.
-        sizes: Layer widths, input and classes included.
-        lr: Learning rate of plain SGD.
-        batch_size: Points a step.
-        max_epochs: Epochs at most.
-        target_accuracy: Share of training points right at which training stops.
-        check_every: Epochs between looks at it.
-        lr_drop_at: Share of ``max_epochs`` after which the rate is a tenth.
-        train_seed: Seed of the training subset.
-
-    Returns:
-        The configuration.
-    """
+    """Describe one perceptron and how it is trained."""
     return Config(
         RECIPE,
         {
@@ -79,16 +62,7 @@ def perceptron(
 
 
 def task_of(config: Config, *, n_unseen: int = 0, unseen_seed: int | None = None) -> Task:
-    """Load the data of ``config``, with unseen points for measures that want them.
-
-    Args:
-        config: A configuration made by :func:`perceptron`.
-        n_unseen: Unseen points.
-        unseen_seed: Seed of their draw; that of the published notebooks by default.
-
-    Returns:
-        The task.
-    """
+    """Load the data of ``config``, with unseen points for measures that want them."""
     s = config.settings
     return load_task(
         str(s["task"]),
@@ -100,18 +74,7 @@ def task_of(config: Config, *, n_unseen: int = 0, unseen_seed: int | None = None
 
 
 def train(configs: Sequence[Config], context: Context) -> list[Trained]:
-    """Train one batch of perceptrons of one cell, all at once.
-
-    Args:
-        configs: Configurations that differ in their seeds alone.
-        context: Device and progress.
-
-    Returns:
-        Weights and facts, one for each configuration.
-
-    Raises:
-        UsageError: If the configurations are not of this recipe, or not of one cell.
-    """
+    """Train one batch of perceptrons of one cell, all at once."""
     s = settings_of_cell(configs, RECIPE)
     fits = fit_cell(
         configs,
@@ -129,16 +92,7 @@ def train(configs: Sequence[Config], context: Context) -> list[Trained]:
 
 
 def network(config: Config, trained: Trained, *, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """Rebuild a trained perceptron.
-
-    Args:
-        config: Its configuration.
-        trained: Its weights.
-        dtype: Precision to measure it in.
-
-    Returns:
-        The network, in eval mode.
-    """
+    """Rebuild a trained perceptron."""
     model = mlp(config.settings["sizes"], seed=config.seed)  # type: ignore[arg-type]
     model.load_state_dict(dict(trained.tensors))
     return model.to(dtype).eval()

@@ -38,12 +38,7 @@ class Profile(NamedTuple):
 def profile(model: nn.Module, x: Tensor) -> Profile:
     """Run a network over points once, in its own precision, a few thousand at a time.
 
-    Args:
-        model: A network in eval mode with piecewise-linear activations.
-        x: ``(n, d)`` points of any floating type.
-
-    Returns:
-        Labels and patterns.
+    Shapes: ``x (n, d)``.
     """
     require_eval(model)
     like = next(model.parameters())
@@ -82,11 +77,7 @@ def unpack(text: str, count: int) -> Bits:
 def agreement(wrong: Bits) -> npt.NDArray[np.float64]:
     """Among the points that a network gets wrong, the share that the others get right.
 
-    Args:
-        wrong: ``(m, n)`` which of m networks are wrong on which of n points.
-
-    Returns:
-        ``(m,)`` shares; NaN for a network without mistakes, or alone.
+    Shapes: ``wrong (m, n)``; returns ``(m,)``.
     """
     networks = len(wrong)
     errors = wrong.sum(axis=1)
@@ -102,12 +93,6 @@ def with_agreement(records: Sequence[Record]) -> list[Record]:
     All records must be of one cell of the study: the networks that agree or not. A record's
     ``mistakes`` are the packed bits over ``points`` unseen points; ``moved`` lists the
     points that the rescaled network gets right where it got them wrong, or the reverse.
-
-    Args:
-        records: The networks of one cell.
-
-    Returns:
-        Copies in the same order.
     """
     if len(records) < 2:
         return list(records)
@@ -152,14 +137,7 @@ def regions_of(
 ) -> Regions:
     """Count what :mod:`invariance.weakness.patterns._regions` counts, from patterns read already.
 
-    Args:
-        train: ``(n, b)`` packed patterns of the training points.
-        unseen: ``(u, b)`` packed patterns of the unseen points.
-        units: Width of the layer.
-        classes: Number of classes.
-
-    Returns:
-        The counts.
+    Shapes: ``train (n, b)``, ``unseen (u, b)``.
     """
     void = np.dtype((np.void, train.shape[1]))
     held, counts = np.unique(np.ascontiguousarray(train).view(void), return_counts=True)

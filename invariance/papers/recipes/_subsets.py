@@ -44,18 +44,7 @@ def subset_table(
     measures: Sequence[str],
     title: str = "Other training subsets",
 ) -> Table:
-    """Set the correlations of several subsets side by side, with their spread.
-
-    Args:
-        rows: Correlation rows of all groups.
-        groups: The groups to compare: one a training subset.
-        measures: The measures to show.
-        title: Title.
-
-    Returns:
-        A table: rho in each group, their random-effects mean with its interval, and how much
-        they differ beyond chance.
-    """
+    """Set the correlations of several subsets side by side, with their spread."""
     lines: list[tuple[str | float | int | None, ...]] = []
     for name in measures:
         found = [row_of(rows, name, "test_accuracy", group) for group in groups]
@@ -80,16 +69,7 @@ def subset_table(
 
 
 def draws_table(records: Sequence[Record], measures: Sequence[str], label: str) -> Table:
-    """Show how rho depends on which unseen points a measure is counted on.
-
-    Args:
-        records: Networks whose ``draws`` map each seed to name-to-value.
-        measures: The measures counted on unseen points.
-        label: What the networks are called.
-
-    Returns:
-        A table with rho for each draw, and between draws of the same measure.
-    """
+    """Show how rho depends on which unseen points a measure is counted on."""
     having = [record for record in records if record.measured.get("draws")]
     seeds = list(having[0].measured["draws"]) if having else []
     lines: list[tuple[str | float | int | None, ...]] = []

@@ -54,27 +54,6 @@ def correlation_rows(
     regressed out, and the p-value is that of the t distribution. A covariate is looked up
     in the facts, then in the targets, then in the measures of a record. Networks without a
     finite value are left out and counted.
-
-    Args:
-        records: The networks of a study.
-        measures: Names of measures; all that any record has, by default.
-        targets: Names of targets.
-        given: Covariates of the partial correlations: each alone, then all jointly.
-        group: Says which cell of the grid a network belongs to; one cell by default.
-        pooled: Whether to add rows over all networks when there are several groups. Those
-            rows also hold ``rho_within``, the correlation within groups (Fisher's z, pooled),
-            because a pooled correlation can be one between groups alone.
-        family: Which tests are corrected together, a key of :data:`FAMILIES`.
-        seed: Seed of resampling; equal records and seeds give equal rows.
-        resamples: Number of resamples and of permutations.
-        level: Confidence level of all intervals.
-
-    Returns:
-        One row of plain values a target, group and measure, in this order.
-
-    Raises:
-        DataError: If there are no records.
-        UsageError: If a measure or target is in none of them, or ``family`` is unknown.
     """
     if family not in FAMILIES:
         raise unknown_name("family", family, FAMILIES)
@@ -111,15 +90,7 @@ def correlation_rows(
 def split(
     records: Sequence[Record], group: Callable[[Record], str] | None
 ) -> dict[str, list[Record]]:
-    """Sort records into groups, in order of first appearance.
-
-    Args:
-        records: The networks.
-        group: Says which group a network belongs to; ``None`` for one group ``"all"``.
-
-    Returns:
-        Group to its records.
-    """
+    """Sort records into groups, in order of first appearance."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault("all" if group is None else str(group(record)), []).append(record)
@@ -129,13 +100,7 @@ def split(
 def column(records: Sequence[Record], part: str, name: str) -> FloatArray:
     """Read one number of every record.
 
-    Args:
-        records: The networks.
-        part: ``"measures"``, ``"rescaled"`` or ``"targets"``.
-        name: The number's name.
-
-    Returns:
-        ``(n,)`` values; NaN where a record has no finite number.
+    Shapes: returns ``(n,)``.
     """
     return np.array([_number((r.measured.get(part) or {}).get(name)) for r in records])
 
@@ -143,12 +108,7 @@ def column(records: Sequence[Record], part: str, name: str) -> FloatArray:
 def covariate(records: Sequence[Record], name: str) -> FloatArray:
     """Read a number from the facts, else the targets, else the measures of every record.
 
-    Args:
-        records: The networks.
-        name: The number's name.
-
-    Returns:
-        ``(n,)`` values; NaN where a record has no finite number.
+    Shapes: returns ``(n,)``.
     """
     values = np.array([_number(r.facts.get(name)) for r in records])
     for part in ("targets", "measures"):
@@ -164,20 +124,7 @@ def _number(value: object) -> float:
 
 
 def names_of(records: Sequence[Record], part: str, wanted: Sequence[str] | None) -> list[str]:
-    """List the names that were asked for, or all that any record has.
-
-    Args:
-        records: The networks.
-        part: ``"measures"``, ``"rescaled"`` or ``"targets"``.
-        wanted: The names asked for; ``None`` for all.
-
-    Returns:
-        Names without repeats, in order.
-
-    Raises:
-        DataError: If there are no records.
-        UsageError: If a name is in none of them.
-    """
+    """List the names that were asked for, or all that any record has."""
     if not records:
         raise DataError("Expected records of trained networks. Got none.")
     known = list(dict.fromkeys(k for r in records for k in (r.measured.get(part) or {})))

@@ -88,15 +88,7 @@ def pairs_of(
 ) -> dict[str, list[Pair]]:
     """Pair each treated network with the untreated one that matches it.
 
-    Args:
-        records: All networks.
-        treatment: Names a network's treatment.
-        match: What pairs share.
-        baseline: The treatment that is none.
-
-    Returns:
-        Treatment to ``(treated, untreated)`` pairs, in the order of the records; networks
-        without a partner are left out.
+    Shapes: returns ``(treated, untreated)``.
     """
     untreated = {match(r): r for r in records if treatment(r) == baseline}
     found: dict[str, list[Pair]] = {}
@@ -117,19 +109,7 @@ def effect(
     sign: int = 1,
     seed: int = 0,
 ) -> Effect:
-    """Test whether a treatment raises (``sign=1``) or lowers (``sign=-1``) a quantity.
-
-    Args:
-        treatment: Its name.
-        quantity: The quantity's name.
-        pairs: Treated and untreated networks.
-        read: The quantity of a network; NaN where unknown.
-        sign: The direction that is asked for.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        The effect; not yet adjusted.
-    """
+    """Test whether a treatment raises (``sign=1``) or lowers (``sign=-1``) a quantity."""
     treated, untreated, seeds = _known(pairs, read)
     n = treated.size
     if n < MINIMUM_POINTS:
@@ -170,15 +150,6 @@ def ratio_at_equal(
     The intercept of ``log q' - log q = a + b (log f' - log f)`` by least squares over pairs:
     the treatment's effect at equal ``f``, such as the train loss, which treatments raise and
     which sharpness follows. Pairs with a value that is not positive are left out.
-
-    Args:
-        pairs: Treated and untreated networks.
-        read: The quantity q.
-        fixed: What is held fixed, f.
-        seed: Seed of the bootstrap over seeds.
-
-    Returns:
-        ``exp(a)`` with its interval.
     """
     rows = []
     for treated, untreated in pairs:
@@ -206,14 +177,6 @@ def share_of(
 
     Where it holds for all pairs, or for none, every resample says the same and the bootstrap
     has no width: the end is then that of Clopper and Pearson with seeds for trials.
-
-    Args:
-        pairs: Treated and untreated networks.
-        holds: Whether it does; ``None`` leaves the pair out.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        The share.
     """
     known = [(holds(a, b), a.config.seed) for a, b in pairs]
     rows = [(float(flag), at) for flag, at in known if flag is not None]
@@ -235,13 +198,7 @@ def share_of(
 def seed_counts(seeds: FloatArray, resamples: int, seed: int) -> FloatArray:
     """Draw how often each pair occurs when seeds are drawn with replacement.
 
-    Args:
-        seeds: ``(n,)`` seed of each pair.
-        resamples: How many draws.
-        seed: Seed of the draws.
-
-    Returns:
-        ``(resamples, n)`` counts.
+    Shapes: ``seeds (n,)``; returns ``(resamples, n)``.
     """
     names, place = np.unique(seeds, return_inverse=True)
     drawn = numpy_generator(seed).multinomial(
@@ -254,13 +211,7 @@ def seed_counts(seeds: FloatArray, resamples: int, seed: int) -> FloatArray:
 def rank_biserials(difference: FloatArray, counts: FloatArray) -> FloatArray:
     """Matched-pairs rank-biserial correlation of resamples, all at once.
 
-    Args:
-        difference: ``(n,)`` paired differences; zeros do not count.
-        counts: ``(resamples, n)`` how often each occurs.
-
-    Returns:
-        ``(resamples,)`` effects: sum of signed ranks of the sizes, ties averaged, over the
-        sum of ranks; 0 where nothing differs.
+    Shapes: ``difference (n,)``, ``counts (resamples, n)``; returns ``(resamples,)``.
     """
     moved = difference != 0
     d, w = difference[moved], counts[:, moved]

@@ -45,15 +45,7 @@ JOINTLY = "all"
 class GroupCorrelations:
     """All correlations within one group of networks.
 
-    Args:
-        measures: Name to ``(n,)`` values as trained, NaN where unknown.
-        rescaled: Name to ``(n,)`` values after rescaling.
-        targets: Name to ``(n,)`` values.
-        given: Name to ``(n,)`` values of the covariates.
-        strata: ``n`` labels within which to correlate as well; ``None`` for no such rows.
-        seed: Seed of resampling.
-        resamples: Number of resamples and of permutations.
-        level: Confidence level.
+    Shapes: ``measures (n,)``, ``rescaled (n,)``, ``targets (n,)``, ``given (n,)``.
     """
 
     def __init__(
@@ -87,15 +79,7 @@ class GroupCorrelations:
         self._jobs: dict[bytes, _Job] = {}
 
     def row(self, measure: str, target: str) -> dict[str, Any]:
-        """Say everything about one measure and one target, in plain values.
-
-        Args:
-            measure: Name of the measure.
-            target: Name of the target.
-
-        Returns:
-            Numbers by name; ``None`` where one is undefined.
-        """
+        """Say everything about one measure and one target, in plain values."""
         x, y = ("measure", measure), ("target", target)
         mask = self._mask(x, y)
         n = int(mask.sum())
@@ -209,13 +193,7 @@ class GroupCorrelations:
 def relative_change(before: FloatArray, after: FloatArray) -> float | None:
     """Return the largest relative change over networks that have both numbers.
 
-    Args:
-        before: ``(n,)`` values.
-        after: ``(n,)`` values of the same networks.
-
-    Returns:
-        The largest ``|after - before| / |before|``, or ``|after|`` where ``before`` is zero;
-        ``None`` if no network has both.
+    Shapes: ``before (n,)``, ``after (n,)``.
     """
     both = np.isfinite(before) & np.isfinite(after)
     if not both.any():
@@ -226,15 +204,7 @@ def relative_change(before: FloatArray, after: FloatArray) -> float | None:
 
 
 def t_p_value(rho: float, freedom: int) -> float:
-    """Two-sided p-value of a (partial) correlation by the t distribution.
-
-    Args:
-        rho: The correlation.
-        freedom: Degrees of freedom: points, less two, less covariates.
-
-    Returns:
-        The p-value.
-    """
+    """Two-sided p-value of a (partial) correlation by the t distribution."""
     statistic = abs(rho) * math.sqrt(freedom / max(1 - rho**2, np.finfo(float).tiny))
     return float(2 * stats.t.sf(statistic, freedom))
 

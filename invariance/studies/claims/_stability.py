@@ -36,24 +36,6 @@ def stability_rows(
     mean is that of random effects, and ``between_sd`` is the spread beyond sampling noise.
     Subsets that measure the same networks on other unseen points are not: the mean's interval
     is then a bootstrap over networks, and the spread between subsets speaks for itself.
-
-    Args:
-        records: The networks, one record for each subset that it was measured on.
-        subset: Names the subset of a record.
-        measures: Names of measures; all by default.
-        targets: Names of targets.
-        seed: Seed of the resampling.
-        resamples: Number of bootstrap resamples.
-        level: Confidence level.
-
-    Returns:
-        A row a target and measure: ``subsets`` (name to rho and n), ``rho_min``,
-        ``rho_max``, ``rho_sd``, ``rho_mean`` with ``ci_low`` and ``ci_high``,
-        ``between_sd`` on Fisher's scale, ``heterogeneity_p`` and ``method``.
-
-    Raises:
-        DataError: If there are fewer than two subsets.
-        UsageError: If a measure or target is unknown.
     """
     names = names_of(records, "measures", measures)
     wanted = names_of(records, "targets", targets)
@@ -105,24 +87,6 @@ def interval_width(
 
     Networks are drawn with replacement, ``n`` at a time, so that ``n`` may exceed what was
     trained; the spread of rho over the draws is what a study of ``n`` networks would see.
-
-    Args:
-        records: The networks.
-        measure: Name of the measure.
-        target: Name of the target.
-        sizes: Numbers of networks.
-        seed: Seed of the draws.
-        draws: Draws of each size.
-        level: Confidence level.
-
-    Returns:
-        A row a size: ``n``, ``trained``, ``rho_low``, ``rho_high``, ``width``,
-        ``width_by_formula`` (Bonett and Wright 2000) and ``power``, the share of such studies
-        whose own interval by that formula leaves out zero.
-
-    Raises:
-        DataError: If fewer than four networks have both numbers, or a size is below four.
-        UsageError: If the measure or target is unknown, or is constant.
     """
     x = column(records, "measures", names_of(records, "measures", [measure])[0])
     y = column(records, "targets", names_of(records, "targets", [target])[0])

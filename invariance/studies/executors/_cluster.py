@@ -47,18 +47,7 @@ class Cluster:
     """Hands jobs to the workers of a Dask scheduler."""
 
     def __init__(self, address: str, study: Study, tls: Sequence[Path | str] = ()) -> None:
-        """Connect.
-
-        Args:
-            address: Of the scheduler, such as ``tcp://10.0.0.1:8786``.
-            study: Its functions are sent by value where they are the user's own.
-            tls: Certificate of the authority, one's own, and its key: then nothing goes
-                unencrypted, and the address starts with ``tls://``. Otherwise what Dask's own
-                configuration says.
-
-        Raises:
-            StudyError: If Dask is not installed, or nobody answers.
-        """
+        """Connect."""
         try:
             from distributed import Client, Security
         except ImportError as error:

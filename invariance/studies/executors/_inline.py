@@ -14,11 +14,7 @@ class Inline:
     name = "this process"
 
     def __init__(self, told: Callable[[Told], object]) -> None:
-        """Prepare.
-
-        Args:
-            told: Takes progress at once: nobody else could while a job runs.
-        """
+        """Prepare."""
         self._told = told
         self._work: Work | None = None
 

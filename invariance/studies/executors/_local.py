@@ -43,11 +43,7 @@ class Pool:
     """Processes that each run one job at a time."""
 
     def __init__(self, workers: int) -> None:
-        """Start the processes.
-
-        Args:
-            workers: How many.
-        """
+        """Start the processes."""
         self.name = f"{workers} processes"
         # Spawned, not forked: a fork of a process with threads (torch, progress bar) can hang.
         context = multiprocessing.get_context("spawn")
@@ -135,14 +131,7 @@ class Pool:
 
 
 def usable_cores(limits: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Return how many processes can compute at once.
-
-    Args:
-        limits: Where Linux says how much time a container gets of the cores that it sees.
-
-    Returns:
-        The cores that this process may use, or the container's share if that is less.
-    """
+    """Return how many processes can compute at once."""
     cores = available_cores()
     try:
         quota, period = limits.read_text(encoding="ascii").split()
@@ -152,14 +141,7 @@ def usable_cores(limits: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 
 
 def require_portable(job: Job) -> None:
-    """Refuse a study whose functions other processes could not find.
-
-    Args:
-        job: The job to send.
-
-    Raises:
-        UsageError: If its function cannot be sent.
-    """
+    """Refuse a study whose functions other processes could not find."""
     try:
         pickle.dumps(job.function)
     except (pickle.PicklingError, AttributeError, TypeError) as error:

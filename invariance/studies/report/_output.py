@@ -53,19 +53,6 @@ def write_outcome(
 
     All but ``run`` is a function of the records: a study that was killed and resumed writes
     the same as one that was not. Of the three, ``results.json`` is written last.
-
-    Args:
-        study: The study.
-        options: Its options.
-        store: Its folder.
-        configs: Its grid.
-        key: How the networks were measured.
-        environment: Where the analysis runs.
-        reference: What the study is called on the command line.
-        run: How this run went: seconds and the like.
-
-    Returns:
-        The outcome.
     """
     records = tuple(store.records(configs, key))
     findings = study.analyse(records, options)
@@ -128,16 +115,7 @@ def asdict_options(options: Options) -> dict[str, Any]:
 
 
 def command_of(study: Study, options: Options, reference: str) -> str:
-    """Return the command that gives these results again.
-
-    Args:
-        study: The study.
-        options: Its options.
-        reference: What it is called on the command line.
-
-    Returns:
-        A line for a shell; options that are the study's own defaults are left out.
-    """
+    """Return the command that gives these results again."""
     default = study.quick if options.quick else study.full
     words = ["invariance", "study", reference, *(["--quick"] if options.quick else [])]
     for flag, now, before in (

@@ -14,17 +14,7 @@ from invariance.studies.report._report import claim_cells
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read one ``results.json``.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its content.
-
-    Raises:
-        StudyError: If it is not a study's, not whole, or of another version.
-    """
+    """Read one ``results.json``."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         schema = content["schema"]
@@ -63,15 +53,7 @@ def _require_shown(content: dict[str, Any]) -> None:
 def find_results(
     folders: Sequence[Path],
 ) -> tuple[list[tuple[Path, dict[str, Any]]], list[StudyError]]:
-    """Read all results in folders: directly in them, or one folder below.
-
-    Args:
-        folders: Where to look; one that does not exist holds none.
-
-    Returns:
-        File and content of each, in the order of folders and names; and what is wrong with
-        files of that name that are no results of a study.
-    """
+    """Read all results in folders: directly in them, or one folder below."""
     found, problems = [], []
     paths = [
         path
@@ -94,13 +76,6 @@ def worth_showing(
 
     Runs of the same study with other options (sizes, tasks) answer for different claims, so
     none of them stands for the others. A quick run is shown only where there is nothing else.
-
-    Args:
-        found: Files and their content, as :func:`find_results` gives them.
-        study: The study's name.
-
-    Returns:
-        Files and contents; of two with the same options the one with more networks.
     """
     own = [entry for entry in found if entry[1]["study"] == study]
     own.sort(key=lambda entry: (entry[1]["options"]["quick"], -len(entry[1]["networks"])))

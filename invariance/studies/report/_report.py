@@ -35,14 +35,7 @@ _LEGEND = (
 
 
 def render_markdown(results: Mapping[str, Any]) -> str:
-    """Render a study's results as Markdown.
-
-    Args:
-        results: The content of ``results.json``.
-
-    Returns:
-        The report.
-    """
+    """Render a study's results as Markdown."""
     command = str(results["command"])
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
     head = [
@@ -101,14 +94,7 @@ def _rescaling(results: Mapping[str, Any]) -> str:
 
 
 def claim_cells(claim: Mapping[str, Any]) -> list[str]:
-    """Return a claim as cells: statement, paper, ours, n, p, verdict.
-
-    Args:
-        claim: As :meth:`invariance.studies.claims._claims.Claim.to_dict` gives it.
-
-    Returns:
-        Six texts.
-    """
+    """Return a claim as cells: statement, paper, ours, n, p, verdict."""
     p = "-" if claim["p_value"] is None else f"{claim['p_value']:.2g}"
     if claim["p_value"] is not None and claim["adjusted"]:
         p += f" ({claim['adjusted']})"

@@ -15,15 +15,7 @@ _STYLES = {"supported": "green", "not supported": "red", "inconclusive": "yellow
 
 
 def claims_table(title: str, claims: Sequence[Mapping[str, Any]]) -> Table:
-    """Arrange claims as a table: the paper's number, ours, the verdict.
-
-    Args:
-        title: Above the table.
-        claims: As :meth:`invariance.studies.claims._claims.Claim.to_dict` gives them.
-
-    Returns:
-        The table.
-    """
+    """Arrange claims as a table: the paper's number, ours, the verdict."""
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("claim", overflow="fold", ratio=1)
     for heading in ("paper", "ours (95 % interval)", "n", "p"):

@@ -22,16 +22,7 @@ _BEFORE_ANYTHING = (LOCK_FILE, f".{DATABASE_FILE}.new")  # and what SQLite puts 
 
 
 def require_place(folder: Path, *, resume: bool) -> None:
-    """Make a folder for a study, or refuse one that is not for it.
-
-    Args:
-        folder: Where.
-        resume: Whether to go on with what is there.
-
-    Raises:
-        StudyError: If it cannot be made; if something is there and ``resume`` is not set; if
-            what is there is not a study's; if another process is at work there.
-    """
+    """Make a folder for a study, or refuse one that is not for it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         there = sorted(entry.name for entry in folder.iterdir())
@@ -57,17 +48,7 @@ def require_place(folder: Path, *, resume: bool) -> None:
 
 @contextmanager
 def told(path: Path) -> Iterator[None]:
-    """Turn what the operating system or SQLite refuse into one sentence.
-
-    Args:
-        path: What is being used.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        StudyError: Instead of ``OSError`` and ``sqlite3.Error``.
-    """
+    """Turn what the operating system or SQLite refuse into one sentence."""
     try:
         yield
     except OSError as error:

@@ -32,14 +32,7 @@ class RunLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Take the lock.
-
-        Args:
-            folder: The study's folder.
-
-        Raises:
-            StudyError: If another process holds it; the message says which.
-        """
+        """Take the lock."""
         self._path = folder / LOCK_FILE
         me = json.dumps(
             {

@@ -70,14 +70,7 @@ _TABLES = {
 
 
 def put(database: sqlite3.Connection, table: str, *row: object, ignore: bool = False) -> None:
-    """Write a row with its digest, in place of the one of its key.
-
-    Args:
-        database: The study file.
-        table: Name of the table.
-        *row: Its columns but the last.
-        ignore: Whether a row that is there stays.
-    """
+    """Write a row with its digest, in place of the one of its key."""
     how = "IGNORE" if ignore else "REPLACE"
     marks = ", ".join("?" * (len(row) + 1))
     values = (*row, _seal(table, row))
@@ -87,20 +80,7 @@ def put(database: sqlite3.Connection, table: str, *row: object, ignore: bool = F
 def read(
     database: sqlite3.Connection, path: Path, table: str, **where: object
 ) -> Iterator[tuple[Any, ...]]:
-    """Read the rows of a table in the order in which they were written, each compared.
-
-    Args:
-        database: The study file.
-        path: Where it lies, for the error.
-        table: Name of the table.
-        **where: Columns and the values that they must have.
-
-    Yields:
-        The columns but the last.
-
-    Raises:
-        StudyError: If a row is not what was written.
-    """
+    """Read the rows of a table in the order in which they were written, each compared."""
     chosen = " AND ".join(f"{name} = ?" for name in where) or "1"
     query = f"SELECT * FROM {table} WHERE {chosen} ORDER BY rowid"
     for *row, seal in database.execute(query, tuple(where.values())):
@@ -114,12 +94,7 @@ def _seal(table: str, row: Any) -> str:
 
 
 def create(path: Path, meta: Mapping[str, str]) -> None:
-    """Make an empty study file: it appears under its name only when it is whole.
-
-    Args:
-        path: Where.
-        meta: What the study is.
-    """
+    """Make an empty study file: it appears under its name only when it is whole."""
     if left := [p for p in siblings(path) if p.exists()]:
         raise StudyError(
             f"{left[0]} holds records that belong to {path.name}, which is missing. Put it back, "
@@ -150,19 +125,7 @@ def siblings(path: Path) -> list[Path]:
 
 
 def open_database(path: Path, study: str) -> sqlite3.Connection:
-    """Open a study file after looking at it without writing.
-
-    Args:
-        path: The file.
-        study: Name of the study that should be in it.
-
-    Returns:
-        A connection in autocommit mode; every commit reaches the disk.
-
-    Raises:
-        StudyError: If it is damaged, of a version that is not known, or of another study.
-        sqlite3.Error: If SQLite refuses it.
-    """
+    """Open a study file after looking at it without writing."""
     # Read-only: closing an ordinary connection may move pending records into the file,
     # and nothing may be written to a file that turns out to be damaged.
     pending = path.with_name(f"{path.name}-wal")

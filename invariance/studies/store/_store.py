@@ -53,18 +53,7 @@ class Store:
     """The folder of one study, held by one process."""
 
     def __init__(self, folder: Path, study: str, *, resume: bool = False) -> None:
-        """Open the folder of a study, or make it.
-
-        Args:
-            folder: Where.
-            study: The study's name.
-            resume: Whether to go on with what is there. A folder that is not there is made
-                either way, so that a script can always say it.
-
-        Raises:
-            StudyError: If the folder is in use, holds something else, or is damaged; if it
-                holds something and ``resume`` is not set.
-        """
+        """Open the folder of a study, or make it."""
         self.folder = folder
         self._began = time.monotonic()
         self._run = 0
@@ -123,17 +112,7 @@ class Store:
         return {row[0] for row in self._rows("measurements", key=key)}
 
     def adopt(self, config: Config) -> bool:
-        """Give weights that lie in the folder without a record their record.
-
-        Args:
-            config: What the network should be.
-
-        Returns:
-            Whether there were such weights.
-
-        Raises:
-            StudyError: If the file is damaged, or holds another network.
-        """
+        """Give weights that lie in the folder without a record their record."""
         path = self.weights_path(config.id)
         if not path.exists():
             return False
@@ -146,14 +125,7 @@ class Store:
         return True
 
     def add_network(self, config: Config, content: bytes, facts: str, environment: str) -> None:
-        """Keep a trained network.
-
-        Args:
-            config: What it is.
-            content: Its tensors as safetensors bytes.
-            facts: What training said, as JSON.
-            environment: Where it was trained, as JSON.
-        """
+        """Keep a trained network."""
         content = weights.seal(
             content,
             {
@@ -171,14 +143,7 @@ class Store:
     def add_measurement(
         self, config: Config, settings: Mapping[str, Any], value: str, environment: str
     ) -> None:
-        """Keep what was measured on a network.
-
-        Args:
-            config: The network.
-            settings: How it was measured; see :func:`measurement_key`.
-            value: What was found, as JSON.
-            environment: Where it was measured, as JSON.
-        """
+        """Keep what was measured on a network."""
         key = measurement_key(settings)
         with self._transaction():
             put(self._database, "settings", key, canonical_json(settings), ignore=True)
@@ -187,17 +152,7 @@ class Store:
             self._count("measured")
 
     def load(self, config: Config) -> tuple[bytes, str]:
-        """Read a network's weights.
-
-        Args:
-            config: The network; it must have a record.
-
-        Returns:
-            The file's bytes, verified, and what training said, as JSON.
-
-        Raises:
-            StudyError: If the file is not what was written.
-        """
+        """Read a network's weights."""
         path = self.weights_path(config.id)
         ((_, _, facts, expected, _),) = self._rows("networks", id=config.id)
         with told(path):
@@ -210,15 +165,7 @@ class Store:
         return content, str(facts)
 
     def records(self, configs: Sequence[Config], key: str) -> list[Record]:
-        """Return the finished networks, in the order of ``configs``.
-
-        Args:
-            configs: The networks.
-            key: How they were measured.
-
-        Returns:
-            Their records.
-        """
+        """Return the finished networks, in the order of ``configs``."""
         facts = {row[0]: row[2] for row in self._rows("networks")}
         values = {row[0]: row[2] for row in self._rows("measurements", key=key)}
         return [
@@ -227,16 +174,7 @@ class Store:
         ]
 
     def origins(self, configs: Sequence[Config], key: str) -> list[dict[str, Any]]:
-        """Say where the networks were trained and measured.
-
-        Args:
-            configs: The networks.
-            key: How they were measured.
-
-        Returns:
-            One entry an environment: ``trained``, ``measured`` and ``environment``, which is
-            ``None`` for weights whose file does not say.
-        """
+        """Say where the networks were trained and measured."""
         wanted = {config.id for config in configs}
         counts: dict[str | None, dict[str, int]] = {}
         rows = {

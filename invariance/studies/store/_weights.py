@@ -27,15 +27,7 @@ _PREFIX = 8
 
 
 def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Write tensors as safetensors bytes, the same for the same content.
-
-    Args:
-        tensors: Name to tensor, on any device.
-        metadata: Name to text, kept in the header.
-
-    Returns:
-        The file's bytes.
-    """
+    """Write tensors as safetensors bytes, the same for the same content."""
     # Clones: the format refuses tensors that share memory, which tied weights do.
     plain = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
@@ -44,15 +36,7 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = N
 
 
 def annotate(content: bytes, metadata: Mapping[str, str]) -> bytes:
-    """Return safetensors bytes with ``metadata`` in place of what was there.
-
-    Args:
-        content: Safetensors bytes.
-        metadata: Name to text.
-
-    Returns:
-        The same tensors under a header with sorted keys.
-    """
+    """Return safetensors bytes with ``metadata`` in place of what was there."""
     header, data = _split(content)
     header.pop("__metadata__", None)
     if metadata:
@@ -63,18 +47,7 @@ def annotate(content: bytes, metadata: Mapping[str, str]) -> bytes:
 
 
 def decode(content: bytes, origin: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read safetensors bytes.
-
-    Args:
-        content: The bytes.
-        origin: Where they come from, for the error.
-
-    Returns:
-        Tensors on the CPU, and the metadata.
-
-    Raises:
-        StudyError: If they are not a whole safetensors file.
-    """
+    """Read safetensors bytes."""
     try:
         tensors = safetensors.torch.load(content)
         metadata = _split(content)[0].get("__metadata__", {})
@@ -87,15 +60,7 @@ def decode(content: bytes, origin: str) -> tuple[dict[str, Tensor], dict[str, st
 
 
 def seal(content: bytes, metadata: Mapping[str, str]) -> bytes:
-    """Return safetensors bytes with ``metadata`` and a digest of the whole file, header too.
-
-    Args:
-        content: Safetensors bytes.
-        metadata: Name to text; ``schema`` and ``digest`` are added.
-
-    Returns:
-        The file's bytes.
-    """
+    """Return safetensors bytes with ``metadata`` and a digest of the whole file, header too."""
     metadata = {**metadata, "schema": WEIGHTS_SCHEMA}
     whole = annotate(content, metadata)
     return annotate(whole, metadata | {"digest": hashlib.sha256(whole).hexdigest()})
@@ -116,19 +81,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def require_network(content: bytes, config: Config, path: Path) -> dict[str, str]:
-    """Make sure that weights without a record are those of a network.
-
-    Args:
-        content: The bytes of a safetensors file.
-        config: What the network should be.
-        path: The file.
-
-    Returns:
-        The file's metadata.
-
-    Raises:
-        StudyError: If it is damaged, or holds another network.
-    """
+    """Make sure that weights without a record are those of a network."""
     tensors, metadata = decode(content, str(path))
 
     def refuse(reason: str) -> StudyError:

@@ -140,13 +140,7 @@ def compress(array: IntArray) -> IntArray:
 
 
 def reshape_labels(array: IntArray, before: tuple[int, ...], after: tuple[int, ...]) -> IntArray:
-    """Reshape labels from one shape to another; what is alike along a dimension stays so.
-
-    Args:
-        array: Labels that broadcast against ``before``.
-        before: A shape.
-        after: Another with as many entries.
-    """
+    """Reshape labels from one shape to another; what is alike along a dimension stays so."""
     spread: list[int] = []
     result: list[int] = []
     left = right = 0
@@ -171,15 +165,7 @@ def expand(array: IntArray, shape: tuple[int, ...]) -> Tensor:
 
 
 def restructure(value: Value, move: Callable[[Tensor], Any]) -> Any:
-    """Apply a pure rearrangement of entries (view, permute, slice, chunk, ...) to a value.
-
-    Args:
-        value: The value before.
-        move: The rearrangement, as a function of a tensor of the value's shape.
-
-    Returns:
-        The value after: with ``move``'s structure of tuples, if it returns several tensors.
-    """
+    """Apply a pure rearrangement of entries (view, permute, slice, chunk, ...) to a value."""
     moved_labels = move(expand(value.labels, value.shape))
     moved_addresses = move(expand(value.explicit_addresses(), value.shape))
     return _collect(moved_labels, moved_addresses)

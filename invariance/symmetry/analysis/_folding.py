@@ -11,15 +11,7 @@ from invariance.symmetry.analysis._threads import distinct, unique_rows
 
 
 def norm_sites(context: Context, model: nn.Module) -> tuple[NormSite, ...]:
-    """Decide for every BatchNorm of the graph where it can go.
-
-    Args:
-        context: The finished analysis.
-        model: The analysed module.
-
-    Returns:
-        One site a BatchNorm, in the order of execution.
-    """
+    """Decide for every BatchNorm of the graph where it can go."""
     if not context.norms:
         return ()
     readers = _Readers(context)

@@ -332,10 +332,7 @@ def _same_places(one: Leg, other: Leg) -> bool:
 def _number(rank: IntArray, addresses: IntArray, units: IntArray) -> IntArray:
     """Number units' entries: by thread, by address, and by occurrence where both repeat.
 
-    Args:
-        rank: ``(n,)`` what tells the threads of one unit apart.
-        addresses: ``(n,)`` what tells the entries of one thread apart.
-        units: ``(n,)`` the unit of every entry.
+    Shapes: ``rank (n,)``, ``addresses (n,)``, ``units (n,)``.
     """
     rank = np.unique(rank, return_inverse=True)[1].reshape(-1)
     distinct, numbered = unique_rows(np.stack([rank, addresses], axis=1))

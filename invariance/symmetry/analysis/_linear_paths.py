@@ -17,17 +17,7 @@ from invariance.symmetry.analysis._threads import distinct
 
 
 def mixing_legs(move: SymmetryGroup, scalings: Sequence[SymmetryGroup]) -> list[Leg] | None:
-    """Return the legs of the mixing of a permutation group's units, if scaling covers them.
-
-    Args:
-        move: A permutation group whose units nothing else forbids to mix.
-        scalings: The network's scaling groups. One group may hold the factors of several
-            permutation groups (all heads of an attention).
-
-    Returns:
-        Legs with powers +1 and -1; ``None`` if some entry does not answer a unit's own
-        factor, and that of no other, with power +1 or -1.
-    """
+    """Return the legs of the mixing of a permutation group's units, if scaling covers them."""
     legs: list[Leg] = []
     factor_of = np.full((move.size, 2), -1, dtype=np.int64)
     for leg in move.legs:

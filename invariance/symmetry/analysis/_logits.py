@@ -19,9 +19,6 @@ class HeadFinder(Observer):
     ``W -> W + 1 v^T, b -> b + c 1`` adds one number to all logits of a row. That needs a
     linear layer whose output is the network's only output, untouched, and whose weight and
     bias are plain parameters that nothing else reads.
-
-    Args:
-        model: The module that is run.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -41,15 +38,7 @@ class HeadFinder(Observer):
             self._last[id(tensor)] = call
 
     def group(self, output: Any) -> SymmetryGroup | str:
-        """Return the group of logit shifts, or the reason why there is none.
-
-        Args:
-            output: What the module returned.
-
-        Returns:
-            The group: the logits are its units, ``in_features + 1`` (or without bias
-            ``in_features``) its degrees of freedom. Or a clause that says why there is none.
-        """
+        """Return the group of logit shifts, or the reason why there is none."""
         found = all_tensors_in(output)
         if len(found) != 1:
             return f"the network has {len(found)} outputs, and a shift is invisible in logits only"
@@ -87,15 +76,7 @@ class HeadFinder(Observer):
 
 
 def logit_shift_group(model: nn.Module, inputs: tuple[Any, ...]) -> SymmetryGroup | str:
-    """Run a network and return its group of logit shifts, or why it has none.
-
-    Args:
-        model: The network, in eval mode.
-        inputs: Positional arguments to run it with, or several examples of them.
-
-    Returns:
-        See :meth:`HeadFinder.group`.
-    """
+    """Run a network and return its group of logit shifts, or why it has none."""
     group: SymmetryGroup | str = ""
     for example in each(inputs):
         copied = clone(model).eval()

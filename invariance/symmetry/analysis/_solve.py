@@ -66,15 +66,6 @@ def solve(
     Whatever says that a factor is one, or that two are equal, is applied at once to all rows
     together, until nothing is left to apply. The rows that remain have three unknowns or more
     and are eliminated one by one.
-
-    Args:
-        count: Number of threads.
-        equations: The equations.
-        pins: Threads whose factor is one.
-        modulo_two: Solve over GF(2) (signs) instead of the rationals (log-factors).
-
-    Returns:
-        The general solution, with integer exponents.
     """
     fixed = np.zeros(count, dtype=bool)
     for threads in pins:
@@ -249,16 +240,7 @@ def _eliminate(
 
 
 def _last_links(table: _Rows, size: int) -> tuple[IntArray, _Rows, sparse.csr_matrix]:
-    """Set aside the equations that determine an unknown which no other one needs.
-
-    Args:
-        table: Equations, each with its unknowns in descending order.
-        size: How many unknowns there are.
-
-    Returns:
-        The unknowns that are determined so, the equations that are left, and a matrix that
-        leads from each of those unknowns to the ones that determine it.
-    """
+    """Set aside the equations that determine an unknown which no other one needs."""
     threads, coefficients = table.threads, table.coefficients
     ends: list[IntArray] = []
     sources: list[IntArray] = []
@@ -295,13 +277,6 @@ def null_space(
 
     Every row determines its last unknown, so that early ones stay free and bases read like
     the network.
-
-    Args:
-        rows: Coefficients by unknown, of equations ``sum = 0``.
-        modulo_two: Over GF(2) instead of the rationals.
-
-    Returns:
-        For each determined unknown its non-zero coefficients by free unknown.
     """
     if modulo_two:
         return _null_space_of_signs(rows)

@@ -165,9 +165,6 @@ _HIDDEN = (
 class _Reader(Observer):
     """Follows forward passes of a copy of a module, and reads its symmetries off them.
 
-    Args:
-        model: The module.
-
     Attributes:
         head: Watches for the layer that makes the output.
         output: What the last forward pass returned.

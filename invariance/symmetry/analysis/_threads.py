@@ -64,8 +64,7 @@ def unique_rows(table: IntArray) -> tuple[IntArray, IntArray]:
 
     What ``np.unique(axis=0)`` does by comparing rows, done by sorting one number a row.
 
-    Args:
-        table: ``(m, k)``.
+    Shapes: ``table (m, k)``.
     """
     if not table.size:
         unique, inverse = np.unique(table, axis=0, return_inverse=True)
@@ -168,14 +167,7 @@ class Ledger:
     def fresh(self, count: int, node: int, keys: IntArray | int = 0, slot: int = 0) -> IntArray:
         """Give birth to ``count`` threads in operation ``node``.
 
-        Args:
-            count: How many.
-            node: Number of the operation.
-            keys: What distinguishes the threads (threads with different keys never swap).
-            slot: Distinguishes several batches that one operation gives birth to.
-
-        Returns:
-            ``(count,)`` thread numbers.
+        Shapes: returns ``(count,)``.
         """
         start = self.threads
         self.threads += count
@@ -208,13 +200,7 @@ class Ledger:
         scale: bool = True,
         sign: bool = True,
     ) -> None:
-        """Write ``sum coefficient * u = 0`` for threads at equal positions.
-
-        Args:
-            terms: Pairs of threads and their integer coefficient.
-            scale: Whether it holds for log-factors.
-            sign: Whether it holds for signs (modulo 2).
-        """
+        """Write ``sum coefficient * u = 0`` for threads at equal positions."""
         arrays = np.broadcast_arrays(*(threads for threads, _ in terms))
         stacked = np.stack([array.reshape(-1) for array in arrays], axis=1)
         equations = Equations(stacked, tuple(coefficient for _, coefficient in terms))
@@ -271,13 +257,7 @@ class Ledger:
     def use(
         self, tensor: str, legs: list[RawLeg], covered: npt.NDArray[np.bool_] | None = None
     ) -> None:
-        """Note one use of a parameter or buffer; its legs' factors multiply.
-
-        Args:
-            tensor: Qualified name.
-            legs: How threads touch its entries.
-            covered: Which entries the use reads; ``None`` for all.
-        """
+        """Note one use of a parameter or buffer; its legs' factors multiply."""
         self.uses.setdefault(tensor, []).append(Use(legs, covered))
 
     def remark(self, threads: IntArray, stop: int) -> None:

@@ -291,15 +291,7 @@ def _user_line() -> str:
 def _module_stack(
     model: nn.Module, last: list[str]
 ) -> Iterator[list[tuple[str, type[nn.Module] | None]]]:
-    """Follow which submodule is running, through global hooks that leave with the block.
-
-    Args:
-        model: The module that will run.
-        last: Kept up to date with the name of the submodule that was entered last.
-
-    Yields:
-        The stack of running submodules: name, and class if it is one of ``torch.nn``.
-    """
+    """Follow which submodule is running, through global hooks that leave with the block."""
     names = {id(module): name for name, module in model.named_modules()}
     stack: list[tuple[str, type[nn.Module] | None]] = []
     thread = threading.get_ident()
@@ -328,19 +320,7 @@ def _module_stack(
 
 
 def watch(model: nn.Module, inputs: tuple[Any, ...], observer: Observer) -> Any:
-    """Run ``model`` once and tell an observer of every torch function call.
-
-    Args:
-        model: A module that may be run (a clone: a forward pass can have side effects).
-        inputs: Positional arguments for it.
-        observer: Is told of every function that returns a tensor.
-
-    Returns:
-        The model's output.
-
-    Raises:
-        TracingError: If the forward pass fails, or decides on the data; names the line.
-    """
+    """Run ``model`` once and tell an observer of every torch function call."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
     last: list[str] = []
     with _module_stack(model, last) as stack, torch.no_grad():

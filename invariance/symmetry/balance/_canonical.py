@@ -177,20 +177,7 @@ def scaling_design(
 def balance_units(
     tensors: Tensors, found: Symmetries, parameters: set[str], *, skip: set[int]
 ) -> tuple[BalanceResult, Element]:
-    """Find the scales of least parameter norm.
-
-    Args:
-        tensors: Parameters and buffers by first name, float64.
-        found: The network's symmetries.
-        parameters: Which of the tensors count in the norm.
-        skip: Places of groups whose scale is fixed already.
-
-    Returns:
-        The certificate, and the scales.
-
-    Raises:
-        TransformError: If it did not converge or the problem is not of the known form.
-    """
+    """Find the scales of least parameter norm."""
     design, spans = scaling_design(found, skip=skip)
     design = ScalingDesign(
         design.units, tuple(leg for leg in design.legs if leg.parameter in parameters)

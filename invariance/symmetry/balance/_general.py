@@ -53,17 +53,7 @@ def minimise_exponentials(
 ) -> Minimum:
     """Minimise ``sum_i weights_i exp((design @ v)_i)``.
 
-    Args:
-        design: ``(m, n)`` integer coefficients.
-        weights: ``(m,)`` positive.
-        tolerance: On the relative imbalance.
-        max_iterations: Newton steps at most.
-
-    Returns:
-        The :class:`Minimum`.
-
-    Raises:
-        MeasureError: If entries have to be dropped in a problem too large for that.
+    Shapes: ``design (m, n)``, ``weights (m,)``.
     """
     design, weights = _merged(design, weights)
     scales, residual, steps = _newton(design, weights, tolerance, max_iterations)

@@ -25,11 +25,6 @@ _FUNCTIONS = 3
 class Sorter:
     """Arranges the units of a network that is balanced already.
 
-    Args:
-        tensors: Parameters and buffers by first name, float64.
-        found: The network's symmetries.
-        tolerance: Relative gap below which two keys count as tied.
-
     Attributes:
         tensors: The tensors, as arranged so far.
     """
@@ -50,11 +45,7 @@ class Sorter:
         return table
 
     def arrange(self) -> tuple[Element, tuple[str, ...]]:
-        """Choose every sign and order, acting on :attr:`tensors`.
-
-        Returns:
-            The element, and the sites that stayed ambiguous.
-        """
+        """Choose every sign and order, acting on :attr:`tensors`."""
         steps: list[tuple[int, GroupElement]] = []
         ambiguous: list[str] = []
         groups = self._found.groups

@@ -191,15 +191,7 @@ def _positions(units: IntArray, addresses: IntArray, target: IntArray) -> IntArr
 
 
 def named_tensors(model: nn.Module, *, double: bool = False) -> Tensors:
-    """Return detached parameters and buffers by first name, in float64 if asked.
-
-    Args:
-        model: Any module.
-        double: Convert floating-point tensors to float64.
-
-    Returns:
-        Name to tensor; the module's own storage unless converted.
-    """
+    """Return detached parameters and buffers by first name, in float64 if asked."""
     named: Iterable[tuple[str, Tensor]] = (*model.named_parameters(), *model.named_buffers())
     return {
         name: tensor.detach().double() if double and tensor.is_floating_point() else tensor.detach()

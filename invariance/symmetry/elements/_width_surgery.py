@@ -53,12 +53,6 @@ class _Line:
 class Surgery:
     """A copy of a network whose groups can be given other units.
 
-    Args:
-        model: The network; it is copied.
-        found: Its symmetries.
-        who: The transform, for error messages.
-        track: Record where every entry came from.
-
     Attributes:
         model: The copy, as changed so far.
         index: If tracked: for each parameter, the old flat index of each entry.
@@ -114,16 +108,7 @@ class Surgery:
     def rows(
         self, place: int, roles: tuple[Role, ...], tensors: Mapping[str, Tensor] | None = None
     ) -> Tensor:
-        """Collect every unit's entries in tensors of some roles, ``(units, entries)``, float64.
-
-        Args:
-            place: The group.
-            roles: Which tensors to read.
-            tensors: Values to read instead of the copy's own, by name.
-
-        Returns:
-            One row a unit; columns of different units correspond.
-        """
+        """Collect every unit's entries in tensors of some roles, ``(units, entries)``, float64."""
         pieces = [torch.zeros(self.size(place), 0, dtype=torch.float64)]
         for line in self._lines[place]:
             if line.role not in roles:
@@ -143,15 +128,7 @@ class Surgery:
         return value
 
     def select(self, place: int, source: IntArray) -> None:
-        """Give a group new units: unit ``k`` becomes a copy of unit ``source[k]``.
-
-        Args:
-            place: The group.
-            source: Old unit of each new one; old units that stay must keep their order.
-
-        Raises:
-            TransformError: If a tensor's layout or its module does not allow it.
-        """
+        """Give a group new units: unit ``k`` becomes a copy of unit ``source[k]``."""
         if place in self.refused:
             raise TransformError(self.refused[place])
         plans: dict[tuple[str, int], tuple[IntArray, IntArray]] = {}
@@ -179,10 +156,7 @@ class Surgery:
     def combine(self, place: int, roles: tuple[Role, ...], matrix: Tensor) -> None:
         """Replace every unit's entries in tensors of some roles by combinations of units.
 
-        Args:
-            place: The group.
-            roles: Which tensors to change.
-            matrix: ``(units, units)``; row ``k`` gives unit ``k`` in terms of the old units.
+        Shapes: ``matrix (units, units)``.
         """
         seen = set()
         for line in self._lines[place]:

@@ -33,14 +33,7 @@ Demand = Callable[[Legs], None]
 
 
 def demand(context: Context, call: Call, tensor: Any, legs: Legs) -> None:
-    """Ask that a weight follows threads, down to the parameters that it is computed from.
-
-    Args:
-        context: The analysis.
-        call: The operation that uses the weight.
-        tensor: The weight.
-        legs: How threads touch its entries; their factors multiply.
-    """
+    """Ask that a weight follows threads, down to the parameters that it is computed from."""
     entry = context.entry(tensor)
     if isinstance(entry, ParameterView):
         use_parameter(context, entry, [replace(leg, tensor=entry.name) for leg in legs])
@@ -242,9 +235,6 @@ def standardised(context: Context, call: Call, weight: Tensor, gain: Tensor | No
 
     The rows keep their factor only through the gain. All columns share one factor, which the
     gain takes, and one sign, for all enter one mean.
-
-    Returns:
-        Whether this is a weight that is computed from parameters.
     """
     if not isinstance(context.peek(weight), (ParameterView, Computed)):
         return False

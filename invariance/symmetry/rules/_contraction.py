@@ -39,19 +39,6 @@ def contract(
 
     Where the contracted index runs over channels, both operands' channels pair up: they move
     together, and their factors multiply to one factor of the result.
-
-    Args:
-        context: The analysis.
-        call: The operation.
-        first: First operand.
-        letters: Its indices, one letter a dimension.
-        second: Second operand.
-        second_letters: Its indices.
-        out: The result's indices.
-        shape: The result's shape.
-
-    Returns:
-        The result, with fresh threads.
     """
     gone = [c for c in dict.fromkeys(letters + second_letters) if c not in out]
     if any(c not in letters or c not in second_letters for c in gone):

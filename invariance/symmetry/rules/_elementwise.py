@@ -29,15 +29,7 @@ NOT_HOMOGENEOUS = "is not positively homogeneous: no scaling through it"
 def apply_elementwise(
     context: Context, call: Call, *, homogeneous: bool, odd: bool, tensor: Tensor | None = None
 ) -> None:
-    """Write down an elementwise function.
-
-    Args:
-        context: The analysis.
-        call: The call.
-        homogeneous: ``f(a x) = a f(x)`` for ``a > 0``.
-        odd: ``f(-x) = -f(x)``.
-        tensor: Its operand, if not the first argument.
-    """
+    """Write down an elementwise function."""
     operand = call.args[0] if tensor is None else tensor
     value = context.value(operand)
     if value is None:

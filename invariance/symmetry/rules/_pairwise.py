@@ -41,18 +41,7 @@ class Pairing:
 
 
 def pair(context: Context, call: Call, first: Value, second: Value, *, product: bool) -> Pairing:
-    """Combine two values entry by entry (they broadcast) and tie what moves together.
-
-    Args:
-        context: The analysis.
-        call: The operation.
-        first: First operand.
-        second: Second operand.
-        product: Whether a zero operand makes the result zero (else it leaves the other one).
-
-    Returns:
-        The result and the threads that met; factors are for the caller to relate.
-    """
+    """Combine two values entry by entry (they broadcast) and tie what moves together."""
     ndim = max(len(first.shape), len(second.shape))
     first, second = first.padded(ndim), second.padded(ndim)
     shape = tuple(np.broadcast_shapes(first.shape, second.shape))

@@ -35,14 +35,7 @@ def features(context: Context, call: Call, value: Value, dim: int) -> tuple[IntA
     What differs along the other dimensions meets the same weight, so it has to scale, flip
     and move as one.
 
-    Args:
-        context: The analysis.
-        call: The operation that reads.
-        value: What it reads.
-        dim: The feature dimension (negative counts from the end).
-
-    Returns:
-        ``(n,)`` threads and ``(n,)`` addresses.
+    Shapes: returns ``(n,)``.
     """
     dim %= len(value.shape)
     context.touch(value, call)
@@ -75,19 +68,7 @@ def use_weight(
     in_labels: IntArray,
     in_addresses: IntArray,
 ) -> str | None:
-    """Note that a weight maps input threads to output threads.
-
-    Args:
-        context: The analysis.
-        call: The operation.
-        weight: The weight tensor.
-        out_labels: Threads of the outputs, broadcasting against the weight.
-        in_labels: Threads of the inputs, likewise.
-        in_addresses: Their addresses, likewise.
-
-    Returns:
-        The parameter's name if it is used as it is, else ``None``.
-    """
+    """Note that a weight maps input threads to output threads."""
     site = str(call.place)
     entry = context.entry(weight)
     flat = np.zeros((1,) * weight.dim(), dtype=np.int64)

@@ -55,16 +55,7 @@ REMOVERS: tuple[tuple[str, str, Remover], ...] = (
 
 
 def blame(engine: CellEngine, candidates: list[Transform]) -> tuple[str, str] | None:
-    """Find a kind of parameter without which the claim holds.
-
-    Args:
-        engine: The measure around the network on which it failed.
-        candidates: Maps that broke the claim, the smallest first; the first of them that
-            applies to the reduced network is used.
-
-    Returns:
-        The kind and what to say about it, or ``None``.
-    """
+    """Find a kind of parameter without which the claim holds."""
     for kind, verdict, remove in REMOVERS:
         try:
             reduced = remove(engine.model, engine.example)

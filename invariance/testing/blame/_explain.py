@@ -18,16 +18,7 @@ MAX_TRENDS = 4
 
 
 def explained(finding: Finding, made: CellEngine, transform: Transform) -> Finding:
-    """Narrow a broken claim down to its sites and look for its cause.
-
-    Args:
-        finding: The bare fact.
-        made: The measure around the network on which it broke.
-        transform: What broke it.
-
-    Returns:
-        The finding with sites, smallest map, trend, cause and the line that replays it.
-    """
+    """Narrow a broken claim down to its sites and look for its cause."""
     sites: list[SiteFinding] = []
     intact: list[Ladder] = []
     breakers: list[Transform] = []
@@ -68,13 +59,6 @@ def responsible(
     A map at one site moves several layers. One that also takes part where the value stays is
     cleared; if a single remaining layer takes part in every failure, and every failure is a
     pure power (one factor, not a sum over layers), it is to blame alone.
-
-    Args:
-        broken: The sites that break the claim alone.
-        intact: The layers of each site that does not.
-
-    Returns:
-        The layers, in the order of the network.
     """
     cleared = {name for layers in intact for name in layers}
     suspects = list(dict.fromkeys(name for site in broken for name in site.layers))

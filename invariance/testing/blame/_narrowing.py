@@ -48,16 +48,7 @@ class Ladder:
 
 
 def ladders(transform: Transform, model: nn.Module, example: Tensor) -> Iterator[Ladder]:
-    """Break a transform down into its sites.
-
-    Args:
-        transform: What broke the claim.
-        model: The model that it broke it on.
-        example: Input rows to trace the model with.
-
-    Yields:
-        One ladder a site; none for a transform whose inside is unknown.
-    """
+    """Break a transform down into its sites."""
     if isinstance(transform, T.LayerScaling):
         yield from layer_ladders(model, example)
     elif isinstance(transform, T.Compose):
@@ -155,15 +146,7 @@ def _at(kind: str, site: str) -> Callable[[float], Transform]:
 
 
 def family_of(transform: Transform) -> Callable[[float], Transform] | None:
-    """Return how a scaling depends on its factor alpha, at the same site, if it does.
-
-    Args:
-        transform: ``LayerScaling`` (alpha is its first factor that is not one, the others
-            keep their ratio in the logarithm), ``BatchNormScaling`` or :class:`AtSite`.
-
-    Returns:
-        A function from alpha to a transform, or ``None``.
-    """
+    """Return how a scaling depends on its factor alpha, at the same site, if it does."""
     import math
 
     if isinstance(transform, AtSite) and transform.kind in SCALINGS:

@@ -125,16 +125,7 @@ def assert_covariant(
 
 
 def predicted(action: Action, old: Mapping[str, Tensor], degree: int) -> dict[str, Tensor]:
-    """Return what a field of the given degree becomes: ``c_i^degree`` times its source entry.
-
-    Args:
-        action: How the map acted.
-        old: Parameter name to the field's values before.
-        degree: Number of derivatives by the parameter.
-
-    Returns:
-        New parameter name to the expected values; parameters without a source are left out.
-    """
+    """Return what a field of the given degree becomes: ``c_i^degree`` times its source entry."""
     found = {}
     for name, act in action.parameters.items():
         if act.source is None or act.source not in old:

@@ -117,19 +117,7 @@ def compare_draws(
     conservative for ties; the paired t-test is exact for normal differences, and
     otherwise approaches its level as the number of draws grows.
 
-    Args:
-        before: ``(n,)`` values before, draw i with seed i.
-        after: ``(n,)`` values after, with the same seeds.
-        error_rate: Chance of a false alarm over all comparisons.
-        comparisons: How many comparisons share it.
-        measure: Name for the message.
-        transform: What lies between, for the message.
-
-    Returns:
-        The outcome.
-
-    Raises:
-        UsageError: If there are fewer than eight pairs, or the rate is not in (0, 0.5).
+    Shapes: ``before (n,)``, ``after (n,)``.
     """
     a, b = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1 or a.size < 8:

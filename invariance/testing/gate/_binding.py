@@ -29,21 +29,7 @@ _DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 def bind_measure(entry: AnyMeasure, name: str | None = None) -> Measure:
-    """Turn a registered name, a measure or any function of up to three arguments into a measure.
-
-    Args:
-        entry: What the user wants checked. A plain function is called by position as
-            ``function(model)``, ``function(model, x)`` or ``function(model, x, y)``,
-            whatever its arguments are called.
-        name: Its name in messages; its own by default.
-
-    Returns:
-        The measure; without declarations for a plain function.
-
-    Raises:
-        MeasureError: If it requires more than three arguments.
-        UsageError: If it is no function, or an unknown name.
-    """
+    """Turn a registered name, a measure or any function of up to three arguments into a measure."""
     found = registered(entry)
     if found is not None:
         return found
@@ -103,23 +89,7 @@ def _positional(function: Callable[..., Any], title: str) -> int:
 def bind_inputs(
     measure: Measure, x: Tensor, y: Tensor, data: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Fill a measure's arguments from ``x``, ``y`` and what else the user gave.
-
-    Args:
-        measure: The measure.
-        x: Inputs.
-        y: Labels, a row of ``x`` each.
-        data: More tensors by task field, such as ``{"x_unseen": ...}``. Without it, a
-            measure that needs training points and unseen points gets the first three
-            quarters of the rows as training points and the rest as unseen; one that
-            needs unseen or test points alone gets all rows.
-
-    Returns:
-        Argument name to tensor.
-
-    Raises:
-        DataError: If the data is empty, not finite or of unequal lengths.
-    """
+    """Fill a measure's arguments from ``x``, ``y`` and what else the user gave."""
     check_data(x, y)
     given = dict(data or {})
     wanted = set(measure.fields.values())
@@ -139,11 +109,7 @@ def bind_inputs(
 
 
 def check_data(x: Tensor, y: Tensor) -> None:
-    """Refuse data on which no measure means anything.
-
-    Raises:
-        DataError: If it is empty, not finite or of unequal lengths; names the tensor.
-    """
+    """Refuse data on which no measure means anything."""
     for name, value in (("x", x), ("y", y)):
         if not isinstance(value, Tensor):
             raise DataError(
@@ -158,11 +124,7 @@ def check_data(x: Tensor, y: Tensor) -> None:
 
 
 def require_evaluation_mode(model: nn.Module) -> None:
-    """Refuse a model whose function depends on the batch or on chance.
-
-    Raises:
-        MeasureError: Names the submodule that is in train mode.
-    """
+    """Refuse a model whose function depends on the batch or on chance."""
     require_module(model, "Expected an nn.Module to check on")
     if where := in_train_mode(model):
         raise MeasureError(

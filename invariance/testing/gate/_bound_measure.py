@@ -109,22 +109,7 @@ def choose(
     laws: bool = False,
     claims_only: bool = True,
 ) -> tuple[list[Transform], bool]:
-    """Decide what to apply.
-
-    Args:
-        bound: The bound measure.
-        transforms: What the user named, if anything.
-        groups: Kinds that the user named, if any.
-        examples: Random members of each default kind.
-        laws: Include groups for which the measure declares a law.
-        claims_only: See :func:`assert_invariant`.
-
-    Returns:
-        The maps, and whether the user named them one by one.
-
-    Raises:
-        UsageError: If ``transforms`` holds something else, or a group is unknown.
-    """
+    """Decide what to apply."""
     if transforms is not None:
         return resolve_all(as_transforms(transforms), bound.model), True
     wanted = wanted_groups(bound, groups, laws=laws)
@@ -171,11 +156,7 @@ def claim_note(
 
 
 def as_groups(groups: Iterable[Group | str] | Group | str) -> list[Group]:
-    """Return one group or several as a list.
-
-    Raises:
-        UsageError: For an unknown name, or what is no list of names.
-    """
+    """Return one group or several as a list."""
     if isinstance(groups, str):
         return [as_group(groups)]
     if not isinstance(groups, Iterable):
@@ -184,11 +165,7 @@ def as_groups(groups: Iterable[Group | str] | Group | str) -> list[Group]:
 
 
 def as_group(entry: Group | str) -> Group:
-    """Return the group for its name.
-
-    Raises:
-        UsageError: For an unknown name; lists the known ones.
-    """
+    """Return the group for its name."""
     try:
         return Group(entry)
     except ValueError:

@@ -33,20 +33,7 @@ def examine(
     judged: bool = False,
     explained: bool = True,
 ) -> tuple[Certificate, tuple[Finding, ...]]:
-    """Try every map in every precision.
-
-    Args:
-        bound: The bound measure.
-        maps: What to apply.
-        dtype: One precision, or ``None`` for float64 and the model's own.
-        strict: Raise where a map does not apply, instead of noting it.
-        stop: Stop at the first broken claim.
-        judged: Compare with the measure's declaration instead of with invariance.
-        explained: Narrow failures down and look for their cause.
-
-    Returns:
-        What was compared, and what broke.
-    """
+    """Try every map in every precision."""
     rows: list[CellRow] = []
     refused: dict[str, Refusal] = {}
     findings: list[Finding] = []

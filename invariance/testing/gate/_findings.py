@@ -241,16 +241,7 @@ def replayable(label: str) -> str | None:
 
 
 def replay_line(label: str, dtype: str) -> str:
-    """Return a line that runs with ``measure``, ``model``, ``x`` and ``y`` in scope.
-
-    Args:
-        label: The transform's ``repr``.
-        dtype: Precision in which the claim broke.
-
-    Returns:
-        One line of Python. A transform that is not this package's own has to be in scope
-        as ``transform``.
-    """
+    """Return a line that runs with ``measure``, ``model``, ``x`` and ``y`` in scope."""
     written = replayable(label) or "transform"
     foreign = "" if written != "transform" else f"  # transform = {label}"
     return (

@@ -20,11 +20,7 @@ _LISTENER: ContextVar[list[ClaimRecord] | None] = ContextVar("invariance_records
 
 @contextmanager
 def collecting() -> Iterator[list[ClaimRecord]]:
-    """Collect the records of every assertion made inside the block.
-
-    Yields:
-        The list that they are appended to.
-    """
+    """Collect the records of every assertion made inside the block."""
     found: list[ClaimRecord] = []
     token = _LISTENER.set(found)
     try:
@@ -36,15 +32,7 @@ def collecting() -> Iterator[list[ClaimRecord]]:
 def record(
     claim: str, measure: str, *, holds: bool, message: str, detail: Mapping[str, Any] | None = None
 ) -> None:
-    """Note one claim, if someone is listening.
-
-    Args:
-        claim: What was claimed, for example ``"invariant"``.
-        measure: The measure's name.
-        holds: Whether the claim held.
-        message: What a reader should see.
-        detail: The facts as plain JSON types.
-    """
+    """Note one claim, if someone is listening."""
     listener = _LISTENER.get()
     if listener is not None:
         listener.append(
@@ -60,15 +48,7 @@ def record(
 
 @contextmanager
 def recorded(claim: str, measure: str) -> Iterator[dict[str, Any]]:
-    """Note a claim by how its block ends: an ``AssertionError`` breaks it.
-
-    Args:
-        claim: What is claimed.
-        measure: The measure's name.
-
-    Yields:
-        A dictionary for the facts of a claim that holds, with ``message`` among them.
-    """
+    """Note a claim by how its block ends: an ``AssertionError`` breaks it."""
     detail: dict[str, Any] = {}
     try:
         yield detail

@@ -70,18 +70,7 @@ class Project:
 
 
 def read_project(start: Path, *, path: Path | None = None) -> Project:
-    """Read the table from the nearest ``pyproject.toml`` at or above ``start``.
-
-    Args:
-        start: Where to begin looking.
-        path: A particular file instead.
-
-    Returns:
-        The project; an empty one if no file has the table.
-
-    Raises:
-        UsageError: If the file is no TOML, or the table has an unknown key or a wrong type.
-    """
+    """Read the table from the nearest ``pyproject.toml`` at or above ``start``."""
     candidates = [path] if path else [folder / "pyproject.toml" for folder in _up(start)]
     for candidate in candidates:
         if path and not candidate.is_file():
@@ -135,18 +124,7 @@ def _project(table: Mapping[str, Any], source: Path) -> Project:
 
 
 def checked_settings(given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Check settings of a request, before any work that needs them.
-
-    Args:
-        given: Setting to its value.
-        where: Where they were found, for the message.
-
-    Returns:
-        The settings, lists as tuples.
-
-    Raises:
-        UsageError: If one has a wrong type or is out of range; names it.
-    """
+    """Check settings of a request, before any work that needs them."""
     kinds: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
         "groups": ("a list of names, not empty", _names),
         "models": ("a list of names, not empty", _names),
@@ -183,18 +161,7 @@ def _integer(value: Any) -> bool:
 
 
 def load_function(target: str, *, root: Path | None = None) -> Callable[..., Any]:
-    """Import ``module:function``, with the working directory and ``root`` on the path.
-
-    Args:
-        target: A dotted module or a path to a ``.py`` file, a colon, and a (dotted) name.
-        root: The project's folder.
-
-    Returns:
-        The function.
-
-    Raises:
-        UsageError: If it cannot be imported, has no such name, or is no function; says which.
-    """
+    """Import ``module:function``, with the working directory and ``root`` on the path."""
     module_name, _, name = target.rpartition(":")
     if not module_name or not name:
         raise UsageError(
@@ -215,18 +182,7 @@ def load_function(target: str, *, root: Path | None = None) -> Callable[..., Any
 
 
 def load_module(name: str, *, root: Path | None = None) -> Any:
-    """Import a module of the user's, with the working directory and ``root`` on the path.
-
-    Args:
-        name: A dotted name, or a path to a ``.py`` file.
-        root: The project's folder.
-
-    Returns:
-        The module.
-
-    Raises:
-        UsageError: If there is none, or it fails or ends the program when it is imported.
-    """
+    """Import a module of the user's, with the working directory and ``root`` on the path."""
     here = str(working_folder())
     for folder in (str(root) if root else None, here):
         if folder and folder not in sys.path:

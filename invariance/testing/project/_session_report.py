@@ -26,16 +26,7 @@ pre { white-space: pre-wrap; margin: 0; }
 
 
 def write_session_report(path: Path, claims: Sequence[ClaimRecord], seed: int) -> Path:
-    """Write the claims of one session.
-
-    Args:
-        path: Ends in ``.json`` or ``.html``.
-        claims: One record a claim, with the test that made it.
-        seed: The session's seed.
-
-    Returns:
-        The path.
-    """
+    """Write the claims of one session."""
     broken = sum(not entry["holds"] for entry in claims)
     if path.suffix == ".json":
         content = {

@@ -52,25 +52,13 @@ def table_of(rows: Mapping[str, Description]) -> dict[str, dict[str, str]]:
 
 
 def save_snapshot(path: Path, rows: Mapping[str, Description]) -> Path:
-    """Record the table.
-
-    Args:
-        path: Where to.
-        rows: Measure and network to its description.
-
-    Returns:
-        The path.
-    """
+    """Record the table."""
     content = {"schema": SCHEMA, "table": table_of(rows)}
     return write_atomically(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def load_snapshot(path: Path) -> dict[str, dict[str, str]]:
-    """Read a recorded table.
-
-    Raises:
-        UsageError: If there is none, or it is no snapshot; says how to make one.
-    """
+    """Read a recorded table."""
     if not path.is_file():
         raise UsageError(f"There is no snapshot {path}. Record one with --update.")
     try:
@@ -91,15 +79,7 @@ def load_snapshot(path: Path) -> dict[str, dict[str, str]]:
 
 
 def compare(recorded: Table, rows: Mapping[str, Description]) -> list[Change]:
-    """Compare cell by cell.
-
-    Args:
-        recorded: The table as recorded.
-        rows: What was found today.
-
-    Returns:
-        Every cell that differs, in the order of the rows.
-    """
+    """Compare cell by cell."""
     found = table_of(rows)
     changes = []
     for name in [*recorded, *(row for row in found if row not in recorded)]:

@@ -94,16 +94,7 @@ def to_json(outcomes: Sequence[MeasureOutcome], requests: Sequence[Request]) -> 
 
 
 def run_requests(requests: Sequence[Request], *, root: Path | None = None) -> list[MeasureOutcome]:
-    """Check every measure on every network that is asked for.
-
-    Args:
-        requests: What to check.
-        root: The project's folder, for imports.
-
-    Returns:
-        One outcome for each measure and network; a measure or network that cannot be had is
-        ``untried``, and the others are tried all the same.
-    """
+    """Check every measure on every network that is asked for."""
     outcomes = []
     networks: dict[int, Networks] = {}
     for number, request in enumerate(requests):
@@ -123,15 +114,7 @@ def run_requests(requests: Sequence[Request], *, root: Path | None = None) -> li
 def describe_requests(
     requests: Sequence[Request], *, root: Path | None = None
 ) -> tuple[dict[str, Description], list[str]]:
-    """Find out how every measure behaves on every network that is asked for.
-
-    Args:
-        requests: The measures.
-        root: The project's folder, for imports.
-
-    Returns:
-        Measure and network to its description, and in words what could not be described.
-    """
+    """Find out how every measure behaves on every network that is asked for."""
     rows: dict[str, Description] = {}
     missing: list[str] = []
     networks: dict[int, Networks] = {}
@@ -170,11 +153,7 @@ def resolve(target: str, root: Path | None = None) -> AnyMeasure:
 def network(
     name: str, networks: Networks, root: Path | None = None
 ) -> tuple[nn.Module, Tensor, Tensor]:
-    """Return a built-in network, or what the user's own function returns.
-
-    Raises:
-        UsageError: For an unknown name, or a function that returns something else.
-    """
+    """Return a built-in network, or what the user's own function returns."""
     if ":" not in name:
         found = networks[name]
         return found.model, found.x, found.y

@@ -53,17 +53,7 @@ class SoakCase:
         return f"seed {self.seed}, case {self.number}"
 
     def admitted(self, declared: frozenset[Group]) -> list[Transform]:
-        """Return the maps made of ``declared`` kinds that the network admits.
-
-        Args:
-            declared: The kinds that a measure says something about.
-
-        Returns:
-            The maps, each put to the network before.
-
-        Raises:
-            BrokenTransformError: If a map changes the function.
-        """
+        """Return the maps made of ``declared`` kinds that the network admits."""
         fitting = []
         for transform in self.maps:
             if not declared.issuperset(transform.groups):
@@ -79,15 +69,7 @@ class SoakCase:
 
 
 def draw_case(seed: int, number: int) -> SoakCase:
-    """Draw the network, data and maps of one case.
-
-    Args:
-        seed: Seed of the run.
-        number: Number of the case within it.
-
-    Returns:
-        The case; the same whichever measures are put through it.
-    """
+    """Draw the network, data and maps of one case."""
     stream = generator(seed, "soak case", number)
 
     def integer(low: int, high: int) -> int:

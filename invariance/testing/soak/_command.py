@@ -28,15 +28,7 @@ Block = tuple[int, dict[str, Tally]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line.
-
-    Args:
-        arguments: The arguments; the process's own by default.
-
-    Returns:
-        0 if everything was compared without an alarm, 1 if there was an alarm, 2 for a
-        usage error.
-    """
+    """Run from the command line."""
     options = _parser().parse_args(arguments)
     ask_for_reproducible_kernels()
     try:

@@ -20,13 +20,6 @@ class SoakProgress:
 
     The file has one JSON object a line, the last one for a seed and measure counts. Lines are
     appended and flushed whole, so a kill costs what was under way and nothing before it.
-
-    Args:
-        path: The file; ``None`` to keep everything in memory.
-        again: Measures whose earlier results are forgotten.
-
-    Raises:
-        UsageError: If the file cannot be written, or is no progress file.
     """
 
     def __init__(self, path: Path | None = None, again: Iterable[str] = ()) -> None:
@@ -79,17 +72,7 @@ class SoakProgress:
 def summary(
     progress: SoakProgress, seeds: Sequence[int], owed: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Sum up the runs of several seeds.
-
-    Args:
-        progress: What came of them.
-        seeds: The seeds that were asked for.
-        owed: Comparisons that each measure owes under each seed.
-
-    Returns:
-        A plain object for JSON. ``complete`` is true if every measure made its comparisons
-        under every seed, or was given up.
-    """
+    """Sum up the runs of several seeds."""
     measures: dict[str, dict[str, Any]] = {}
     for name, count in owed.items():
         tallies = [progress.of(seed, [name])[name] for seed in seeds]

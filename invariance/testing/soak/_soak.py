@@ -105,16 +105,7 @@ def budget(measure: Measure, cases: int) -> int:
 
 
 def soak(measures: Sequence[Measure], cases: int, seed: int) -> dict[str, Tally]:
-    """Hold measures to their declarations on the random cases of one seed.
-
-    Args:
-        measures: Registered measures.
-        cases: How often to compare each.
-        seed: Decides the cases.
-
-    Returns:
-        What came of each, by name.
-    """
+    """Hold measures to their declarations on the random cases of one seed."""
     owed = {entry.name: budget(entry, cases) for entry in measures}
     tallies = {entry.name: Tally(entry.name) for entry in measures}
     while open_measures(measures, owed, tallies):
@@ -141,18 +132,7 @@ def advance(
     *,
     networks: int,
 ) -> dict[str, Tally]:
-    """Put the measures that still owe comparisons through the next networks.
-
-    Args:
-        measures: The measures.
-        owed: Comparisons that each owes in all.
-        tallies: What came of each so far.
-        seed: Seed of the run.
-        networks: How many networks to draw.
-
-    Returns:
-        The new tallies.
-    """
+    """Put the measures that still owe comparisons through the next networks."""
     current = dict(tallies)
     for _ in range(networks):
         waiting = open_measures(measures, owed, current)
@@ -168,16 +148,7 @@ def advance(
 
 
 def one_case(case: SoakCase, measures: Sequence[Measure], left: Mapping[str, int]) -> list[Tally]:
-    """Put measures through one case.
-
-    Args:
-        case: The network, data and maps.
-        measures: The measures.
-        left: How many comparisons each still owes.
-
-    Returns:
-        What came of each here.
-    """
+    """Put measures through one case."""
     tallies = []
     try:
         maps = {
@@ -228,17 +199,7 @@ def _compare(case: SoakCase, measure: Measure, maps: Sequence[Transform]) -> Tal
 def judged(
     case: SoakCase, measure: Measure, maps: Sequence[Transform], *, explained: bool = False
 ) -> tuple[Certificate, tuple[Finding, ...]]:
-    """Compare a measure before and after maps by the code of ``assert_invariant``.
-
-    Args:
-        case: The network, data and transformed networks.
-        measure: The measure.
-        maps: Maps that the network admits.
-        explained: Narrow failures down.
-
-    Returns:
-        What was compared, and what broke.
-    """
+    """Compare a measure before and after maps by the code of ``assert_invariant``."""
     bound = bind(
         measure,
         case.model,

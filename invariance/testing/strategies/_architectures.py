@@ -37,11 +37,7 @@ ACTIVATIONS: dict[str, Any] = {
 class Network(nn.Module):
     """A network drawn from steps; everything in it is in float64 and eval mode.
 
-    Args:
-        seed: Seed of the parameters.
-        shape: ``(features,)`` for vectors, ``(channels, height, width)`` for images.
-        steps: What the forward pass does, in order; see ``_build``.
-        outputs: Width of the last linear layer.
+    Shapes: ``shape (features,)``.
     """
 
     def __init__(
@@ -173,18 +169,7 @@ def networks(
     norms: Sequence[str] = ("batch", "batch-plain", "group", "layer", "rms", "none"),
     images: bool | None = None,
 ) -> SearchStrategy[Network]:
-    """Return a strategy of random small networks.
-
-    Args:
-        max_steps: Most steps after the first layer.
-        max_width: Most hidden channels.
-        activations: Names from ``ACTIVATIONS``.
-        norms: Kinds of normalisation.
-        images: Only networks on images, only on vectors, or both (``None``).
-
-    Returns:
-        A strategy whose examples are :class:`Network` objects, shrinking to few steps.
-    """
+    """Return a strategy of random small networks."""
     from hypothesis import strategies as st
 
     widths = st.integers(1, max_width)

@@ -68,11 +68,7 @@ def transforms(
 
 
 def checked_groups(groups: Iterable[Group | str] | None) -> list[Group]:
-    """Return the groups to draw from.
-
-    Raises:
-        UsageError: For one that no strategy draws; lists the known ones.
-    """
+    """Return the groups to draw from."""
     if groups is None:
         return list(DRAWABLE)
     known = [group.value for group in DRAWABLE]

@@ -133,12 +133,7 @@ def formula(module: nn.Module) -> Formula:
 
 
 class Activation:
-    """A parameter-free elementwise layer.
-
-    Args:
-        what: The formula.
-        in_place: Whether the input's memory is free to be overwritten in training.
-    """
+    """A parameter-free elementwise layer."""
 
     def __init__(self, what: Formula, *, in_place: bool) -> None:
         self._what = what

@@ -69,16 +69,7 @@ def make_head(
 ) -> Head:
     """Return the cheaper head; the choice depends on task and options alone.
 
-    Args:
-        modules: The first layer of every network.
-        x: ``(n, d)`` training points.
-        rule: How to update.
-        work: Scratch buffers.
-        options: How to train.
-        last: Whether this layer's output is the logits.
-
-    Returns:
-        The head.
+    Shapes: ``x (n, d)``.
     """
     # A pixel that is zero on all training points has a zero gradient, so without weight
     # decay its weights never move: leave it out. Augmentation can move ink onto any pixel.

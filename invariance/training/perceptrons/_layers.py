@@ -30,15 +30,7 @@ class Layer(Protocol):
 
 
 class Affine:
-    """Linear layers ``W x + b``, one a network.
-
-    Args:
-        modules: The layer of every network.
-        rule: How to update.
-        work: Scratch buffers.
-        last: Whether the output is the logits.
-        columns: Inputs that the layer gets to see; ``None`` for all.
-    """
+    """Linear layers ``W x + b``, one a network."""
 
     def __init__(
         self,

@@ -25,11 +25,7 @@ def closure_work(labelings: npt.NDArray[np.int64]) -> float:
 def count_restrictions(labelings: npt.NDArray[np.int64]) -> int:
     """Count the distinct partial labelings that a set of complete ones restricts to.
 
-    Args:
-        labelings: ``(L, u)`` distinct rows, L >= 1.
-
-    Returns:
-        Their number, the empty labeling included.
+    Shapes: ``labelings (L, u)``.
     """
     varying = (labelings != labelings[:1]).any(axis=0)
     constant = int((~varying).sum())

@@ -88,14 +88,7 @@ def check_separator(points: Points, separator: Array, scores: Array, given: Indi
     The rounding bound there holds for every order of the sums and for fused
     multiply-adds, which is all that the compiler may change.
 
-    Args:
-        points: The given features.
-        separator: ``(K, r)`` on whitened coordinates.
-        scores: ``(K, n + u)`` scratch.
-        given: ``(u,)`` set to the labels that it provably gives the unseen points.
-
-    Returns:
-        Whether it provably separates the training points.
+    Shapes: ``separator (K, r)``, ``scores (K, n + u)``, ``given (u,)``.
     """
     witness = separator @ points.basis
     n_classes, width = witness.shape
@@ -167,19 +160,7 @@ def expand(
     targets: list[int],
     state: State,
 ) -> Expansion:
-    """Find a separator or a Farkas combination for each target label of one point.
-
-    Args:
-        data: Training points and probes.
-        points: The same, laid out for the check.
-        named: Point and label of each labelled unseen point of the node, in order.
-        depth: The point that the targets label.
-        targets: Classes to try.
-        state: State of the node or of an ancestor; it may know a head of ``named`` only.
-
-    Returns:
-        The :class:`Expansion`.
-    """
+    """Find a separator or a Farkas combination for each target label of one point."""
     n_train, n_classes = data.n_train, state.separator.shape[0]
     where = np.array([j for j, _ in named] + [depth], dtype=np.int64)
     labelled = np.append(np.arange(n_train), n_train + where)

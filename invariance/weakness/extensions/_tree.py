@@ -100,15 +100,7 @@ class ExtensionTree:
         return Node((), np.arange(len(self._separators)), state)
 
     def children(self, node: Node, *, skip: bool) -> list[Node]:
-        """List a node's children: every feasible class of the next point.
-
-        Args:
-            node: A node above the last level.
-            skip: Also the child that leaves the point out, first in the list.
-
-        Returns:
-            The children, by class.
-        """
+        """List a node's children: every feasible class of the next point."""
         found = []
         if skip:
             found.append(replace(node, prefix=(*node.prefix, UNLABELLED)))

@@ -147,11 +147,7 @@ class _Watch(TorchFunctionMode):
 
 
 def require_eval(model: nn.Module) -> None:
-    """Refuse a model whose forward pass depends on the batch or on chance.
-
-    Raises:
-        MeasureError: If a BatchNorm or dropout submodule is in train mode.
-    """
+    """Refuse a model whose forward pass depends on the batch or on chance."""
     name = in_train_mode(model)
     if name is not None:
         raise MeasureError(
@@ -194,11 +190,7 @@ def activation_layers(model: nn.Module, example_input: Tensor) -> tuple[Activati
 
 
 def pick_layer(layers: Sequence[ActivationLayer], layer: int) -> ActivationLayer:
-    """Return the activation ``layer`` (negative counts from the end), or say why not.
-
-    Raises:
-        MeasureError: If there is no such layer, or it has no two-piece activation.
-    """
+    """Return the activation ``layer`` (negative counts from the end), or say why not."""
     if not layers:
         raise MeasureError(
             "This module runs no activation that could be recognised, so it has no activation "

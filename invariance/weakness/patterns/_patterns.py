@@ -77,16 +77,7 @@ class Patterns:
 def as_rows(model: nn.Module, x: Tensor, name: str) -> Tensor:
     """Check a batch of inputs and give it the model's floating dtype.
 
-    Args:
-        model: The module that will read it.
-        x: ``(n, ...)`` inputs.
-        name: What the argument is called, for messages.
-
-    Returns:
-        The same rows; on the caller's device (batches are moved one by one).
-
-    Raises:
-        DataError: If ``x`` is not a tensor of at least one finite row.
+    Shapes: ``x (n, ...)``.
     """
     if not isinstance(x, Tensor) or x.ndim < 1 or x.shape[0] == 0:
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__

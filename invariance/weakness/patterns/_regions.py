@@ -117,11 +117,7 @@ def free_regions(model: nn.Module, x_train: Tensor, x_unseen: Tensor, layer: int
 
 
 def output_classes(model: nn.Module, x: Tensor) -> int:
-    """Return the number of classes K: the width of the model's ``(n, K)`` output.
-
-    Raises:
-        MeasureError: If the output is not a matrix with at least two columns.
-    """
+    """Return the number of classes K: the width of the model's ``(n, K)`` output."""
     with torch.no_grad(), reading(model, x):
         out = run(model, as_rows(model, x[:1], "x").to(model_device(model)))
     if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[1] < 2:

@@ -61,14 +61,7 @@ class WitnessCheck:
 def check_witnesses(witnesses: Array, train: Array, labels: Indices, probes: Array) -> WitnessCheck:
     """Multiply witnesses out and bound the rounding error.
 
-    Args:
-        witnesses: ``(w, K, p)`` classifiers.
-        train: ``(n, p)`` training points.
-        labels: ``(n,)`` their labels.
-        probes: ``(u, p)`` unseen points.
-
-    Returns:
-        The :class:`WitnessCheck`.
+    Shapes: ``witnesses (w, K, p)``, ``train (n, p)``, ``labels (n,)``, ``probes (u, p)``.
     """
     size = max(1, _ENTRIES // max(1, train.shape[0] + probes.shape[0]))
     parts = [
@@ -133,15 +126,7 @@ def norm_bounds(
 ) -> Array:
     """Compute what each combination proves about every separator's norm.
 
-    Args:
-        combinations: Rows and multipliers.
-        labels: For each combination, the labels of its points, ``(k,)``.
-        points: ``(m, p)`` points; they are normalised here.
-        n_classes: Number of classes K.
-
-    Returns:
-        ``(len(combinations),)`` the bound R: no classifier with ``|W| <= R`` has every
-        margin at least 1 on unit-length points. 0 where a multiplier is negative.
+    Shapes: ``labels (k,)``, ``points (m, p)``; returns ``(len(combinations),)``.
     """
     if not combinations:
         return np.zeros(0)

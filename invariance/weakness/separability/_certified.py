@@ -86,15 +86,7 @@ def prove(
 ) -> tuple[list[Proof], Array]:
     """Check Farkas combinations; see :mod:`invariance.weakness.separability._certificates`.
 
-    Args:
-        data: Training points and probes.
-        entries: The combinations.
-        labels: For each, the labels of its points.
-        n_classes: Number of classes K.
-        tolerance: Largest relative residual.
-
-    Returns:
-        What each proves, and ``(len(entries),)`` the norm that a separator would exceed.
+    Shapes: returns ``(len(entries),)``.
     """
     bounds = norm_bounds(entries, labels, data.points, n_classes)
     proofs = [
@@ -160,11 +152,7 @@ class Ledger:
     def add_separators(self, separators: Array) -> bool:
         """Check separators of the training points; settle a class a probe for each.
 
-        Args:
-            separators: ``(w, K, r)`` classifiers on the whitened points.
-
-        Returns:
-            Whether the first of them provably separates the training points.
+        Shapes: ``separators (w, K, r)``.
         """
         witnesses = separators @ self.data.basis.T
         check = check_witnesses(witnesses, self._train(), self.labels, self._probes())
@@ -201,8 +189,7 @@ class Ledger:
         Class t's witness adds a multiple of the probe's direction to row t of one classifier,
         so on training points it moves one score by as much as it errs.
 
-        Args:
-            separator: ``(K, r)`` a separator of the whitened training points.
+        Shapes: ``separator (K, r)``.
         """
         data, n_dead, targets = self.data, self.data.dead.shape[1], np.arange(self.n_classes)
         base = separator @ data.basis.T

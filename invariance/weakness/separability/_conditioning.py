@@ -89,15 +89,7 @@ def condition(
 ) -> Conditioned:
     """Bring training points and probes into well-conditioned coordinates.
 
-    Args:
-        train: ``(n, d)`` finite features of the training points.
-        unseen: ``(u, d)`` finite features of the probes.
-        bias: Whether classifiers have a bias.
-        rank_tolerance: Relative cut of the rank rule; also the relative size above which
-            a probe's deviation from the training span makes it free.
-
-    Returns:
-        The :class:`Conditioned` points.
+    Shapes: ``train (n, d)``, ``unseen (u, d)``.
     """
     alive = (train != 0.0).any(axis=0)
     equilibrated, dead = _equilibrate(train, unseen, alive, bias)
@@ -164,13 +156,6 @@ def with_escapes(conditioned: Conditioned, probes: npt.NDArray[np.int64]) -> Con
 
     Probes that leave the training span can still depend on each other: two that activate
     the same otherwise dead feature do. In these coordinates they are ordinary points.
-
-    Args:
-        conditioned: Points as :func:`condition` returns them.
-        probes: Indices of the probes to keep.
-
-    Returns:
-        The training points and those probes, in ``r + rank(escapes)`` coordinates.
     """
     data, n_train = conditioned, conditioned.n_train
     rows = np.append(np.arange(n_train), n_train + probes)
@@ -239,11 +224,7 @@ def independent_directions(vectors: Array) -> tuple[int, Array]:
 def jointly_free(conditioned: Conditioned) -> npt.NDArray[np.bool_]:
     """Which probes leave the span of the training points AND all other probes.
 
-    Args:
-        conditioned: Points as :func:`condition` returns them.
-
-    Returns:
-        ``(u,)``. Such a probe takes any label whatever the others are labelled.
+    Shapes: returns ``(u,)``.
     """
     escapes = conditioned.escape
     free = np.flatnonzero(conditioned.free)

@@ -41,14 +41,7 @@ def is_exactly_infeasible(
 ) -> bool:
     """Prove that no classifier gives the combination's points their labels strictly.
 
-    Args:
-        combination: Rows and multipliers, as a solver found them.
-        labels: ``(k,)`` labels of the combination's points.
-        points: ``(m, p)`` all points, as exact floating-point numbers, of sizes near 1.
-        rational_limit: Most rows to take on in rational arithmetic; ``None`` for the default.
-
-    Returns:
-        True if proved; False if neither check succeeds.
+    Shapes: ``labels (k,)``, ``points (m, p)``.
     """
     weights = combination.weights
     if not len(weights) or not np.isfinite(weights).all():

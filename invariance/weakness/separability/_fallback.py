@@ -27,14 +27,7 @@ def candidates(
 ) -> Iterator[Array | Combination]:
     """Offer separators and Farkas combinations for labelled points, best rung first.
 
-    Args:
-        points: ``(m, r)`` whitened points.
-        labelled: ``(k,)`` indices of the labelled ones.
-        labels: ``(k,)`` their labels.
-        n_classes: Number of classes K.
-
-    Yields:
-        A ``(K, r)`` separator or a :class:`Combination`, unchecked.
+    Shapes: ``points (m, r)``, ``labelled (k,)``, ``labels (k,)``; returns ``(K, r)``.
     """
     for stop in (1e-3, 1.0 - 1e-9):  # the minimum-norm problem, early and to the end
         start = np.zeros((n_classes, points.shape[1]))

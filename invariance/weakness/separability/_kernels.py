@@ -235,11 +235,7 @@ def lowest_margin(
 
 @compiled_inside
 def split(factors: Factors, size: int, x: Array, plus: int, minus: int) -> float:
-    """Split the row with ``x`` at ``plus`` and ``-x`` at ``minus`` by the active rows' span.
-
-    Returns:
-        The square of the part outside; that part and the coefficients are in ``factors``.
-    """
+    """Split the row with ``x`` at ``plus`` and ``-x`` at ``minus`` by the active rows' span."""
     basis, along, outside = factors.basis, factors.along, factors.outside
     total, width = outside.size, x.size
     for j in range(total):
@@ -347,18 +343,7 @@ def resume(  # noqa: PLR0912 - one loop, compiled whole
 ) -> tuple[int, int, int, int, int]:
     """Run Goldfarb and Idnani's method on from ``size`` active rows.
 
-    Args:
-        problem: The labelled points, and the scores of ``separator`` on them.
-        factors: The active rows so far; holds those of the end, and the last combination.
-        size: How many rows are active, their multipliers being non-negative.
-        separator: ``(K, r)`` the projection onto the active rows, overwritten; with no
-            active rows the point to project.
-        stop: Margin to reach.
-
-    Returns:
-        Outcome (1 separated, -1 inseparable, 0 stuck), number of active rows, steps, and
-        the point and other class of the last row; when inseparable, that row plus
-        ``-weights`` times the active rows is zero.
+    Shapes: ``separator (K, r)``.
     """
     width = separator.shape[1]
     flat = separator.reshape(separator.size)

@@ -134,10 +134,6 @@ def _prove(  # noqa: PLR0912 - one loop after another, compiled whole
     A score of a unit feature is a sum of ``p`` products, then of ``size + 1`` terms of
     lengths ``|start_c|`` and ``|multiplier| |lifted|``; an entry of the rounded witness is a
     sum of ``size + 1`` terms. Each term costs at most half an epsilon of the lengths' sum.
-
-    Returns:
-        Whether this provably separates the training points and settles a pair of a probe
-        from ``first`` on; those pairs, and the witness, are in ``results``.
     """
     n_train, (n_classes, width) = proof.labels.size, proof.start.shape
     scores, witness, end = proof.scores, proof.witness, proof.scores.shape[1]
@@ -234,23 +230,7 @@ def _sweep(  # noqa: PLR0912 - one loop, compiled whole
 ) -> tuple[int, int, int, int, int]:
     """Settle pairs from number ``begin`` on until done or until ``results`` is full.
 
-    Args:
-        problem: The training points, and room for one probe at the end.
-        factors: Room for the active rows.
-        proof: What separators are proved on.
-        unseen: ``(b, r)`` the block's probes.
-        base: ``(K, n + 1)`` scores of ``start``.
-        start: ``(K, r)`` the point to project.
-        separator: ``(K, r)`` scratch.
-        results: Room for what is found.
-        stop: Margin to reach.
-        begin: The first pair's number.
-        offset: How many witnesses earlier calls stored.
-        keep: Whether every witness is wanted.
-
-    Returns:
-        The next pair's number, how many witnesses and combinations were stored, how many
-        pairs were solved, and their steps.
+    Shapes: ``unseen (b, r)``, ``base (K, n + 1)``, ``start (K, r)``, ``separator (K, r)``.
     """
     n_probes, n_classes = results.owner.shape
     last, width = problem.labels.size - 1, unseen.shape[1]
@@ -317,13 +297,7 @@ def separate_training(
 ) -> tuple[Outcome, Array, Combination | None]:
     """Find the minimum-norm separator of the first ``len(labels)`` points.
 
-    Args:
-        points: ``(m, r)`` whitened points, the training points first.
-        labels: ``(n,)`` training labels.
-        n_classes: Number of classes K.
-
-    Returns:
-        The outcome, the separator ``(K, r)``, and the Farkas combination if inseparable.
+    Shapes: ``points (m, r)``, ``labels (n,)``; returns ``(K, r)``.
     """
     start = np.zeros((n_classes, points.shape[1]))
     return separate(points, np.arange(len(labels)), labels, start, stop=1.0 - 1e-9)
@@ -334,15 +308,8 @@ def separate(
 ) -> tuple[Outcome, Array, Combination | None]:
     """Find the separator of labelled points that is nearest to ``start``.
 
-    Args:
-        points: ``(m, r)`` whitened points.
-        labelled: ``(k,)`` indices of the labelled ones.
-        labels: ``(k,)`` their labels.
-        start: ``(K, r)`` the point to project.
-        stop: Stop as soon as every margin reaches this; the projection has margins of 1.
-
-    Returns:
-        The outcome, the separator ``(K, r)``, and the Farkas combination if there is none.
+    Shapes: ``points (m, r)``, ``labelled (k,)``, ``labels (k,)``, ``start (K, r)``; returns ``(K,
+    r)``.
     """
     # The pair of the last point and its label, with the others as training points.
     rows, target = points[labelled], int(labels[-1])
@@ -387,16 +354,7 @@ def sweep_pairs(
 ) -> Sweep:
     """Settle the pairs of a block of probes, sharing each separator among them.
 
-    Args:
-        data: Training points and probes.
-        labels: ``(n,)`` training labels.
-        separator: ``(K, r)`` a separator of the training points with margins of at least 1.
-        probes: ``(b,)`` which probes to try every class on.
-        settled: ``(b, K)`` pairs to leave alone.
-        keep_witnesses: Whether to return the witnesses themselves.
-
-    Returns:
-        The :class:`Sweep`.
+    Shapes: ``labels (n,)``, ``separator (K, r)``, ``probes (b,)``, ``settled (b, K)``.
     """
     n_train, n_classes = data.n_train, separator.shape[0]
     rows = np.append(np.arange(n_train), n_train + probes)

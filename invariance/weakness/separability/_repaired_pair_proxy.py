@@ -47,8 +47,7 @@ Used = Literal["used", "function"]
 def centred(weight: Array) -> Array:
     """Subtract the mean over classes: what is left after any logit shift.
 
-    Args:
-        weight: ``(K, d)`` weight of the last layer.
+    Shapes: ``weight (K, d)``.
     """
     relative: Array = weight - weight.mean(axis=0, keepdims=True)
     return relative
@@ -57,13 +56,7 @@ def centred(weight: Array) -> Array:
 def used_features(rows: Array, weight: Array, *, tolerance: float) -> Indices:
     """Choose the features that the last layer uses, one of each proportional family.
 
-    Args:
-        rows: ``(n, d)`` features on all points, training and unseen.
-        weight: ``(K, d)`` weight of the last layer that reads them.
-        tolerance: Relative size below which a difference is put down to round-off.
-
-    Returns:
-        Indices of the representatives of the families that are used, ascending.
+    Shapes: ``rows (n, d)``, ``weight (K, d)``.
     """
     size = np.linalg.norm(rows, axis=0)
     left = [int(j) for j in np.flatnonzero(size > 0.0)]
@@ -96,14 +89,7 @@ def function_features(rows: Array, weight: Array, *, bias: bool, tolerance: floa
     features are whitened over all points first, so that neither their scales nor those of
     the last layer decide what counts as rank.
 
-    Args:
-        rows: ``(n, d)`` features on all points, training and unseen.
-        weight: ``(K, d)`` weight of the last layer that reads them.
-        bias: Whether classifiers have a bias, so that features may be centred.
-        tolerance: Relative cut of singular values.
-
-    Returns:
-        ``(n, q)`` coordinates, q at most ``min(d, K - 1)``.
+    Shapes: ``rows (n, d)``, ``weight (K, d)``; returns ``(n, q)``.
     """
     offset = rows.mean(axis=0) if bias else np.zeros(rows.shape[1])
     moved = rows - offset

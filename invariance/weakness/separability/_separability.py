@@ -42,16 +42,7 @@ def settle_pairs(
 ) -> Verdicts:
     """Decide every (probe, class) pair and certify each verdict.
 
-    Args:
-        conditioned: Training points and probes.
-        labels: ``(n,)`` training labels.
-        n_classes: Number of classes K.
-        tolerance: Largest relative residual of a certificate of infeasibility.
-        keep_witnesses: Whether to keep the witnesses themselves, not only what they prove.
-        workers: Threads to spread the probes over.
-
-    Returns:
-        The ``Verdicts``; they do not depend on ``workers``.
+    Shapes: ``labels (n,)``.
     """
     ledger = Ledger(conditioned, labels, n_classes, tolerance, keep_witnesses)
     separator = separate_policy(ledger)
@@ -82,12 +73,7 @@ def settle_pairs(
 def separate_policy(ledger: Ledger) -> Array | None:
     """Separate the training points, and enter the proof in the ledger either way.
 
-    Args:
-        ledger: The book to enter it in.
-
-    Returns:
-        A ``(K, r)`` separator with margins of at least 1, proved; ``None`` if there is
-        none or the question stays undecided.
+    Shapes: returns ``(K, r)``.
     """
     data = ledger.data
     labelled, points = np.arange(data.n_train), data.points[: data.n_train]

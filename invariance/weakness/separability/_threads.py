@@ -22,12 +22,6 @@ def one_library_thread(kind: str | None = "blas") -> Iterator[None]:
 
     The matrices here are small: a second BLAS thread gains nothing on an idle machine and
     waits for its core on a busy one, which was seen to cost a factor of ten.
-
-    Args:
-        kind: ``"blas"``, or ``None`` to hold back OpenMP too.
-
-    Yields:
-        Nothing.
     """
     with _controller().limit(limits=1, user_api=kind):
         yield

@@ -13,12 +13,7 @@ def split_r_hat(draws: Array) -> float:
 
     Source: Gelman et al., "Bayesian Data Analysis", third edition, section 11.4.
 
-    Args:
-        draws: ``(chains, length)`` values of one functional.
-
-    Returns:
-        About 1 when the chains agree, larger when not; exactly 1 for a constant
-        functional; NaN for fewer than four draws a chain.
+    Shapes: ``draws (chains, length)``.
     """
     half = draws.shape[1] // 2
     if half < 2:
@@ -37,11 +32,7 @@ def effective_sample_size(draws: Array) -> float:
     Source: Vehtari et al., "Rank-normalization, folding, and localization", Bayesian
     Analysis 16, 2021, equations 10 to 13.
 
-    Args:
-        draws: ``(chains, length)`` values of one functional.
-
-    Returns:
-        At most twice the number of draws; that number for a constant functional.
+    Shapes: ``draws (chains, length)``.
     """
     chains, length = draws.shape
     centred = draws - draws.mean(axis=1, keepdims=True)

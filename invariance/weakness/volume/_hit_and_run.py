@@ -41,16 +41,7 @@ _CHUNK = 4_000_000
 
 
 def truncated_normal(low: Array, high: Array, uniform: Array) -> Array:
-    """Draw standard normals truncated to ``[low, high]`` by inversion, in log space.
-
-    Args:
-        low: Lower ends, ``-inf`` allowed.
-        high: Upper ends, ``inf`` allowed; at least ``low``.
-        uniform: Uniform draws in (0, 1).
-
-    Returns:
-        The draws. Accurate far out in either tail.
-    """
+    """Draw standard normals truncated to ``[low, high]`` by inversion, in log space."""
     # Work in the left tail, where log Phi keeps its digits: mirror what lies right of 0.
     mirror = low > 0.0
     a, b = np.where(mirror, -high, low), np.where(mirror, -low, high)
@@ -85,12 +76,7 @@ class Cone:
     def gaps(self, reduced: Array) -> Array:
         """Own logit minus every class's, linear in the classifier.
 
-        Args:
-            reduced: ``(m, K - 1, r)`` classifiers V.
-
-        Returns:
-            ``(m, n, K)``: 0 at the own class, and positive at all others exactly inside the
-            cone.
+        Shapes: ``reduced (m, K - 1, r)``; returns ``(m, n, K)``.
         """
         logits = self.rows @ (reduced.transpose(0, 2, 1) @ self.gauge)
         own = logits[:, np.arange(len(self.rows)), self.labels]
@@ -106,8 +92,7 @@ class Cone:
     def dikin_covariance(self, reduced: Array) -> Array:
         """Inverse Hessian at V of the logarithmic barrier plus ``|V|^2 / 2``.
 
-        Args:
-            reduced: ``(K - 1, r)`` classifier strictly inside.
+        Shapes: ``reduced (K - 1, r)``.
         """
         weights = self.walls(reduced[None])[0] ** -2.0  # (n, K); the own normal is zero
         k, r = reduced.shape
@@ -183,15 +168,7 @@ def sample_cone(
 ) -> None:
     """Run parallel chains and hand every kept state to ``visit``.
 
-    Args:
-        cone: The classifiers to sample.
-        start: ``(K - 1, r)`` classifier strictly inside; every chain starts there.
-        keep: Kept states a chain.
-        chains: Number of chains.
-        thin: Steps between kept states.
-        warmup: Steps before the first.
-        random: Source of randomness.
-        visit: Called with ``(chains, K - 1, r)`` states.
+    Shapes: ``start (K - 1, r)``, ``visit (chains, K - 1, r)``.
     """
     first = start * (np.sqrt(start.size) / np.linalg.norm(start))
     directions = _Directions(cone.dikin_covariance(first), (first.shape[0], first.shape[1]))

@@ -38,13 +38,6 @@ def law_of(blocks: Mapping[str, float], first: int) -> Law:
 
     The scaled layer's weight and bias shrink their curvature, the next layer's weight grows
     its own, and nothing else is touched.
-
-    Args:
-        blocks: Parameter to the trace of its block, layers in order.
-        first: Index of the layer that is scaled up.
-
-    Returns:
-        The law.
     """
     weights = [name for name in blocks if name.endswith("weight")]
     scaled, following = weights[first], weights[first + 1]

@@ -113,15 +113,6 @@ def irredundant_covers(problem: Arithmetic, wanted: int, forbidden: int) -> Cove
 
     Takes the wanted inputs in order; whenever one is not yet covered, tries every
     admissible cube that holds it. Every irredundant cover is reached that way.
-
-    Args:
-        problem: Supplies the cubes.
-        wanted: Set of inputs to cover.
-        forbidden: Set of inputs that no cube may touch.
-
-    Returns:
-        Union to the smallest total length of a cover with that union; empty if there is
-        no cover.
     """
     cubes = [(cube, size + 1) for cube, size in problem.cubes if not cube & forbidden]
     frontier: Covers = {0: 0}
@@ -157,21 +148,7 @@ def _best(covers: Covers, rule: str) -> _Side:
 
 
 def score(problem: Arithmetic, shown: int, rule: str) -> dict[str, Fraction] | None:
-    """Score the hypotheses that ``rule`` picks from one child task, exactly.
-
-    Args:
-        problem: The operation and its rules.
-        shown: Set of inputs whose right output is shown; not all of them.
-        rule: ``"weakest"`` or ``"shortest"``.
-
-    Returns:
-        Score name to its exact value, averaged over ties; ``None`` if the vocabulary has
-        no correct hypothesis.
-
-    Raises:
-        MeasureError: If nothing, or everything, is shown.
-        UsageError: If ``rule`` is unknown.
-    """
+    """Score the hypotheses that ``rule`` picks from one child task, exactly."""
     if rule not in ("weakest", "shortest"):
         raise unknown_name("rule", rule, ("weakest", "shortest"))
     everything = (1 << problem.inputs) - 1

@@ -38,23 +38,7 @@ def circles_config(
     batch_size: int = 5,
     epochs: int = 300,
 ) -> Config:
-    """Describe one perceptron on circles.
-
-    Args:
-        seed: Seed of weights and of the order of the data.
-        factor: Radius of the inner circle; the outer one's is 1.
-        split: Seed of the split into training and test points, and of resampled labels.
-        label_share: Share of the training labels that are drawn anew, uniformly.
-        n_train: Training points, and as many test points.
-        sizes: Layer widths.
-        lr: Learning rate.
-        momentum: Momentum.
-        batch_size: Points a step.
-        epochs: Epochs; all are run.
-
-    Returns:
-        The configuration.
-    """
+    """Describe one perceptron on circles."""
     return Config(
         RECIPE,
         {
@@ -73,21 +57,7 @@ def circles_config(
 
 
 def circles_task(factor: float, split: int, *, label_share: float = 0.0, n_train: int = 50) -> Task:
-    """Return the circles of one factor and split; test labels are never resampled.
-
-    Args:
-        factor: Radius of the inner circle, between 0 and 1.
-        split: Seed of the split; the same split has the same angles at every factor.
-        label_share: Share of the training labels that are drawn anew, uniformly: about half
-            of them change.
-        n_train: Training points, and as many test points.
-
-    Returns:
-        The task.
-
-    Raises:
-        UsageError: For a factor or share out of range.
-    """
+    """Return the circles of one factor and split; test labels are never resampled."""
     if not 0 < factor < 1:
         raise UsageError(f"factor must lie between 0 and 1. Got {factor!r}.")
     if not 0 <= label_share <= 1:
@@ -125,18 +95,7 @@ def task_of(config: Config) -> Task:
 
 
 def train(configs: Sequence[Config], context: Context) -> list[Trained]:
-    """Train one batch of one cell, all at once.
-
-    Args:
-        configs: Configurations that differ in their seeds alone.
-        context: Device and progress.
-
-    Returns:
-        Weights and facts, one for each configuration.
-
-    Raises:
-        UsageError: If the configurations are not of this recipe, or not of one cell.
-    """
+    """Train one batch of one cell, all at once."""
     s = settings_of_cell(configs, RECIPE)
     fits = fit_cell(
         configs,

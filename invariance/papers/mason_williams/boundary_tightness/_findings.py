@@ -83,18 +83,7 @@ def noise_records(records: Sequence[Record]) -> list[Record]:
 def within_networks(
     records: Sequence[Record], axis: str, name: str, part: str = "measures"
 ) -> dict[int, float]:
-    """Correlate a number with an axis within each network's seed, averaged by split.
-
-    Args:
-        records: Networks; those of one seed differ along ``axis``.
-        axis: ``"factor"`` or ``"label_share"``.
-        name: What is measured.
-        part: ``"measures"``, ``"rescaled"``, ``"targets"`` or ``"facts"``.
-
-    Returns:
-        Split to the mean of its networks' Spearman correlations. A network with fewer than
-        three points on the axis, or without spread, has none.
-    """
+    """Correlate a number with an axis within each network's seed, averaged by split."""
     found: dict[int, list[float]] = {}
     for members in split(records, lambda r: str(r.config.seed)).values():
         along = np.array([float(r.config.settings[axis]) for r in members])  # type: ignore[arg-type]

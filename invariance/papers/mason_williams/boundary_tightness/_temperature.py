@@ -26,16 +26,7 @@ def logit_factor_for_loss(logits: Tensor, y: Tensor, loss: float) -> float:
     Where every row is right, the loss falls from ln K to 0 as the factor grows, so there is
     exactly one such number for any loss in between.
 
-    Args:
-        logits: ``(n, K)`` logits.
-        y: ``(n,)`` labels.
-        loss: The wanted mean loss, between 0 and ln K.
-
-    Returns:
-        The factor; NaN if a row is wrong, where the loss need not reach that value.
-
-    Raises:
-        MeasureError: If the loss is out of range.
+    Shapes: ``logits (n, K)``, ``y (n,)``.
     """
     z = logits.detach().double().cpu()
     labels = y.cpu()
@@ -56,13 +47,7 @@ def logit_factor_for_loss(logits: Tensor, y: Tensor, loss: float) -> float:
 def logit_factor_for_margin(logits: Tensor, y: Tensor, margin: float) -> float:
     """Return the number that brings the mean absolute margin to ``margin``.
 
-    Args:
-        logits: ``(n, K)`` logits.
-        y: ``(n,)`` labels.
-        margin: The wanted mean of ``|z_y - max of the others|``.
-
-    Returns:
-        The factor; NaN if all margins are zero.
+    Shapes: ``logits (n, K)``, ``y (n,)``.
     """
     z = logits.detach().double().cpu()
     labels = y.cpu().unsqueeze(1)
@@ -75,13 +60,6 @@ def with_logits_scaled(model: nn.Module, factor: float) -> nn.Module:
     """Return a copy whose logits are multiplied by ``factor``, in its last weight layer.
 
     Where the factor goes is a choice, and measures that are not invariant depend on it.
-
-    Args:
-        model: A network whose last weight layer makes the logits.
-        factor: A positive number.
-
-    Returns:
-        The copy.
     """
     copied = clone(model)
     _, last = weight_layers(copied)[-1]

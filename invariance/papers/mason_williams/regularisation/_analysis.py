@@ -61,15 +61,7 @@ TARGETS = ("test_accuracy", "generalization_gap")
 
 
 def analyse(records: Sequence[Record], options: Options) -> Findings:
-    """Judge the records.
-
-    Args:
-        records: The networks of the study.
-        options: Its options.
-
-    Returns:
-        Correlations by method and pooled, claims, and a table a question.
-    """
+    """Judge the records."""
     records = with_diversity(records)
     blocks: dict[Block, list[Record]] = {}
     for record in records:
@@ -187,14 +179,7 @@ def _correlations(members: Sequence[Record], options: Options) -> list[dict[str,
 
 
 def within_cells(members: Sequence[Record]) -> dict[tuple[str, str], float | None]:
-    """Correlate every measure with every target within cells, pooled over cells.
-
-    Args:
-        members: Networks of one block.
-
-    Returns:
-        Measure and target to rho; ``None`` where no cell has one.
-    """
+    """Correlate every measure with every target within cells, pooled over cells."""
     found: dict[tuple[str, str], float | None] = {}
     for measure in MEASURES:
         for target in TARGETS:

@@ -25,17 +25,7 @@ TITLES = {
 
 
 def claims_of(pairs: Mapping[str, Sequence[Pair]], *, seed: int = 0) -> list[Claim]:
-    """Judge every claim over all data sets, architectures, batch sizes and rates.
-
-    Args:
-        pairs: Method to treated and untreated networks.
-        seed: Seed of the bootstrap over seeds.
-
-    Returns:
-        For each method, whether it is better, and whether it is better and sharper; for each
-        published measure, whether regularised networks are sharper, still so at equal train
-        loss, and whether that is about the function.
-    """
+    """Judge every claim over all data sets, architectures, batch sizes and rates."""
     methods = [name for name in PUBLISHED_METHODS if name in pairs]
     together = [pair for name in methods for pair in pairs[name]]
     claims = [_better(name, pairs[name], seed) for name in methods]
@@ -55,13 +45,6 @@ def block_claims(
     """Judge block by block whether a method's networks are sharper and better.
 
     Data sets that disagree cancel in the pooled share, and its interval would not show it.
-
-    Args:
-        pairs: Block to method to treated and untreated networks.
-        seed: Seed of the bootstrap over seeds.
-
-    Returns:
-        A claim for each method and block.
     """
     return [
         _sharper_and_better(name, found[name], seed, block)

@@ -23,16 +23,7 @@ COLOURS = ("#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#56b4e9")
 def figures(
     records: Sequence[Record], findings: Findings, folder: Path
 ) -> Sequence[tuple[Path, str]]:
-    """Draw effects on every measure, and gains in accuracy against gains in sharpness.
-
-    Args:
-        records: The networks.
-        findings: What was found; not used, effects are computed again.
-        folder: Where to.
-
-    Returns:
-        Files and captions.
-    """
+    """Draw effects on every measure, and gains in accuracy against gains in sharpness."""
     drawn: list[tuple[Path, str]] = []
     blocks = dict.fromkeys(block_of(record) for record in records)
     for block in blocks:

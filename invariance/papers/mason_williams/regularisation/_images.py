@@ -133,29 +133,7 @@ def image_network(
     sam_adaptive: bool = False,
     train_seed: int = TRAIN_SEED,
 ) -> Config:
-    """Describe one classifier and how it is trained.
-
-    Args:
-        seed: Seed of weights, order of the data and augmentation.
-        task: Data set.
-        n_train: Training points.
-        architecture: A name in :data:`ARCHITECTURES`.
-        lr: Learning rate.
-        batch_size: Points a step.
-        epochs: Passes over the training set.
-        momentum: SGD's momentum.
-        weight_decay: L2 penalty.
-        augmentation: Random changes of the images, as for :func:`invariance.fit`.
-        sam_rho: Radius of sharpness-aware minimisation.
-        sam_adaptive: Whether it is relative to the weights.
-        train_seed: Seed of the training subset.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        UsageError: For an unknown architecture.
-    """
+    """Describe one classifier and how it is trained."""
     if architecture not in ARCHITECTURES:
         raise unknown_name("architecture", architecture, ARCHITECTURES)
     return Config(
@@ -203,18 +181,7 @@ def build(config: Config) -> nn.Module:
 
 
 def train(configs: Sequence[Config], context: Context) -> list[Trained]:
-    """Train one batch of networks of one cell.
-
-    Args:
-        configs: Configurations that differ in their seeds alone.
-        context: Device and progress.
-
-    Returns:
-        Weights and facts, one for each configuration.
-
-    Raises:
-        UsageError: If the configurations are not of this recipe, or not of one cell.
-    """
+    """Train one batch of networks of one cell."""
     s = settings_of_cell(configs, RECIPE)
     by_seed = {config.seed: config for config in configs}
     fits = fit_cell(
@@ -240,16 +207,7 @@ def train(configs: Sequence[Config], context: Context) -> list[Trained]:
 
 
 def network(config: Config, trained: Trained, *, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """Rebuild a trained network.
-
-    Args:
-        config: Its configuration.
-        trained: Its weights.
-        dtype: Precision to measure it in.
-
-    Returns:
-        The network, in eval mode.
-    """
+    """Rebuild a trained network."""
     model = build(config)
     model.load_state_dict(dict(trained.tensors))
     return model.to(dtype).eval()

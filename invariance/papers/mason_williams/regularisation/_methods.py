@@ -78,17 +78,7 @@ PUBLISHED_METHODS = tuple(name for name in METHODS if name != "adaptive-sam")
 
 
 def method_of(config: Config) -> str:
-    """Name the method of a configuration.
-
-    Args:
-        config: One of the study's.
-
-    Returns:
-        A key of :data:`METHODS`.
-
-    Raises:
-        KeyError: If it is none of them.
-    """
+    """Name the method of a configuration."""
     s = config.settings
     asked = Method(
         float(s["weight_decay"]),  # type: ignore[arg-type]

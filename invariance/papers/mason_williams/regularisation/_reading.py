@@ -34,12 +34,7 @@ def match(record: Record) -> Hashable:
 
 
 def reader(part: str, name: str) -> Callable[[Record], float]:
-    """Return what reads one number of a record; NaN where it has none.
-
-    Args:
-        part: ``"facts"``, or a part of what was measured.
-        name: The number's name.
-    """
+    """Return what reads one number of a record; NaN where it has none."""
 
     def read(record: Record) -> float:
         source = record.facts if part == "facts" else record.measured.get(part) or {}
@@ -54,11 +49,7 @@ def reader(part: str, name: str) -> Callable[[Record], float]:
 def fitted_pairs(records: Sequence[Record]) -> dict[str, list[Pair]]:
     """Pair treated networks with untreated ones that fit their training points.
 
-    Args:
-        records: All networks.
-
-    Returns:
-        Method to ``(treated, untreated)`` pairs; a claim about minima needs minima.
+    Shapes: returns ``(treated, untreated)``.
     """
     accuracy = reader("facts", "train_accuracy")
     every = pairs_of(records, method, match, BASELINE)

@@ -55,18 +55,7 @@ def measure_all(
 ) -> tuple[list[dict[str, float | None]], dict[str, str], dict[str, float]]:
     """Evaluate every measure on every model.
 
-    Args:
-        models: Networks in eval mode.
-        x: ``(n, d)`` training points.
-        y: ``(n,)`` labels.
-        score_rows: Points of information-geometric sharpness, whose cost grows with the
-            square of their number.
-
-    Returns:
-        A mapping for each model, ``None`` where a measure refused; measure to reason of a
-        refusal; and measure to the largest relative standard error of an estimate that stands
-        in for an exact value. Means over Gaussian draws are not among these: all networks see
-        the same draws, and their mean is the measure.
+    Shapes: ``x (n, d)``, ``y (n,)``.
     """
     values: list[dict[str, float | None]] = [{} for _ in models]
     refused: dict[str, str] = {}
@@ -140,13 +129,7 @@ def outcomes(
 def predictions(model: nn.Module, x: Tensor) -> dict[str, Any]:
     """Keep what is needed to compare networks afterwards, in little space.
 
-    Args:
-        model: A network in eval mode.
-        x: ``(m, d)`` points.
-
-    Returns:
-        ``labels`` of the first 500 points, and ``roots``: square roots of probabilities of
-        the first 100, in 255ths, as base64.
+    Shapes: ``x (m, d)``.
     """
     p = logits_of(model, x[:LABEL_ROWS]).softmax(1)
     roots = (p[:PROBABILITY_ROWS].sqrt() * 255).round().to(torch.uint8).numpy()
@@ -158,15 +141,7 @@ def predictions(model: nn.Module, x: Tensor) -> dict[str, Any]:
 
 
 def diversity(kept: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Compare each network with the others: disagreement and Jensen-Shannon divergence.
-
-    Args:
-        kept: What :func:`predictions` kept of each network.
-
-    Returns:
-        Each network's means over the others; empty mappings if it is alone. Divergences are
-        those of probabilities kept to about 1/500.
-    """
+    """Compare each network with the others: disagreement and Jensen-Shannon divergence."""
     if len(kept) < 2:
         return [{} for _ in kept]
     labels = np.stack([_bytes(entry["labels"]) for entry in kept])

@@ -37,30 +37,12 @@ EPSILON: Mapping[int, float] = MappingProxyType({1: 0.05, 3: 2 / 255})
 
 
 def tasks_of(options: Options) -> list[str]:
-    """Return the data sets that the options name.
-
-    Args:
-        options: ``task`` may join several names with a plus sign.
-
-    Returns:
-        Their true names.
-    """
+    """Return the data sets that the options name."""
     return [images.test_task(name).name for name in options.task.split("+")]
 
 
 def grid(options: Options) -> Sequence[Config]:
-    """Return every architecture, method, batch size and rate on every data set.
-
-    Args:
-        options: ``scale`` has ``architectures``, ``methods``, ``batch_sizes``, ``rates`` and
-            ``epochs``.
-
-    Returns:
-        The configurations, seeds innermost.
-
-    Raises:
-        UsageError: For an unknown method, or if the baseline is missing.
-    """
+    """Return every architecture, method, batch size and rate on every data set."""
     scale = options.scale
     methods = _tuple(scale["methods"])
     for name in methods:

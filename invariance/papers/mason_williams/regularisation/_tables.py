@@ -79,15 +79,7 @@ def outcomes_table(title: str, effects: Sequence[Effect]) -> Table:
 
 
 def blocks_table(rows: Sequence[tuple[str, str, Effect, Ratio]]) -> Table:
-    """Show block by block what the claims pool: who is better, who is sharper and better.
-
-    Args:
-        rows: Method, block, the effect on test accuracy, and the share of pairs that are both
-            sharper and better.
-
-    Returns:
-        The table.
-    """
+    """Show block by block what the claims pool: who is better, who is sharper and better."""
     return Table(
         "What the claims pool, block by block",
         ("method", "block", "pairs", "better", "sharper and better"),
@@ -143,16 +135,7 @@ def measures_table(
 
 
 def verdict(before: Effect, after: Effect) -> str:
-    """Say in a word or two what became of a claim that a method is sharper.
-
-    Args:
-        before: The effect as trained.
-        after: The same after rescaling.
-
-    Returns:
-        ``"sharper"`` if both find it, ``"only as trained"`` or ``"only rescaled"`` if one does,
-        ``"flatter"`` if the interval as trained lies below zero, else ``"-"``.
-    """
+    """Say in a word or two what became of a claim that a method is sharper."""
     if before.found():
         return "sharper" if after.found() else "only as trained"
     if before.ci_high is not None and before.ci_high < 0:
@@ -163,16 +146,7 @@ def verdict(before: Effect, after: Effect) -> str:
 def simpson_table(
     title: str, rows: Sequence[Mapping[str, Any]], within_cells: Mapping[tuple[str, str], Cell]
 ) -> Table:
-    """Show correlations pooled, within methods, and within cells of the grid, side by side.
-
-    Args:
-        title: Names the block.
-        rows: Correlations of the block, grouped by method.
-        within_cells: Measure and target to the correlation within cells.
-
-    Returns:
-        The table.
-    """
+    """Show correlations pooled, within methods, and within cells of the grid, side by side."""
     groups = [name for name in dict.fromkeys(str(row["group"]) for row in rows) if name != POOLED]
     by_method = {(row["group"], row["measure"], row["target"]): row["rho"] for row in rows}
     shown: list[tuple[Cell, ...]] = []

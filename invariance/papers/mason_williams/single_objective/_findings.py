@@ -112,16 +112,7 @@ def error_correlation(family: Family) -> float | None:
 
 
 def order_agreement(families_: Sequence[Family], name: str, part: str = "measures") -> FloatArray:
-    """Correlate each seed's order of the functions with the mean order of the other seeds.
-
-    Args:
-        families_: Each seed's networks, the same functions in the same order.
-        name: The measure.
-        part: ``"measures"`` or ``"rescaled"``.
-
-    Returns:
-        One rank correlation a seed.
-    """
+    """Correlate each seed's order of the functions with the mean order of the other seeds."""
     ranks = np.array([stats.rankdata(column(family, part, name)) for family in families_])
     if len(ranks) < 2:
         return np.empty(0)

@@ -34,22 +34,7 @@ def fit_full_batch(
 ) -> list[list[dict[str, Tensor]]]:
     """Train M perceptrons of one shape, each on its own points.
 
-    Args:
-        models: ``Linear, ReLU, ..., Linear`` with biases; left as they are.
-        x: ``(M, n, d)`` points, on the device and in the dtype to train in.
-        y: ``(M, n, K)`` targets.
-        epochs: Steps.
-        lr: Learning rate.
-        marks: Epochs after which weights are kept, increasing.
-        betas: Adam's decay rates.
-        eps: Adam's addition to the denominator.
-        tell: Called with the share that is done.
-
-    Returns:
-        For each network the weights at each mark, on the CPU.
-
-    Raises:
-        ModelError: If a network has another shape.
+    Shapes: ``x (M, n, d)``, ``y (M, n, K)``.
     """
     names, shapes = _shapes(models)
     theta = torch.stack([_flat(model) for model in models]).to(x)

@@ -100,22 +100,7 @@ def objective_config(
     sizes: tuple[int, ...] = (2, 64, 64, 1),
     lr: float = 1e-3,
 ) -> Config:
-    """Describe one network and the function that it fits.
-
-    Args:
-        seed: Seed of the initial weights and of the points: networks of one seed start from
-            the same weights and see the same points, whatever the function.
-        objective: One of :data:`OBJECTIVES`.
-        targets: ``"raw"``, or ``"standardised"`` to mean 0 and variance 1 on training points.
-        n_train: Training points.
-        n_test: Test points.
-        epochs: Steps of full-batch Adam.
-        sizes: Layer widths.
-        lr: Learning rate.
-
-    Returns:
-        The configuration.
-    """
+    """Describe one network and the function that it fits."""
     return Config(
         RECIPE,
         {
@@ -132,11 +117,7 @@ def objective_config(
 
 
 def regression_of(config: Config) -> Regression:
-    """Return the data of a configuration.
-
-    Raises:
-        UsageError: For an unknown objective or kind of targets.
-    """
+    """Return the data of a configuration."""
     s = config.settings
     name, kind = str(s["objective"]), str(s["targets"])
     if name not in OBJECTIVES:
@@ -164,18 +145,7 @@ def log_epochs(epochs: int) -> tuple[int, ...]:
 
 
 def train(configs: Sequence[Config], context: Context) -> list[Trained]:
-    """Train one batch of one cell; on the CPU one after another, which fills a core.
-
-    Args:
-        configs: Configurations that differ in their seeds alone.
-        context: Device and progress.
-
-    Returns:
-        Weights at every logged epoch, named ``epoch<number>.<parameter>``, and the curves.
-
-    Raises:
-        UsageError: If the configurations are not of this recipe, or not of one cell.
-    """
+    """Train one batch of one cell; on the CPU one after another, which fills a core."""
     settings_of_cell(configs, RECIPE)  # refuses a mixed batch
     size = 1 if context.device == "cpu" else len(configs)
     found: list[Trained] = []
@@ -249,11 +219,7 @@ def loaded(config: Config, state: Mapping[str, Tensor]) -> nn.Module:
 
 
 def network_at(config: Config, trained: Trained, epoch: int) -> nn.Module:
-    """Return the network as it was after ``epoch`` epochs.
-
-    Raises:
-        UsageError: If that epoch was not logged.
-    """
+    """Return the network as it was after ``epoch`` epochs."""
     prefix = f"epoch{epoch}."
     state = {
         name.removeprefix(prefix): value

@@ -97,18 +97,7 @@ def _change(model: nn.Module, rescaled: nn.Module, x: Tensor) -> float:
 
 
 def suite(model: nn.Module, x: Tensor, y: Tensor, data: Regression) -> Values:
-    """Measure one network under the mean squared error, mostly in a single exact sweep.
-
-    Args:
-        model: The network in float64.
-        x: Training points.
-        y: Training targets in the network's units.
-        data: The problem, for the units of its raw targets.
-
-    Returns:
-        Name to value. ``hessian_trace_standard_units`` is the trace of the network whose last
-        layer is divided by the targets' deviation, with standardised targets.
-    """
+    """Measure one network under the mean squared error, mostly in a single exact sweep."""
     swept = exact_curvature(model, x, y, loss="mse", relative_flatness=True, diagonal=True)
     parameters = dict(model.named_parameters())
     steps = read_perceptron(model)

@@ -39,16 +39,8 @@ def advance(
 ) -> None:
     """Train for some epochs in place, by 1-SAM, plain SGD, or gradient descent with decay.
 
-    Args:
-        recipe: Algorithm and weight decay.
-        phase: Rates.
-        epochs: Passes over the training set.
-        x: ``(n, F)`` inputs.
-        y: ``(n,)`` targets.
-        weights: ``(F, m)`` first layer.
-        scale: ``(m,)`` factors gamma.
-        readout: ``(m,)`` second layer.
-        state: ``(1,)`` state of the random generator.
+    Shapes: ``x (n, F)``, ``y (n,)``, ``weights (F, m)``, ``scale (m,)``, ``readout (m,)``, ``state
+    (1,)``.
     """
     if recipe.algorithm == "gd":
         full_batch_epochs(epochs, x, y, weights, scale, readout, phase.lr, recipe.weight_decay)
@@ -90,19 +82,8 @@ def respond(
 ) -> tuple[float, float]:
     """Evaluate sample ``i``: output, and the squared norm of its gradient.
 
-    Args:
-        x: ``(n, F)`` training inputs.
-        i: The sample.
-        weights: ``(F, k)`` first layer of the units concerned.
-        scale: ``(k,)``.
-        readout: ``(k,)``.
-        unit: Filled with the normalised hidden units.
-        gradient: ``(F, k)``, filled with df/d weights.
-        square: ``(k,)`` scratch.
-        pre: ``(k,)`` scratch.
-
-    Returns:
-        The output and ``|grad f|^2``.
+    Shapes: ``x (n, F)``, ``weights (F, k)``, ``scale (k,)``, ``readout (k,)``, ``gradient (F, k)``,
+    ``square (k,)``, ``pre (k,)``.
     """
     features, units = weights.shape
     zero, one = pre.dtype.type(0), pre.dtype.type(1)

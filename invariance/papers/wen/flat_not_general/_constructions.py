@@ -260,10 +260,6 @@ def isolable(x: Tensor, *, bias: bool) -> list[bool]:
 def batch_norm_limit(shares: Tensor) -> float:
     """Return ``4 sum_q sqrt(p_q)``, the trace that units with shares p_q tend to.
 
-    Args:
-        shares: ``(m,)`` share of the training set that activates each unit.
-
-    Returns:
-        The limit for a growing first layer.
+    Shapes: ``shares (m,)``.
     """
     return 4 * sum(math.sqrt(p) for p in shares.tolist())

@@ -37,16 +37,7 @@ FITTED = 0.1
 
 
 def draw(records: Sequence[Record], findings: Findings, folder: Path) -> list[tuple[Path, str]]:
-    """Draw the figures.
-
-    Args:
-        records: The networks.
-        findings: What was found; not needed.
-        folder: Where to.
-
-    Returns:
-        Files and captions.
-    """
+    """Draw the figures."""
     del findings
     if not records:
         return []
@@ -66,14 +57,7 @@ def draw(records: Sequence[Record], findings: Findings, folder: Path) -> list[tu
 
 
 def trajectories(records: Sequence[Record]) -> Figure:
-    """Draw test accuracy against sharpness, a panel for each architecture.
-
-    Args:
-        records: The networks.
-
-    Returns:
-        A figure.
-    """
+    """Draw test accuracy against sharpness, a panel for each architecture."""
     figure, panels = _panels(records)
     for name, axes in panels.items():
         for record in _of(records, name):
@@ -102,14 +86,7 @@ def trajectories(records: Sequence[Record]) -> Figure:
 
 
 def over_time(records: Sequence[Record]) -> Figure:
-    """Draw test accuracy over epochs, a panel for each architecture.
-
-    Args:
-        records: The networks.
-
-    Returns:
-        A figure.
-    """
+    """Draw test accuracy over epochs, a panel for each architecture."""
     figure, panels = _panels(records)
     for name, axes in panels.items():
         for record in _of(records, name):

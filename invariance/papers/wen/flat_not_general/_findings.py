@@ -35,15 +35,7 @@ SLOW = ("volume_weakness", "volume_weakness_raw")
 
 
 def analyse(records: Sequence[Record], options: Options) -> Findings:
-    """Judge the study.
-
-    Args:
-        records: Trained and measured networks.
-        options: Sizes; the constructions are made at the same.
-
-    Returns:
-        Tables, correlations, claims and notes.
-    """
+    """Judge the study."""
     data = draw_problem(
         options.seed,
         dimension=int(number(options, "dimension", 30)),

@@ -77,16 +77,7 @@ def respond(
 ) -> tuple[float, float, float]:
     """Evaluate the output and its derivatives from the pre-activations.
 
-    Args:
-        pre: ``(m,)`` pre-activations.
-        readout: ``(m,)`` second layer.
-        floor: Smallest norm that the hidden vector is divided by; negative for a network
-            without normalisation.
-        unit: Filled with df/d readout.
-        slope: Filled with df/d pre.
-
-    Returns:
-        The output f, ``|unit|^2`` and ``|slope|^2``.
+    Shapes: ``pre (m,)``, ``readout (m,)``.
     """
     units = pre.size
     zero = pre.dtype.type(0)
@@ -155,19 +146,7 @@ def stochastic_epochs(
     A step of 1-SAM goes up by ``rho`` along the normalised gradient of one sample's loss
     (f - y)^2, and then down from where it stood by ``lr`` times the gradient found there.
 
-    Args:
-        epochs: Passes over the training set.
-        x: ``(n, F)`` inputs.
-        y: ``(n,)`` targets.
-        weights: ``(F, m)`` first layer.
-        readout: ``(m,)`` second layer.
-        lr: Learning rate.
-        rho: Radius of the ascent; 0 for plain stochastic gradient descent.
-        noise: The target becomes ``y + noise`` or ``y - noise``, each with probability 1/2;
-            0 for no label noise.
-        floor: See :func:`respond`.
-        radius: After each step the first layer is scaled to this norm; 0 for no projection.
-        state: ``(1,)`` state of the random generator.
+    Shapes: ``x (n, F)``, ``y (n,)``, ``weights (F, m)``, ``readout (m,)``, ``state (1,)``.
     """
     n, units = x.shape[0], readout.size
     cast = weights.dtype.type
@@ -221,16 +200,7 @@ def full_batch_epochs(
     Descends on ``mean (f - y)^2 + decay/2 |theta|^2 + trace * (2/n) sum |grad f|^2``; the
     last sum is the trace of the Hessian of the mean loss where the network interpolates.
 
-    Args:
-        epochs: Steps.
-        x: ``(n, F)`` inputs.
-        y: ``(n,)`` targets.
-        weights: ``(F, m)`` first layer.
-        readout: ``(m,)`` second layer.
-        lr: Learning rate.
-        decay: Weight decay, of all parameters.
-        trace: Weight of the trace.
-        floor: See :func:`respond`.
+    Shapes: ``x (n, F)``, ``y (n,)``, ``weights (F, m)``, ``readout (m,)``.
     """
     n, features = x.shape
     units = readout.size

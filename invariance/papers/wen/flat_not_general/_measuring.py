@@ -24,17 +24,7 @@ RESCALING = (
 
 
 def measured(model: nn.Module, data: Problem, recipe: Recipe, seed: int) -> dict[str, Any]:
-    """Measure one trained network.
-
-    Args:
-        model: The network, in float64.
-        data: Its data.
-        recipe: How it was trained.
-        seed: Seed of the rescaling.
-
-    Returns:
-        ``targets``, ``measures`` and ``rescaled``, as every study has them.
-    """
+    """Measure one trained network."""
     found = summary(model, data)
     targets = {
         "test_accuracy": found["test_accuracy"],
@@ -82,14 +72,7 @@ def least_sharpness(model: nn.Module, x: Tensor, outputs: Tensor, recipe: Recipe
     |f| / floor)`` with the simplified LayerNorm (2 unless an output is nearly 0), ``4 sum |a_j
     g_j|`` of the same network with BatchNorm.
 
-    Args:
-        model: The network.
-        x: ``(n, d)`` training inputs.
-        outputs: ``(n,)`` its outputs there.
-        recipe: Its architecture.
-
-    Returns:
-        The lower bound.
+    Shapes: ``x (n, d)``, ``outputs (n,)``.
     """
     hidden, output = model.get_submodule("hidden"), model.get_submodule("output")
     assert isinstance(hidden, nn.Linear)
@@ -112,13 +95,6 @@ def rescaled(model: nn.Module, seed: int) -> nn.Module:
     divided; with BatchNorm the incoming ones are multiplied, and nothing need be divided; with
     the LayerNorm the whole first layer is multiplied by one factor of at least 1, which leaves the
     function alone above the floor.
-
-    Args:
-        model: The network, left as it is.
-        seed: Seed of the factors; see :data:`RESCALING`.
-
-    Returns:
-        The rescaled copy.
     """
     moved = deepcopy(model)
     hidden, output = moved.get_submodule("hidden"), moved.get_submodule("output")

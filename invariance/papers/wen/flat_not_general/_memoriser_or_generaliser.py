@@ -135,17 +135,7 @@ def contest(
 
 
 def judge(name: str, memoriser: float, generaliser: float, noise: float = 0.0) -> Verdict:
-    """Say which way a measure orders the two networks.
-
-    Args:
-        name: The measure.
-        memoriser: Its value there.
-        generaliser: Its value there.
-        noise: Standard error of the difference; three of them must be exceeded.
-
-    Returns:
-        The verdict.
-    """
+    """Say which way a measure orders the two networks."""
     scale = max(abs(memoriser), abs(generaliser))
     if not abs(memoriser - generaliser) > max(SAME * scale, 3 * noise, 1e-12):
         return "cannot tell"
@@ -156,16 +146,7 @@ def judge(name: str, memoriser: float, generaliser: float, noise: float = 0.0) -
 def network(
     kind: Literal["memoriser", "generaliser"], data: Problem, *, output_bias: bool
 ) -> nn.Module:
-    """Build one of the two networks at width n, for one output.
-
-    Args:
-        kind: Which.
-        data: Its training set.
-        output_bias: Whether the output layer has a bias (of value 0).
-
-    Returns:
-        The network in float64.
-    """
+    """Build one of the two networks at width n, for one output."""
     made = construct(kind, data.x_train, data.y_train, architecture="plain", bias=True)
     model = realise(made, data.x_train, width=len(data.x_train))
     return _with_output_bias(model) if output_bias else model

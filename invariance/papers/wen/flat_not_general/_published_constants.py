@@ -123,12 +123,7 @@ def _witness(x: Tensor, eps: float) -> float:
 def complete_training_set(dimension: int) -> tuple[Tensor, Tensor]:
     """Return a smallest training set that satisfies the paper's Condition 1.
 
-    Args:
-        dimension: Bits d.
-
-    Returns:
-        ``(4 (d - 1), d)`` inputs: all four quadrants with each of d - 1 rests whose
-        differences span d - 2 dimensions; and their labels.
+    Shapes: returns ``(4 (d - 1), d)``.
     """
     rest = dimension - 2
     rests = torch.ones(rest + 1, rest, dtype=torch.float64)

@@ -72,19 +72,7 @@ FEWEST_EPOCHS = 200
 
 
 def number(options: Options, name: str, default: float) -> float:
-    """Read one of the study's own sizes from ``options.scale``.
-
-    Args:
-        options: The options.
-        name: Which size.
-        default: What it is where it is not given.
-
-    Returns:
-        The number.
-
-    Raises:
-        UsageError: If it is not a number.
-    """
+    """Read one of the study's own sizes from ``options.scale``."""
     value = options.scale.get(name, default)
     if not isinstance(value, (int, float)):
         raise UsageError(f"scale[{name!r}] must be a number. Got {value!r}.")
@@ -108,17 +96,7 @@ def at_scale(recipe: Recipe, options: Options) -> Recipe:
 
 
 def config_of(cell: str, recipe: Recipe, options: Options, seed: int) -> Config:
-    """Write one network down: the seed draws data, initial weights and order.
-
-    Args:
-        cell: Its name in :data:`CELLS`.
-        recipe: How it is trained.
-        options: Sizes of the data.
-        seed: The seed.
-
-    Returns:
-        The configuration.
-    """
+    """Write one network down: the seed draws data, initial weights and order."""
     settings: dict[str, Setting] = {
         "cell": cell,
         "dimension": int(number(options, "dimension", 30)),

@@ -216,13 +216,6 @@ def summary(model: nn.Module, problem: Problem) -> Mapping[str, float]:
     """Evaluate a network: see :func:`train_network` for the names.
 
     An output of exactly 0 counts as wrong: its sign says nothing.
-
-    Args:
-        model: The network.
-        problem: Training and test data.
-
-    Returns:
-        Name to value.
     """
     hidden = model.get_submodule("hidden")
     assert isinstance(hidden, nn.Linear)

@@ -35,16 +35,7 @@ _SEEDS = "Interval: Student's t over seeds; each seed has its own data, weights 
 def claims(
     cells: Cells, rows: Sequence[Row], constants: Sequence[PublishedConstant]
 ) -> list[Claim]:
-    """Judge every claim.
-
-    Args:
-        cells: Name of a cell to its networks.
-        rows: The contest of memoriser and generaliser without an output bias.
-        constants: The published constants.
-
-    Returns:
-        The claims in the order of the paper.
-    """
+    """Judge every claim."""
 
     def accuracy(name: str, statement: str, cell: str, region: Region, note: str = "") -> Claim:
         records = cells.get(cell, ())
@@ -152,15 +143,7 @@ def _mean(
 def mean_interval(
     values: Sequence[float], level: float = 0.95
 ) -> tuple[float | None, float | None]:
-    """Return Student's t interval of the mean.
-
-    Args:
-        values: Independent values, one a seed.
-        level: Level of the interval.
-
-    Returns:
-        Its ends, ``None`` for fewer than two values.
-    """
+    """Return Student's t interval of the mean."""
     if len(values) < 2:
         return None, None
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
