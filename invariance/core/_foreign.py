@@ -22,15 +22,15 @@ def foreign(what: str) -> Iterator[None]:
 def account(error: BaseException) -> str:
     """Say what an error of the user's code was, and where it came from, in half a sentence."""
     if isinstance(error, SystemExit):
-        return f"tried to end the program (sys.exit({error.code!r})){_where(error)}"
+        return f"tried to end the program (sys.exit({error.code!r})){where(error)}"
     if isinstance(error, SyntaxError):
         place = f" ({error.filename}, line {error.lineno})" if error.filename else ""
         return f"is no valid Python: {error.msg}{place}"
     text = str(error).rstrip(".")
-    return f"raised {type(error).__name__}{f': {text}' if text else ''}{_where(error)}"
+    return f"raised {type(error).__name__}{f': {text}' if text else ''}{where(error)}"
 
 
-def _where(error: BaseException) -> str:
+def where(error: BaseException) -> str:
     """The innermost line of a file that is neither this package's nor Python's machinery."""
     place, trace = "", error.__traceback__
     while trace is not None:

@@ -134,7 +134,7 @@ def build_objective(
 ) -> Objective:
     """Copy the model, check everything once, and return the objective.
 
-    Shapes: ``model (n, K)``, ``x (n, ...)``.
+    Shapes: ``x (n, ...)``.
     """
     require_deterministic(model)
     space = select_parameters(model, parameters)

@@ -17,7 +17,7 @@ _BATCH = 4096
 def logits_of(model: nn.Module, x: Tensor, *, batch_size: int = _BATCH) -> Tensor:
     """Return the logits of every row, ``(n, K)`` float64 on the CPU.
 
-    Shapes: ``model (n, K)``, ``x (n, ...)``.
+    Shapes: ``x (n, ...)``.
     """
     require_eval(model)
     rows, device = as_rows(model, x, "x"), model_device(model)

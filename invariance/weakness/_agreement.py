@@ -21,7 +21,7 @@ _BATCH = 8192
 def predictions(model: nn.Module, x: Tensor, *, batch_size: int = _BATCH) -> Tensor:
     """Return the arg-max class of every row, ``(n,)`` int64 on the CPU.
 
-    Shapes: ``model (n, K)``, ``x (n, ...)``.
+    Shapes: ``x (n, ...)``.
     """
     require_eval(model)
     rows, device = as_rows(model, x, "x_unseen"), model_device(model)

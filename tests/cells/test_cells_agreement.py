@@ -67,9 +67,10 @@ def test_check_and_assertion_agree_on_every_registered_measure(name, network, ta
     rows, report = checked(name, network, task)
     assert report.contradictions == ()
     found = [t for t in MAPS if repr(t) in rows]
+    unclear = any("not clear" in row.method for row in report.rows)
     for transform in found:
         stays = asserted(name, transform, network, task)
-        estimated = get_measure(name).cost == "sampling"
+        estimated = get_measure(name).cost == "sampling" or unclear
         assert stays == rows[repr(transform)] or (stays is None and estimated), repr(transform)
     assert found or report.refused
 

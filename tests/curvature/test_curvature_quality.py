@@ -61,9 +61,12 @@ def test_estimates_are_unbiased_in_total_and_in_parts(operator, dense, estimator
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_standard_errors_are_honest(operator, estimator):
     values, errors, _ = repeated(operator, estimator)
-    # XTrace's samples share their sketch; its error bar is an estimate, right within a factor.
-    low, high = (0.85, 1.2) if estimator == "hutchinson" else (0.5, 2.0)
-    assert low < np.sqrt((errors**2).mean()) / values.std() < high
+    # Sketches leave few samples, and Student's quantile for few is wide: that their intervals
+    # hold the truth is in test_curvature_coverage; here, that they are not wider than that.
+    if estimator == "hutchinson":
+        assert 0.85 < np.sqrt((errors**2).mean()) / values.std() < 1.2
+    else:
+        assert 0.5 < np.median(errors) / values.std() < 3.5
 
 
 def test_sketching_pays_on_a_spectrum_that_decays():

@@ -137,7 +137,7 @@ def test_another_version_on_a_worker_is_refused(cluster, tmp_path, monkeypatch):
     import invariance
 
     here = invariance.__version__
-    monkeypatch.setattr(invariance, "__version__", "99")
+    monkeypatch.setattr("invariance.core._version.__version__", "99")
     with pytest.raises(StudyError, match=f"invariance is {here}; here it is 99"):
         run_study(TINY, out=tmp_path, resume=True, scheduler=cluster.address)
 

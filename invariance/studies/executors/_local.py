@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from invariance.core._errors import StudyError, UsageError
-from invariance.core._foreign import account
+from invariance.core._foreign import account, where
 from invariance.core._reproducible import VARIABLE, ask_for_reproducible_kernels
 from invariance.studies._jobs import ONE_THREAD, Job, limit_threads, run_job
 from invariance.studies.executors._base import Done, Event, Told, Work
@@ -225,7 +225,9 @@ def _portable(error: Exception, job: Job) -> Exception:
     """Return the error with its traceback as a note, in a form that can be sent."""
     import traceback
 
-    error.add_note(f"In a worker process, {job.describe()}:\n{traceback.format_exc()}")
+    error.add_note(
+        f"In a worker process, {job.describe()}{where(error)}:\n{traceback.format_exc()}"
+    )
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # an error class of the user's, of any shape
