@@ -55,10 +55,11 @@ class Adapted(nn.Module):
         if self.adapted_inputs is None:
             out = self.adapted_call(x)
         else:
-            if x.is_floating_point() and x.dtype.itemsize < 4:
+            rows_held = len(_tensors(self.adapted_inputs)[0])
+            if x.is_floating_point() and rows_held * torch.finfo(x.dtype).eps > 1:
                 raise ModelError(
-                    f"Rows are numbered, and {x.dtype} cannot count them. Convert a copy of the "
-                    "model: copy.deepcopy(model).float()."
+                    f"Rows are numbered, and {x.dtype} cannot count {rows_held:,} of them. Pass "
+                    "fewer, or convert a copy of the model: copy.deepcopy(model).double()."
                 )
             number = x.reshape(-1).long()
             if isinstance(self.adapted_inputs, tuple):
@@ -300,6 +301,8 @@ def _tensors(x: Any) -> Sequence[Tensor]:
 def _joined(xs: list[Any], name: str) -> Any:
     try:
         if isinstance(xs[0], Mapping):
+            if any(x.keys() != xs[0].keys() for x in xs):
+                raise KeyError(f"names {sorted(set().union(*xs))}, not all in each")
             return {key: torch.cat([x[key] for x in xs]) for key in xs[0]}
         if isinstance(xs[0], tuple):
             return tuple(torch.cat(parts) for parts in zip(*xs, strict=True))

@@ -113,6 +113,23 @@ def test_batches_of_named_inputs_carry_their_labels(model, data):
     assert float(found) == pytest.approx(plain("hessian_trace", model, data))
 
 
+def test_a_name_that_not_every_batch_has_is_refused(model, data):
+    x, y = data["x"], data["y"]
+    batches = [
+        {"first": x[:10], "second": x[:10], "labels": y[:10]},
+        {"first": x[10:], "second": x[10:], "third": x[10:], "labels": y[10:]},
+    ]
+    with pytest.raises(DataError, match=r"do not fit together .*third"):
+        inv.measures.hessian_trace(Named(model).eval(), batches)
+
+
+def test_rows_are_not_numbered_beyond_what_a_dtype_counts(data):
+    half = inv.models.mlp([6, 4, 3], dtype=torch.bfloat16).eval()
+    batch = {"first": data["x"].repeat(6, 1), "second": data["x"].repeat(6, 1)}  # 144 > 128
+    with pytest.raises(ModelError, match="cannot count 144"):
+        inv.measures.hessian_eigenvalues(Named(half).eval(), batch, data["y"].repeat(6))
+
+
 def test_arrays_are_tensors(model, data):
     found = inv.measures.hessian_trace(model, data["x"].numpy(), data["y"].numpy())
     assert float(found) == plain("hessian_trace", model, data)
