@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from invariance.reporting._report import CorrelationStudy, Report, Sweep, renders
+from invariance.reporting._report import AxisSweep, CorrelationStudy, Report, renders
 from invariance.reporting._words import (
     LEGEND,
     cell,
@@ -140,7 +140,7 @@ def _packed(widths: Sequence[int], room: int) -> list[list[int]]:
     return groups
 
 
-def _sweep_table(sweep: Sweep) -> Table:
+def _sweep_table(sweep: AxisSweep) -> Table:
     table = Table(
         title=(
             "Hessian trace when the first layer is scaled by alpha and the second by 1/alpha: "
