@@ -45,7 +45,7 @@ class Sorter:
         return table
 
     def arrange(self) -> tuple[Element, tuple[str, ...]]:
-        """Choose every sign and order, acting on :attr:`tensors`."""
+        """Choose every sign and order, acting on ``self.tensors``."""
         steps: list[tuple[int, GroupElement]] = []
         ambiguous: list[str] = []
         groups = self._found.groups
