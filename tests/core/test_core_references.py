@@ -31,7 +31,7 @@ def resolves(reference, module, classes):
             except ModuleNotFoundError:
                 continue
             return reach(found, parts[cut:])
-    if parts[0] in ("torch", "numpy", "scipy"):
+    if parts[0] in ("torch", "numpy", "scipy", "dataclasses"):
         return reach(importlib.import_module(parts[0]), parts[1:])
     return any(reach(start, parts) for start in (module, builtins, *classes))
 

@@ -1,4 +1,4 @@
-"""Solve the relations between threads: which factors and signs are free, and which threads move together."""
+"""Solve what relates threads: free factors and signs, and which threads move together."""
 
 from __future__ import annotations
 

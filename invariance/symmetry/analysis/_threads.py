@@ -87,7 +87,7 @@ def unique_rows(table: IntArray) -> tuple[IntArray, IntArray]:
 
 @dataclass(frozen=True, eq=False)
 class RawLeg:
-    """A use of a tensor in terms of threads; :class:`~.structures.Leg` is its final form.
+    """A use of a tensor in terms of threads; a ``Leg`` is its final form.
 
     Attributes:
         tensor: Qualified name of the parameter or buffer.

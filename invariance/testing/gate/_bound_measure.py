@@ -91,7 +91,7 @@ def bind(
     name: str | None = None,
     network: MappedNetwork | None = None,
 ) -> BoundMeasure:
-    """Bind a measure to a model and data; see :func:`invariance.testing.assert_invariant` for the arguments."""
+    """Bind a measure to a model and data, as :func:`invariance.testing.assert_invariant` says."""
     require_evaluation_mode(model)
     rtol, seed = as_tolerance(rtol), as_seed(seed)
     bound = bind_measure(measure, name)
