@@ -34,6 +34,7 @@ after), a statistic normalises it (BatchNorm's running moments), a slope shapes 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -43,6 +44,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from invariance.core._repr import facts_table
 from invariance.symmetry.analysis._table import render
 
 IntArray = npt.NDArray[np.int64]
@@ -298,3 +300,16 @@ class Symmetries:
 
     def __str__(self) -> str:
         return render(self)
+
+    def __repr__(self) -> str:
+        kinds = Counter(str(group.kind) for group in self.groups)
+        found = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "no group"
+        return f"Symmetries({self.model}: {found}; {len(self.stops)} stops)"
+
+    def _repr_html_(self) -> str:
+        facts: dict[str, object] = {
+            f"{group.kind} at {group.site}": f"{group.size} units, {group.dof} degrees of freedom"
+            for group in self.groups
+        }
+        facts |= {f"ends at {stop.place}": f"{stop.operation} {stop.reason}" for stop in self.stops}
+        return facts_table(f"Symmetries of {self.model}", facts)
