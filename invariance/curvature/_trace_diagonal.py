@@ -52,7 +52,7 @@ from invariance.curvature.exact._result import (
     ExactCurvature,
     Wants,
 )
-from invariance.curvature.losses._base import Rule
+from invariance.curvature.losses._base import Draws
 from invariance.curvature.losses._resolve import Loss, LossLike, resolve_loss
 from invariance.curvature.products._operators import HessianOperator
 
@@ -148,7 +148,7 @@ class Prepared:
         if not names:
             return Drawn((Sums(),), ())
         return sample_sweep(
-            lambda rule: self.sweep(names, wants, how.memory_budget, rule).sums,
+            lambda draws: self.sweep(names, wants, how.memory_budget, draws).sums,
             self.loss,
             self.outputs,
             self.batches.rows,
@@ -159,7 +159,7 @@ class Prepared:
         )
 
     def sweep(
-        self, names: Sequence[str], wants: Wants, memory_budget: int, rule: Rule | None = None
+        self, names: Sequence[str], wants: Wants, memory_budget: int, draws: Draws | None = None
     ) -> Swept:
         """Sweep the parameters ``names``, in all of which the network is known exactly.
 
@@ -169,14 +169,14 @@ class Prepared:
         batches, loss = self.batches, self.loss
         if self.steps is not None:
             sums = sweep_perceptrons(
-                self.steps, batches, batches.rows, loss, wants, memory_budget, names, rule=rule
+                self.steps, batches, batches.rows, loss, wants, memory_budget, names, draws=draws
             )
             curved = is_curved(self.steps, names)
             how = "recursion, with second derivatives of the activations" if curved else "sweep"
             return Swept(sums, f"exact {how} ({loss.name})", not curved)
         check_budget(memory_budget)
         plan = make_plan(self.model, self.linearity, names, self.row)
-        sums = sweep_module(self.model, plan, batches, loss, wants, memory_budget, rule)
+        sums = sweep_module(self.model, plan, batches, loss, wants, memory_budget, draws)
         zero = f"; no influence, hence zero: {', '.join(plan.silent)}" if plan.silent else ""
         return Swept(sums, f"exact sweep ({loss.name}){zero}", True)
 

@@ -16,7 +16,7 @@ from invariance.core._rng import generator
 from invariance.curvature._trace_diagonal import Sampling, _whole_trace, prepare
 from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET, Wants
 from invariance.curvature.losses import _base, _resolve
-from invariance.curvature.losses._base import SampledRule
+from invariance.curvature.losses._base import Draws
 from invariance.curvature.losses._resolve import softmax_mix
 
 
@@ -95,7 +95,7 @@ def test_the_mean_over_all_patterns_is_the_exact_sweep(monkeypatch, architecture
     wants = Wants(relative_flatness=True, diagonal=True, scales=scales)
     exact = prepared.sweep(prepared.names, wants, DEFAULT_MEMORY_BUDGET).sums
     every_pattern(monkeypatch)
-    rule = SampledRule(prepared.loss, 2**CLASSES, generator(0))
+    rule = Draws(prepared.loss, 2**CLASSES, generator(0))
     found = prepared.sweep(prepared.names, wants, DEFAULT_MEMORY_BUDGET, rule).sums
     hessian = dense_hessian(case)
     total = sum(float(value) for value in found.of("trace").values())
@@ -117,7 +117,7 @@ def test_a_smooth_perceptron_keeps_its_second_derivatives(monkeypatch):
     model, x, y = case.build()
     prepared = prepare(model, x, y, case.loss, None)
     every_pattern(monkeypatch)
-    rule = SampledRule(prepared.loss, 2**CLASSES, generator(0))
+    rule = Draws(prepared.loss, 2**CLASSES, generator(0))
     found = prepared.sweep(prepared.names, Wants(), DEFAULT_MEMORY_BUDGET, rule).sums
     total = sum(float(value) for value in found.of("trace").values())
     assert total == pytest.approx(float(dense_hessian(case).trace()), rel=1e-10)
@@ -137,7 +137,7 @@ def test_the_variance_is_that_of_a_quadratic_form_in_signs(monkeypatch, architec
     prepared = prepare(model, x, y, case.loss, None)
     every_pattern(monkeypatch)
     count = 2**CLASSES
-    rule = SampledRule(prepared.loss, count, generator(0))
+    rule = Draws(prepared.loss, count, generator(0))
     sums = prepared.sweep(prepared.names, Wants(), DEFAULT_MEMORY_BUDGET, rule).sums
     # All patterns once: their mean square over m, times m / (m - 1) for an unknown mean.
     assert float(sums.spreads["whole trace", ""][0]) == pytest.approx(truth / (count - 1), rel=1e-9)

@@ -23,7 +23,7 @@ from torch import Tensor
 from invariance.core._errors import MeasureError
 from invariance.core._rng import generator
 from invariance.curvature._batches import Sums
-from invariance.curvature.losses._base import Loss, Rule, SampledRule
+from invariance.curvature.losses._base import Draws, Loss
 
 #: Fewest draws over all rows: fewer would not tell how far they spread.
 _FEWEST = 64
@@ -109,7 +109,7 @@ class Drawn:
 
 
 def sample_sweep(
-    sweep: Callable[[Rule | None], Sums],
+    sweep: Callable[[Draws | None], Sums],
     loss: Loss,
     outputs: int,
     rows: int,
@@ -137,7 +137,7 @@ def sample_sweep(
         per_draw = 1 if found.exact or not _mixed(found) else 2
         if need * per_draw >= full:
             return Drawn((sweep(None),), ())
-        sums = sweep(SampledRule(loss, need, draws))
+        sums = sweep(Draws(loss, need, draws))
         found = Drawn((*found.stages, sums), (*found.counts, need))
         worst, poor = 0.0, False
         for key, value in keys(found):

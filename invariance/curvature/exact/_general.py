@@ -28,7 +28,7 @@ from invariance.curvature.exact._linearity import Linearity
 from invariance.curvature.exact._result import Wants
 from invariance.curvature.exact._rows import check_rows_independent, rows_bytes, sweep_rows
 from invariance.curvature.exact._taps import Tap, make_tap, tap_bytes, tappable
-from invariance.curvature.losses._base import ExactRule, HessianFactor, Loss, Rule
+from invariance.curvature.losses._base import Draws, HessianFactor, Loss
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,10 @@ def sweep_module(
     loss: Loss,
     wants: Wants,
     memory_budget: int,
-    rule: Rule | None = None,
+    draws: Draws | None = None,
 ) -> Sums:
     """Sweep all rows."""
     sums = Sums()
-    rule = rule or ExactRule(loss)
     like = next(iter(model.parameters()))
     chunk = 0
     for bx, by in batches:
@@ -114,7 +113,9 @@ def sweep_module(
                         "not a mean over rows. Remove what mixes rows, or put it in eval mode."
                     )
         for px, py in zip(torch.split(bx, chunk), torch.split(by, chunk), strict=True):
-            _sweep_chunk(model, plan, move_like(px, like), py.to(like.device), rule, wants, sums)
+            _sweep_chunk(
+                model, plan, move_like(px, like), py.to(like.device), loss, draws, wants, sums
+            )
     return sums
 
 
@@ -123,7 +124,8 @@ def _sweep_chunk(
     plan: Plan,
     x: Tensor,
     y: Tensor,
-    rule: Rule,
+    loss: Loss,
+    draws: Draws | None,
     wants: Wants,
     sums: Sums,
 ) -> None:
@@ -133,10 +135,10 @@ def _sweep_chunk(
     with torch.enable_grad(), _hooks(plan.tapped, record):
         outputs = run(model, x, state)
     detached = outputs.detach()
-    loss = rule.loss
     loss.check(detached, y)
     with torch.no_grad():
-        factor = rule(detached, y)
+        find = loss.hessian_factor if draws is None else draws.factor
+        factor = find(detached, y)
         sums.columns = max(sums.columns, factor.root.shape[-1])
         taps = [
             make_tap(name, module, record.inputs[name], wants)

@@ -33,7 +33,7 @@ from invariance.core._perceptron import (
 from invariance.curvature._batches import Sums, Tally, check_budget
 from invariance.curvature.exact._curved import Remainder
 from invariance.curvature.exact._result import Wants
-from invariance.curvature.losses._base import ExactRule, HessianFactor, Loss, Rule
+from invariance.curvature.losses._base import Draws, HessianFactor, Loss
 
 #: Aim for temporaries of this many bytes a chunk on the CPU: they then stay in its cache.
 _CACHE_BYTES = 16 * 2**20
@@ -270,7 +270,7 @@ def sweep_perceptrons(
     names: Collection[str] | None = None,
     *,
     own_rows: bool = False,
-    rule: Rule | None = None,
+    draws: Draws | None = None,
 ) -> Sums:
     """Sweep one network, or a stack of M of one shape.
 
@@ -283,8 +283,8 @@ def sweep_perceptrons(
     weight = dense[0].weight
     lead = weight.shape[:-2]
     count = lead.numel()
-    rule = rule or ExactRule(loss)
-    channels = rule.columns(dense[-1].weight.shape[-2])
+    outputs = dense[-1].weight.shape[-2]
+    channels = loss.columns(outputs) if draws is None else draws.columns()
     at_once = chunk_rows(bytes_per_row(steps, channels), memory_budget, weight.device)
     group = max(1, min(count, at_once // rows))
     chunk = max(1, at_once // group)
@@ -308,7 +308,7 @@ def sweep_perceptrons(
                 pieces = torch.split(px, chunk, dim=-2), torch.split(py, chunk, dim=len(lead))
                 for bx, by in zip(*pieces, strict=True):
                     where, labels = bx.to(weight), by.to(weight.device)
-                    sweep_chunk(part, where, labels, rule, wants, triangle, sums, first)
+                    sweep_chunk(part, where, labels, loss, draws, wants, triangle, sums, first)
             found.append(sums)
     return Sums.joined(found)
 
@@ -323,7 +323,8 @@ def sweep_chunk(
     steps: Sequence[Step],
     x: Tensor,
     y: Tensor,
-    rule: Rule,
+    loss: Loss,
+    draws: Draws | None,
     wants: Wants,
     triangle: tuple[Tensor, bool] | None,
     sums: Sums,
@@ -338,9 +339,9 @@ def sweep_chunk(
         trail.append(outputs)
         outputs = step.forward(outputs)
     flat, labels = outputs.flatten(0, -2), y.flatten(0, 1) if outputs.ndim > 2 else y
-    loss = rule.loss
     loss.check(flat, labels)
-    root, signs, samples = rule(flat, labels)
+    find = loss.hessian_factor if draws is None else draws.factor
+    root, signs, samples = find(flat, labels)
     sums.columns = max(sums.columns, root.shape[-1])
     rows = outputs.shape[:-1]
     factor = HessianFactor(

@@ -115,44 +115,16 @@ class Loss(ABC):
         return root @ right.mT
 
 
-class Rule(ABC):
-    """Which columns a sweep carries for every row: all of a root, or random mixtures of them."""
-
-    def __init__(self, loss: Loss) -> None:
-        self.loss = loss
-
-    @abstractmethod
-    def columns(self, outputs: int) -> int:
-        """Return how many columns there are for ``outputs`` outputs."""
-
-    @abstractmethod
-    def __call__(self, outputs: Tensor, y: Tensor) -> HessianFactor:
-        """Return the columns of the rows ``outputs (n, K)``."""
-
-
-class ExactRule(Rule):
-    """All columns."""
-
-    def columns(self, outputs: int) -> int:
-        """Return the number of the loss."""
-        return self.loss.columns(outputs)
-
-    def __call__(self, outputs: Tensor, y: Tensor) -> HessianFactor:
-        """Return the loss's root."""
-        return self.loss.hessian_factor(outputs, y)
-
-
-class SampledRule(Rule):
+class Draws:
     """Random mixtures of a root's columns, ``count`` a row; every call draws new ones."""
 
     def __init__(self, loss: Loss, count: int, draws: torch.Generator) -> None:
-        super().__init__(loss)
-        self.count, self.draws = count, draws
+        self.loss, self.count, self.draws = loss, count, draws
 
-    def columns(self, outputs: int) -> int:
-        """Return ``count``, or twice as many for a Hessian of both signs."""
+    def columns(self) -> int:
+        """Return how many columns there may be: two a draw for a Hessian of both signs."""
         return 2 * self.count
 
-    def __call__(self, outputs: Tensor, y: Tensor) -> HessianFactor:
-        """Draw them."""
+    def factor(self, outputs: Tensor, y: Tensor) -> HessianFactor:
+        """Draw the columns of the rows ``outputs (n, K)``."""
         return self.loss.sampled_factor(outputs, y, self.count, self.draws)
