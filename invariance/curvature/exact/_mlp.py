@@ -430,7 +430,8 @@ def sweep_chunk(
     start = len(steps) - 1
     last = steps[start]
     if draws is None and _passes_rootless(steps, loss):
-        assert isinstance(last, Dense) and isinstance(loss, CrossEntropy)
+        assert isinstance(last, Dense)
+        assert isinstance(loss, CrossEntropy)
         diagonal, pulled = loss.factor_times(flat, labels, last.weight)
         state = _Sweep(pulled, None, None, remainder, wants, triangle, sums)
         below = sum(isinstance(other, Dense) for other in steps[first:start])
