@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from invariance.core._errors import DataError, MeasureError, unknown_name
 from invariance.core._forward import reading, run
 from invariance.core._intake import output_shape
-from invariance.core._modules import all_finite, computes_as_its_class
+from invariance.core._modules import all_finite, computes_as_its_class, origin
 from invariance.core._reads import state_of
 from invariance.curvature._batches import Batches, check_outputs
 from invariance.curvature.losses._base import HessianFactor, Loss
@@ -269,7 +269,7 @@ def resolve_loss(
         known = _shaped(known, shape)
         return SumReduced(known) if getattr(module, "reduction", "") == "sum" else known
     if callable(loss):
-        watched = {k: v for model in models for k, v in state_of(model).items()}
+        watched = {k: v for model in models for k, v in state_of(origin(model)).items()}
         return CustomLoss(loss, watched, shape)
     raise MeasureError(
         "The loss must be a name, a torch.nn loss or a callable (outputs, y) -> scalar. "
@@ -401,7 +401,8 @@ class SumReduced(Loss):
 
     def fisher_root(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return a root of each row's Fisher matrix, summed too."""
-        return self.inner.fisher_root(outputs, y) * self.scale(outputs) ** 0.5
+        root: Tensor = self.inner.fisher_root(outputs, y) * self.scale(outputs) ** 0.5
+        return root
 
 
 def _is_as_written(loss: nn.Module, base: type[nn.Module]) -> bool:
