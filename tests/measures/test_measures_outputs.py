@@ -196,6 +196,14 @@ def test_measures_are_those_of_torchs_own_loss(name):
     close(measures.sam_sharpness(model, x, y, rho=0.05, loss=loss), value(moved) - value(flat))
 
 
+@pytest.mark.parametrize("name", ["tokens", "pixels-sum", "yes-or-no"])
+def test_sampled_columns_average_to_the_exact_trace(name):
+    model, x, y, loss, _ = built(name)
+    exact = inv.curvature.hessian_trace(model, x, y, loss=loss)
+    found = inv.curvature.hessian_trace(model, x, y, loss=loss, method="sampled", rtol=0.05)
+    assert abs(float(found) - float(exact)) <= 5 * found.stderr + 1e-12
+
+
 @pytest.mark.parametrize("name", ["tokens", "pixels"])
 def test_batches_weigh_by_positions_that_count(name):
     model, x, y, loss, reference = built(name)

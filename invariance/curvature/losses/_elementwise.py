@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from invariance.core._errors import DataError
 from invariance.core._modules import all_finite
 from invariance.curvature._batches import check_outputs
-from invariance.curvature.losses._base import HessianFactor, Loss
+from invariance.curvature.losses._base import HessianFactor, Loss, draw_signs
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +86,14 @@ class Elementwise(Loss):
     def hessian_factor(self, outputs: Tensor, y: Tensor) -> HessianFactor:
         """Return the square root of the diagonal."""
         return HessianFactor(torch.diag_embed(self.curvatures(outputs, y).sqrt()), None)
+
+    def sampled_factor(
+        self, outputs: Tensor, y: Tensor, count: int, draws: torch.Generator
+    ) -> HessianFactor:
+        """Return random signs times the square root of the diagonal."""
+        signs = draw_signs((*outputs.shape, count), outputs, draws)
+        size = (self.curvatures(outputs, y) / count).sqrt()
+        return HessianFactor(signs * size.unsqueeze(-1), None, count)
 
     def fisher_root(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return the square root of the diagonal."""

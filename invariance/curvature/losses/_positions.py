@@ -147,6 +147,14 @@ class Positionwise(Loss):
             self._blocks(root, y), None if signs is None else signs.reshape(y.shape[0], -1)
         )
 
+    def sampled_factor(
+        self, outputs: Tensor, y: Tensor, count: int, draws: torch.Generator
+    ) -> HessianFactor:
+        """Return random columns of all positions at once, with signs of their own each."""
+        rows, labels = self.positions(outputs, y)
+        found = self.inner.sampled_factor(rows, labels, count, draws)
+        return found._replace(root=self.merge(found.root.movedim(-1, 0), y).movedim(0, -1))
+
     def fisher_root(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return the positions' roots on a diagonal."""
         return self._blocks(self.inner.fisher_root(*self.positions(outputs, y)), y)
