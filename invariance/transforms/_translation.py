@@ -13,7 +13,7 @@ from invariance.core._arguments import as_seed
 from invariance.core._errors import TransformError
 from invariance.core._groups import Group
 from invariance.core._rng import generator
-from invariance.symmetry._structures import Kind
+from invariance.symmetry._structures import SymmetryKind
 from invariance.symmetry.elements._group_elements import (
     Element,
     GroupElement,
@@ -70,7 +70,9 @@ class Translation(Transform):
         """See :meth:`Transform.apply`; ``detail["shifts"]`` gives the numbers by parameter."""
         actor = prepare(model, example_input)
         found = actor.analysis.symmetries
-        places = [p for p, group in enumerate(found.groups) if group.kind is Kind.TRANSLATION]
+        places = [
+            p for p, group in enumerate(found.groups) if group.kind is SymmetryKind.TRANSLATION
+        ]
         if not places:
             raise none_found(repr(self), "parameter that may be shifted", actor)
         draw = generator(self.seed, "translation")

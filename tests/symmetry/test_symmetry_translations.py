@@ -14,7 +14,7 @@ from symmetry_reference import (
 from torch import nn
 
 import invariance as inv
-from invariance.symmetry import Kind
+from invariance.symmetry import SymmetryKind
 from invariance.transforms import Translation
 
 
@@ -133,7 +133,7 @@ def test_translations_are_the_numerical_null_directions(build, shape, count):
         return (torch.randn((6, *shape), dtype=torch.float64, generator=stream),)
 
     found = assert_groups_hold(model, make(0), [make(1), make(2)])
-    assert found.dof(Kind.TRANSLATION) == count
+    assert found.dof(SymmetryKind.TRANSLATION) == count
     null = diagonal_null_directions(model, make, statistics=False, least=12, plain=True)
     # logits' shifts are none, for the logits move
     assert null == count
@@ -157,7 +157,7 @@ def test_what_several_parameters_add_they_could_share_out(options, count, shared
 
     found = assert_groups_hold(model, make(0), [make(1)])
     null = diagonal_null_directions(model, make, statistics=False, least=12, plain=True)
-    assert found.dof(Kind.TRANSLATION) == null - shared == count
+    assert found.dof(SymmetryKind.TRANSLATION) == null - shared == count
 
 
 class Reads(nn.Module):

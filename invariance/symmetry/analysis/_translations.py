@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from invariance.symmetry._structures import IntArray, Kind, Leg, Role, SymmetryGroup
+from invariance.symmetry._structures import IntArray, Leg, Role, SymmetryGroup, SymmetryKind
 from invariance.symmetry.analysis._context import address_of, overwritten
 from invariance.symmetry.analysis._entries import compress, expand
 from invariance.symmetry.analysis._solve import merge
@@ -132,7 +132,9 @@ class TranslationFinder:
             flat = np.zeros((1,) * parameter.dim(), dtype=np.int64)
             leg = Leg(name, units, 0, 0, Role.PRODUCER, flat, site=name)
             found.append(
-                SymmetryGroup(Kind.TRANSLATION, name, size, size, (leg,), order.get(name, 0))
+                SymmetryGroup(
+                    SymmetryKind.TRANSLATION, name, size, size, (leg,), order.get(name, 0)
+                )
             )
         return found[::-1]
 

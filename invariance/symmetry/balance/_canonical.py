@@ -28,7 +28,7 @@ from torch import nn
 from invariance.core._errors import MeasureError, TransformError
 from invariance.core._modules import clone
 from invariance.symmetry._preconditions import example_or_default, refuse_train_mode
-from invariance.symmetry._structures import SCALING_KINDS, Kind, Symmetries, SymmetryGroup
+from invariance.symmetry._structures import SCALING_KINDS, Symmetries, SymmetryGroup, SymmetryKind
 from invariance.symmetry._verify import verify
 from invariance.symmetry.balance._scalings import (
     BalanceResult,
@@ -127,7 +127,7 @@ def canonical_form(model: nn.Module, example_input: Any = None) -> CanonicalForm
         tuple(
             (place, _centred(group, tensors))
             for place, group in enumerate(found.groups)
-            if group.kind is Kind.TRANSLATION
+            if group.kind is SymmetryKind.TRANSLATION
         )
     )
     tensors = centred.act(tensors, found)

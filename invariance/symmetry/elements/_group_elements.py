@@ -18,10 +18,10 @@ from invariance.core._errors import TransformError
 from invariance.symmetry._structures import (
     SCALING_KINDS,
     IntArray,
-    Kind,
     Leg,
     Symmetries,
     SymmetryGroup,
+    SymmetryKind,
 )
 
 #: A module's parameters and buffers by their first name.
@@ -39,25 +39,25 @@ class GroupElement:
             the old unit that each new unit is (permutations), or what is added (translations).
     """
 
-    kind: Kind
+    kind: SymmetryKind
     site: str
     values: Tensor
 
     @property
     def trivial(self) -> bool:
         """Whether nothing happens, beyond round-off."""
-        if self.kind is Kind.PERMUTATION:
+        if self.kind is SymmetryKind.PERMUTATION:
             return bool((self.values == torch.arange(self.values.numel())).all())
-        if self.kind is Kind.TRANSLATION:
+        if self.kind is SymmetryKind.TRANSLATION:
             return bool((self.values.abs() <= 1e-12).all())
         return bool(((self.values - 1).abs() <= 1e-12).all())
 
     def inverse(self) -> GroupElement:
         """Return what undoes it."""
-        if self.kind is Kind.PERMUTATION:
+        if self.kind is SymmetryKind.PERMUTATION:
             undo = torch.argsort(self.values)
         else:
-            undo = -self.values if self.kind is Kind.TRANSLATION else 1 / self.values
+            undo = -self.values if self.kind is SymmetryKind.TRANSLATION else 1 / self.values
         return GroupElement(self.kind, self.site, undo)
 
 
@@ -80,10 +80,10 @@ class Element:
             return "the identity"
         return "; ".join(f"{part.kind} at {part.site}" for part in moved)
 
-    def part(self, site: str, kind: Kind | str) -> GroupElement | None:
+    def part(self, site: str, kind: SymmetryKind | str) -> GroupElement | None:
         """Return the first step at a site of a kind, if there is one."""
         for _, part in self.steps:
-            if part.site == site and part.kind == Kind(kind):
+            if part.site == site and part.kind == SymmetryKind(kind):
                 return part
         return None
 
@@ -117,14 +117,14 @@ class Element:
 
         One that translates is returned as it is, for translations do not commute with these.
         """
-        if any(part.kind is Kind.TRANSLATION for _, part in self.steps):
+        if any(part.kind is SymmetryKind.TRANSLATION for _, part in self.steps):
             return self
         factors: dict[int, Tensor] = {}
         orders: dict[int, tuple[int, Tensor]] = {}
         for place, part in self.steps:
             stream = symmetries.groups[place].stream
             order = orders[stream][1] if stream in orders else None
-            if part.kind is Kind.PERMUTATION:
+            if part.kind is SymmetryKind.PERMUTATION:
                 orders[stream] = (place, part.values if order is None else order[part.values])
                 continue
             values = part.values
@@ -141,14 +141,14 @@ class Element:
 
 def act_on_leg(tensor: Tensor, group: SymmetryGroup, leg: Leg, values: Tensor) -> Tensor:
     """Let one group act on one tensor through one leg."""
-    if group.kind is Kind.PERMUTATION:
+    if group.kind is SymmetryKind.PERMUTATION:
         return _reordered(tensor, leg, values)
-    if group.kind is Kind.TRANSLATION:
+    if group.kind is SymmetryKind.TRANSLATION:
         padded = torch.cat([values.to(tensor), tensor.new_zeros(1)])
         return tensor + padded[torch.from_numpy(leg.units.copy()).to(tensor.device)]
     if group.kind in SCALING_KINDS:
         power, shift = leg.power, leg.shift
-    elif group.kind is Kind.SIGN_FLIP:
+    elif group.kind is SymmetryKind.SIGN_FLIP:
         power, shift = leg.sign_power, 0.0
     else:
         raise TransformError(f"A {group.kind} is not one number a unit.")
