@@ -323,7 +323,7 @@ class TranslationFinder:
         if call.name == "group_norm":
             groups = int(call.argument(1, "num_groups"))
             wide = expand(shift.labels, tuple(shift.tensor.shape))
-            split = compress(wide.unflatten(1, (groups, -1)).numpy())
+            split = compress(wide.reshape(len(wide), groups, -1, *wide.shape[2:]).numpy())
             _swallow(_Shift(shift.tensor, split, False), fate, [d + 1 for d in space] + [2])
             return []
         if call.name == "instance_norm" and not call.argument(5, "use_input_stats", True):
