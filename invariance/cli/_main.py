@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from invariance.cli import _atlas as atlas
 from invariance.cli import _check as check
 from invariance.cli import _listing as listing
 from invariance.cli import _report as report
@@ -18,7 +19,7 @@ from invariance.cli._streams import Streams
 from invariance.core._reproducible import ask_for_reproducible_kernels
 
 #: Modules that each offer ``add_parser(subparsers)``; add a subcommand here.
-COMMANDS = (report, check, study, studies, listing)
+COMMANDS = (report, check, study, studies, listing, atlas)
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
