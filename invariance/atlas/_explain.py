@@ -10,7 +10,7 @@ from invariance.atlas._atlas import known_of
 from invariance.core._errors import unknown_name
 from invariance.core._groups import ABOUT, Group
 from invariance.measures._registry import all_measures, get_measure
-from invariance.symmetry._structures import Kind
+from invariance.symmetry._structures import SymmetryKind
 from invariance.transforms._base import Transform
 
 
@@ -70,7 +70,7 @@ def _group(group: Group) -> str:
     about = ABOUT[group]
     makers = [kind.__name__ for kind in transforms.KINDS if kind.group is group]
     makers = makers or (["Reparametrize"] if group is Group.COORDINATES else [])
-    named = {kind.value for kind in Kind} & set(about.sites)
+    named = {kind.value for kind in SymmetryKind} & set(about.sites)
     lines = [
         f"{group.value} (a kind of map)",
         "",
