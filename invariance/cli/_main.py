@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import NoReturn
 
+from invariance.cli import _atlas as atlas
 from invariance.cli import _check as check
 from invariance.cli import _listing as listing
 from invariance.cli import _report as report
@@ -22,7 +23,7 @@ from invariance.core._foreign import no_sudden_end
 from invariance.core._reproducible import ask_for_reproducible_kernels
 
 #: Modules that each offer ``add_parser(subparsers)``; add a subcommand here.
-COMMANDS = (report, check, study, studies, listing)
+COMMANDS = (report, check, study, studies, listing, atlas)
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
