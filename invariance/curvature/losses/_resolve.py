@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from invariance.core._errors import DataError, MeasureError, unknown_name
-from invariance.core._modules import all_finite, computes_as_its_class
+from invariance.core._modules import all_finite, computes_as_its_class, origin
 from invariance.core._reads import state_of
 from invariance.curvature._batches import check_outputs
 from invariance.curvature.losses._base import HessianFactor, Loss
@@ -251,7 +251,9 @@ def resolve_loss(
     if loss is F.cross_entropy:
         return CrossEntropy()
     if callable(loss):
-        return CustomLoss(loss, {k: v for model in models for k, v in state_of(model).items()})
+        return CustomLoss(
+            loss, {k: v for model in models for k, v in state_of(origin(model)).items()}
+        )
     raise MeasureError(
         "The loss must be a name, a torch.nn loss or a callable (outputs, y) -> scalar. "
         f"Got {type(loss).__name__}."
