@@ -51,6 +51,9 @@ class Far(torch.Tensor):
     def is_meta(self):
         return False  # it has values
 
+    def data_ptr(self):
+        return self.inner.data_ptr()
+
     def __repr__(self):
         return f"Far({self.inner!r})"
 
@@ -89,9 +92,9 @@ class _Constructors(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         named = kwargs.get("device")
-        if func in (torch.tensor, torch.as_tensor, torch.asarray) and named is not None:
-            if torch.device(named) == DEVICE:
-                return func(*args, **{**kwargs, "device": "cpu"}).to(DEVICE)
+        made = func in (torch.tensor, torch.as_tensor, torch.asarray) and named is not None
+        if made and torch.device(named) == DEVICE:
+            return func(*args, **{**kwargs, "device": "cpu"}).to(DEVICE)
         return func(*args, **kwargs)
 
 
@@ -140,7 +143,12 @@ def _compute(func, args, kwargs):
     moves = name in ("_to_copy", "copy_", "_copy_from")
     # A device takes plain scalars (tensors without dimensions), and indices from the host.
     plain = [t for t in flat if isinstance(t, torch.Tensor) and not _is(t) and t.dim() > 0]
-    if plain and any(map(_is, flat)) and not moves and name not in ("index", "index_put", "index_put_", "_index_put_impl_"):
+    if (
+        plain
+        and any(map(_is, flat))
+        and not moves
+        and name not in ("index", "index_put", "index_put_", "_index_put_impl_")
+    ):
         raise MixedDevices(
             f"aten::{name} met a tensor of the second device and one of the CPU of shape "
             f"{tuple(plain[0].shape)}"
