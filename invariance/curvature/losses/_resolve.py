@@ -187,6 +187,21 @@ class CrossEntropy(Loss):
         """Return ``K - 1``."""
         return outputs - 1
 
+    def factor_times(self, outputs: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the Hessians' diagonals, and the root's columns pulled through a linear layer.
+
+        Args:
+            outputs: ``(n, K)`` network outputs.
+            y: Targets of those rows.
+            weight: ``(K, h)``.
+
+        Returns:
+            ``(n, K)`` and ``(n, K - 1, h)``; neither takes a ``(K, K)`` matrix.
+        """
+        total = self._totals(outputs, y).unsqueeze(-1)
+        pulled = softmax_root_times(outputs, weight).mul_(total.sqrt().unsqueeze(-1))
+        return softmax_energies(outputs) * total, pulled
+
     def sampled_factor(
         self, outputs: Tensor, y: Tensor, count: int, draws: torch.Generator
     ) -> HessianFactor:
@@ -464,10 +479,9 @@ def softmax_root(outputs: Tensor) -> Tensor:
 
     Shapes: ``outputs (..., K)``; returns ``(..., K, K - 1)``.
     """
-    k = outputs.shape[-1]
     p = outputs.softmax(-1)
     q = p.sqrt()
-    others = p @ (1 - torch.eye(k, dtype=p.dtype, device=p.device))
+    others = _sum_of_others(p)
     head = 1 + q[..., :1]
     tail = q[..., 1:]
     lower = -(tail.square().unsqueeze(-1) * (tail / head).unsqueeze(-2))
@@ -493,3 +507,44 @@ def softmax_mix(outputs: Tensor, signs: Tensor) -> Tensor:
     others = mixed.scatter(-2, place, 0.0).sum(-2, keepdim=True)
     mixed = torch.addcmul(mixed, p.unsqueeze(-1), head + others, value=-1)
     return mixed.scatter(-2, place, head * rest - likeliest * others)
+
+
+def _sum_of_others(p: Tensor) -> Tensor:
+    """Return ``sum_{c != i} p_c`` for every i, without the difference ``1 - p_i``."""
+    before = p.cumsum(-1).roll(1, -1)
+    after = p.flip(-1).cumsum(-1).roll(1, -1)
+    before[..., 0] = after[..., 0] = 0
+    return before + after.flip(-1)
+
+
+def softmax_energies(outputs: Tensor) -> Tensor:
+    """Return the diagonal of the softmax's covariance, ``p_i (1 - p_i)``, ``(..., K)``."""
+    p = outputs.softmax(-1)
+    return p * _sum_of_others(p)
+
+
+def softmax_root_times(outputs: Tensor, weight: Tensor) -> Tensor:
+    """Return ``root^T W`` for the root of :func:`softmax_root`, which is not formed.
+
+    Column j of the root is ``q_j (e_j - v)`` with one v for all j, and sums to zero. So with w_t
+    the weights of the likeliest class and ``d_i = w_i - w_t``, row j of the product is
+
+        q_j (d_j - u),  u = q_0 d_0 + (sum_i p_i d_i - p_0 d_0) / (1 + q_0),
+
+    in which every term is small where the network is confident: no digits cancel.
+
+    Shapes: ``outputs (n, K)``, ``weight (K, h)``; returns ``(n, K - 1, h)``.
+    """
+    p = outputs.softmax(-1)
+    top = p.argmax(-1, keepdim=True)
+    rest = p.scatter(-1, top, 0.0)
+    likeliest = weight[top.squeeze(-1)]
+    mean = rest @ weight - rest.sum(-1, keepdim=True) * likeliest
+    first, q = weight[0] - likeliest, p.sqrt()
+    shift = q[:, :1] * first + (mean - p[:, :1] * first) / (1 + q[:, :1])
+    rows = (weight[1:] - (likeliest + shift).unsqueeze(1)).mul_(q[:, 1:].unsqueeze(-1))
+    # Where w_j is w_t itself, what is left is the shift alone.
+    inner = (top > 0).squeeze(-1).nonzero().squeeze(-1)
+    at = top[inner, 0]
+    rows[inner, at - 1] = -q[inner, at].unsqueeze(-1) * shift[inner]
+    return rows
