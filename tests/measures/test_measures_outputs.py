@@ -322,3 +322,9 @@ def test_parameters_by_name_pattern_and_module():
         float(inv.measures.fisher_rao_norm(model, x, y, parameters=name)) for name in ("0", "2")
     ]
     assert all(part > 0 for part in parts)
+
+
+def test_a_loss_that_is_linear_in_many_outputs_has_no_curvature_there():
+    model = inv.models.mlp([3, 4, 200], dtype=torch.float64)
+    y = torch.arange(ROWS) * 40
+    assert float(inv.measures.hessian_trace(model, rand(ROWS, 3), y, loss=nn.NLLLoss())) == 0.0
