@@ -98,7 +98,9 @@ def _check(options: argparse.Namespace, project: Project, requests: list[Request
     if options.json != "-":
         for outcome in outcomes:
             if outcome.status != "untried":
-                sys.stdout.write(f"[{outcome.status}] on {outcome.model}: {outcome.message}\n")
+                found = outcome.status == "holds" and outcome.certificate
+                word = " / ".join(found.outcomes) if found else outcome.status
+                sys.stdout.write(f"[{word}] on {outcome.model}: {outcome.message}\n")
     _say_untried(outcome.message for outcome in outcomes if outcome.status == "untried")
     _write_json(options.json, to_json(outcomes, requests))
     code = exit_code(outcomes)

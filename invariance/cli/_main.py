@@ -6,8 +6,12 @@ Importing this module is cheap: torch is imported only when a command runs.
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import NoReturn
 
 from invariance.cli import _check as check
 from invariance.cli import _listing as listing
@@ -24,9 +28,24 @@ USAGE_ERROR = 2
 INTERRUPTED = 130
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that names the nearest word to a misspelt command or option."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message, with a suggestion, and leave with 2."""
+        words = re.findall(r"'([^']*)' \(choose from|unrecognized arguments: (\S+)", message)
+        known = [option for action in self._actions for option in action.option_strings]
+        for action in self._actions:
+            known += map(str, action.choices or ())
+        for pair in words:
+            close = difflib.get_close_matches("".join(pair), known, n=1)
+            message += f" Did you mean {close[0]!r}?" if close else ""
+        super().error(message)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser with all subcommands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="invariance",
         description=(
             "Rescale networks without changing their function, and see which measures of "
@@ -34,6 +53,10 @@ def build_parser() -> argparse.ArgumentParser:
         ),
     )
     parser.add_argument("--version", action="version", version=f"invariance {_version()}")
+    with suppress(ImportError):  # the extra "completion"
+        import shtab
+
+        shtab.add_argument_to(parser, "--print-completion", help="print a shell's completion")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add_parser(subparsers)
