@@ -15,7 +15,7 @@ from invariance.checking._alpha_sweep import alpha_sweep
 from invariance.checking._check import _silent, check
 from invariance.checking._correlate import correlate
 from invariance.core._errors import UsageError
-from invariance.core._progress import Progress
+from invariance.core._progress import TellProgress
 from invariance.data import Task, load_task
 from invariance.measures._registry import AnyMeasure
 from invariance.models import mlp
@@ -109,7 +109,7 @@ class ReportConfig:
 
 def run_report(
     config: ReportConfig,
-    progress: Progress | None = None,
+    progress: TellProgress | None = None,
     *,
     parallel: bool = False,
     measures: Sequence[AnyMeasure] | None = None,
@@ -131,7 +131,7 @@ def run_report(
 def _single_networks(
     config: ReportConfig,
     task: Task,
-    tell: Progress,
+    tell: TellProgress,
     measures: Sequence[AnyMeasure],
     transforms: Sequence[Transform] | None,
 ) -> Report:
@@ -167,7 +167,7 @@ Correlated = tuple[CorrelationStudy, list[str]]
 def _ensemble_part(
     config: ReportConfig,
     task: Task,
-    tell: Progress,
+    tell: TellProgress,
     measures: Sequence[AnyMeasure],
     *,
     parallel: bool,
@@ -198,7 +198,7 @@ def run_correlation(
     *,
     task: Task | None = None,
     measures: Sequence[AnyMeasure] | None = None,
-    progress: Progress | None = None,
+    progress: TellProgress | None = None,
 ) -> tuple[CorrelationStudy, list[str]]:
     """Train the ensemble and correlate every measure with its generalization gap."""
     tell = progress or _silent
@@ -224,7 +224,7 @@ def load_config(config: ReportConfig) -> Task:
     )
 
 
-def _ensemble(config: ReportConfig, task: Task, tell: Progress) -> list[Fit]:
+def _ensemble(config: ReportConfig, task: Task, tell: TellProgress) -> list[Fit]:
     sizes = [task.x_train.shape[1], *ENSEMBLE_HIDDEN, task.n_classes]
     members: list[Fit] = []
     regimes = _regimes(task)
@@ -248,7 +248,7 @@ def _regimes(task: Task) -> tuple[Regime, ...]:
     return PUBLISHED if task.name == "mnist" else GENTLE
 
 
-def _epochs(tell: Progress, what: str) -> ProgressCallback:
+def _epochs(tell: TellProgress, what: str) -> ProgressCallback:
     """Pass epochs of a training run on to a progress callback."""
 
     def forward(done: int, total: int, info: object) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from invariance.checking._experiment import ReportConfig
-    from invariance.core._progress import Progress
+    from invariance.core._progress import TellProgress
     from invariance.reporting import Report
     from invariance.transforms import Transform
 
@@ -158,7 +158,7 @@ def _transforms(words: str | None) -> list[Transform] | None:
 def _own_network(
     options: argparse.Namespace,
     config: ReportConfig,
-    progress: Progress,
+    progress: TellProgress,
     measures: list[Any] | None,
     maps: list[Transform] | None,
 ) -> Report:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from invariance.cells import CellRow
-from invariance.reporting._report import CorrelationStudy, Report, Sweep, renders
+from invariance.reporting._report import AxisSweep, CorrelationStudy, Report, renders
 from invariance.reporting._words import (
     LEGEND,
     cell,
@@ -308,7 +308,7 @@ def _cell(row: CellRow | None) -> str:
     return _td(cell(row), row.verdict, about, _factor(row))
 
 
-def _sweep(sweep: Sweep) -> list[str]:
+def _sweep(sweep: AxisSweep) -> list[str]:
     table = _table(
         ["alpha", "measured trace", "law", "relative flatness"],
         (

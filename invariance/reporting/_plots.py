@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from invariance.cells import CellRow
 from invariance.core._errors import MeasureError
-from invariance.reporting._report import CorrelationStudy, Sweep
+from invariance.reporting._report import AxisSweep, CorrelationStudy
 from invariance.reporting._words import moved, signed
 
 #: Two colours that stay apart in print and for colour-blind readers (Okabe and Ito).
@@ -31,7 +31,7 @@ SCATTERED = (
 )
 
 
-def sweep_figure(sweep: Sweep) -> Figure:
+def sweep_figure(sweep: AxisSweep) -> Figure:
     """Draw the trace against alpha with the predicted law through the measured points."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()

@@ -81,7 +81,7 @@ class CorrelationStudy:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class AxisSweep:
     """Measured and predicted traces along one axis.
 
     Attributes:
@@ -156,7 +156,7 @@ class Report:
     function: tuple[FunctionRow, ...]
     rows: tuple[CellRow, ...]
     refused: tuple[Refusal, ...] = ()
-    sweep: Sweep | None = None
+    sweep: AxisSweep | None = None
     correlations: CorrelationStudy | None = None
     notes: tuple[str, ...] = field(default=())
 
@@ -168,7 +168,7 @@ class Report:
     def extended(
         self,
         *,
-        sweep: Sweep | None = None,
+        sweep: AxisSweep | None = None,
         correlations: CorrelationStudy | None = None,
         notes: tuple[str, ...] = (),
         model: Mapping[str, Mapping[str, Any]] | None = None,

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from invariance.cells import CellRow
-from invariance.reporting._report import CorrelationStudy, Report, Sweep, renders
+from invariance.reporting._report import AxisSweep, CorrelationStudy, Report, renders
 from invariance.reporting._words import (
     LEGEND,
     SYMBOLS,
@@ -174,7 +174,7 @@ def _matrix(report: Report, model: str, width: int) -> Iterator[RenderableType]:
 _SIGNS = "  ".join(f"{sign} {meaning}" for meaning, sign in SYMBOLS.items()) + "  - not applicable"
 
 
-def _sweep_table(sweep: Sweep) -> Table:
+def _sweep_table(sweep: AxisSweep) -> Table:
     table = Table(
         title=(
             "Hessian trace when the first layer is scaled by alpha and the second by 1/alpha: "
