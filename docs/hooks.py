@@ -121,6 +121,6 @@ def _output(output: dict[str, Any]) -> str:
         image = "".join(data["image/png"]).strip()
         return f"![what the cell above drew](data:image/png;base64,{image})"
     if "text/html" in data and "<svg" in "".join(data["text/html"]):
-        return "".join(data["text/html"])
+        return f"<div>\n{''.join(data['text/html']).strip()}\n</div>"  # a block, left as it is
     text = "".join(output.get("text") or data.get("text/plain", ""))
     return f"```text\n{text.rstrip()}\n```" if text else ""
