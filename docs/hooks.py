@@ -8,9 +8,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
+
+#: A formula in the Markdown of a notebook; code is found first, and left as it is.
+MATHS = re.compile(
+    r"(?P<code>```.*?```|`[^`\n]+`)|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.DOTALL
+)
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -108,11 +114,20 @@ def notebook(path: Path) -> str:
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
+            source = MATHS.sub(_mathml, source)
             parts.append(re.sub(r"\]\((?!https?:|#|data:)[^)]*\)", "]", source))
             continue
         parts.append(f"```python\n{source}\n```")
         parts += [text for output in cell.get("outputs", []) if (text := _output(output))]
     return "\n\n".join(parts)
+
+
+def _mathml(found: re.Match[str]) -> str:
+    """Typeset a formula in MathML, which browsers draw without a script from elsewhere."""
+    if found["code"]:
+        return found["code"]
+    display = "block" if found["block"] else "inline"
+    return convert(found["block"] or found["inline"], display=display)
 
 
 def _output(output: dict[str, Any]) -> str:
