@@ -25,7 +25,14 @@ from torch.utils.data import DataLoader
 
 from invariance.core._errors import DataError, ModelError
 from invariance.core._estimate import Estimate
-from invariance.core._modules import clone, computing_dtype, full_precision, lifted, model_dtype
+from invariance.core._modules import (
+    clone,
+    computing_dtype,
+    full_precision,
+    lifted,
+    model_dtype,
+    no_module,
+)
 from invariance.core._reads import Narrowing
 from invariance.core._rng import undisturbed_generators
 
@@ -140,19 +147,9 @@ def with_output(model: nn.Module, choose: Callable[[Any], Tensor]) -> nn.Module:
 def as_module(model: object) -> nn.Module:
     """Unwrap a model, or refuse what no computation here can read."""
     model = _unwrapped(model)
-    kind = type(model).__name__
-    if isinstance(model, type) and issubclass(model, nn.Module):
-        raise ModelError(
-            f"The model must be a module. Got the class {model.__name__}; call it: "
-            f"{model.__name__}(...)."
-        )
     if not isinstance(model, nn.Module):
-        remedy = ""
-        if isinstance(getattr(model, "model", None), nn.Module):
-            remedy = "; take its .model"
-        elif isinstance(model, torch.export.ExportedProgram):
-            remedy = "; pass the module that it was exported from"
-        raise ModelError(f"The model must be a torch.nn.Module. Got {kind}{remedy}.")
+        raise ModelError(f"The model must be a torch.nn.Module. {no_module(model)}")
+    kind = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
             f"The model is a {kind}, whose operations run out of sight. Pass the module that it "

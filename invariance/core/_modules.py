@@ -23,10 +23,20 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def require_module(model: object, needed: str = "Expected an nn.Module as the model") -> nn.Module:
     """Refuse what is no module where a model is meant."""
     if not isinstance(model, nn.Module):
-        own = isinstance(getattr(model, "model", None), nn.Module)
-        hint = " Pass its .model." if own else ""
-        raise UsageError(f"{needed}. Got {type(model).__name__}.{hint}")
+        raise UsageError(f"{needed}. {no_module(model)}")
     return model
+
+
+def no_module(model: object) -> str:
+    """Say what was given in a module's place, and what to give."""
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        return f"Got the class {model.__name__}; call it: {model.__name__}(...)."
+    remedy = ""
+    if isinstance(getattr(model, "model", None), nn.Module):
+        remedy = "; take its .model"
+    elif isinstance(model, torch.export.ExportedProgram):
+        remedy = "; pass the module that it was exported from"
+    return f"Got {type(model).__name__}{remedy}."
 
 
 def floating_dtype(dtype: object) -> torch.dtype:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from invariance.core._errors import UsageError
 
-Verdict = Literal["supported", "not supported", "inconclusive"]
+ClaimVerdict = Literal["supported", "not supported", "inconclusive"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Region:
         if not self.low < self.high:
             raise UsageError(f"A region needs low < high. Got ({self.low}, {self.high}).")
 
-    def judge(self, ci_low: float | None, ci_high: float | None) -> Verdict:
+    def judge(self, ci_low: float | None, ci_high: float | None) -> ClaimVerdict:
         """Say what an interval of plausible values means for the claim.
 
         Args:
@@ -92,7 +92,7 @@ class Claim:
     note: str = ""
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> ClaimVerdict:
         """Supported, not supported, or inconclusive; see :meth:`Region.judge`.
 
         A supported claim whose p-value was adjusted must also pass the adjusted test.

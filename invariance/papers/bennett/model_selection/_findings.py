@@ -9,7 +9,7 @@ from invariance.papers.bennett._networks import COVARIATES, PUBLISHED_SMALL_SIZE
 from invariance.papers.recipes import _figures as draw
 from invariance.papers.recipes._claim_shapes import (
     POSITIVE,
-    Row,
+    TableRow,
     dependent_difference,
     fixed_claim,
     fixed_table,
@@ -103,7 +103,7 @@ def _same(group: str, name: str) -> bool:
 
 
 def _claims(
-    name: str, main: Sequence[Record], rows: Sequence[Row], options: Options
+    name: str, main: Sequence[Record], rows: Sequence[TableRow], options: Options
 ) -> list[Claim]:
     settings = main[0].config.settings
     published = settings["task"] == "mnist" and settings["n_train"] == PUBLISHED_SMALL_SIZE

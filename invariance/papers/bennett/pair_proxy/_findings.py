@@ -13,7 +13,7 @@ from invariance.papers.recipes import _figures as draw
 from invariance.papers.recipes._claim_shapes import (
     NEGATIVE,
     POSITIVE,
-    Row,
+    TableRow,
     dependent_difference,
     fixed_claim,
     fixed_table,
@@ -144,7 +144,7 @@ def _notes(main: Sequence[Record], options: Options) -> tuple[str, ...]:
 def _claims(
     name: str,
     members: Sequence[Record],
-    rows: Sequence[Row],
+    rows: Sequence[TableRow],
     groups: Sequence[str],
     options: Options,
 ) -> list[Claim]:
@@ -236,7 +236,7 @@ def _claims(
     return claims
 
 
-def _subsets_claim(name: str, rows: Sequence[Row], groups: Sequence[str]) -> Claim:
+def _subsets_claim(name: str, rows: Sequence[TableRow], groups: Sequence[str]) -> Claim:
     table = subset_table(rows, groups, ("pair_proxy",))
     *_, mean, low, high, equal = table.rows[0]
     differ = "" if equal is None else f"; p = {float(equal):.2g} that all subsets are alike"

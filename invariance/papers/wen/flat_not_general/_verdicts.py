@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import stats
 
-from invariance.papers.wen.flat_not_general._memoriser_or_generaliser import Row
+from invariance.papers.wen.flat_not_general._memoriser_or_generaliser import RankingRow
 from invariance.papers.wen.flat_not_general._published_constants import PublishedConstant
 from invariance.studies._study import Record
 from invariance.studies.claims._claims import Claim, Region
@@ -33,7 +33,7 @@ _SEEDS = "Interval: Student's t over seeds; each seed has its own data, weights 
 
 
 def claims(
-    cells: Cells, rows: Sequence[Row], constants: Sequence[PublishedConstant]
+    cells: Cells, rows: Sequence[RankingRow], constants: Sequence[PublishedConstant]
 ) -> list[Claim]:
     """Judge every claim."""
 
@@ -98,7 +98,7 @@ def claims(
     ]  # fmt: skip
 
 
-def _exact(rows: Sequence[Row], constants: Sequence[PublishedConstant]) -> list[Claim]:
+def _exact(rows: Sequence[RankingRow], constants: Sequence[PublishedConstant]) -> list[Claim]:
     trace = next((row for row in rows if row.measure == "hessian_trace"), None)
     gap = math.nan
     if trace is not None and trace.memoriser is not None and trace.generaliser is not None:
