@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
@@ -39,7 +40,8 @@ def run(model: nn.Module, x: Tensor, state: Mapping[str, Tensor] | None = None) 
     Shapes: ``x (n, ...)``.
     """
     own = x.clone()
-    with unfused(model), full_precision():
+    # Fused attention kernels have no second derivative; the plain formula has.
+    with unfused(model), full_precision(), sdpa_kernel(SDPBackend.MATH):
         out: Tensor = model(own) if state is None else functional_call(model, dict(state), (own,))
     return out
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from invariance.core._errors import DataError, MeasureError, ModelError
 from invariance.core._forward import reading, run
@@ -63,8 +61,7 @@ class Objective:
 
     def forward(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
         """Return the outputs of the rows ``x`` with ``parameters`` in place of the point."""
-        with _differentiable_attention():
-            return run(self.model, x, dict(zip(self.space.names, parameters, strict=True)))
+        return run(self.model, x, dict(zip(self.space.names, parameters, strict=True)))
 
     def value(self, parameters: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
         """Return these rows' share of the loss; the shares of all chunks sum to it."""
@@ -141,13 +138,7 @@ def build_objective(
     space = select_parameters(model, parameters)
     resolved = resolve_loss(loss, model)
     batches = collect_batches(x, y)
-    try:
-        copy = clone(model)
-    except Exception as error:
-        raise ModelError(
-            f"{type(model).__name__} cannot be copied ({error}), and a curvature computation "
-            "never works on your own module. Make it deep-copyable."
-        ) from error
+    copy = clone(model)
     precision = dtype or computing_dtype(model_dtype(copy))
     if dtype is not None or precision != model_dtype(copy):
         copy.to(precision)
@@ -243,10 +234,3 @@ def _unused(draft: Objective) -> tuple[str, ...]:
 
 def _place(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     return x.to(device, dtype) if x.is_floating_point() else x.to(device)
-
-
-@contextmanager
-def _differentiable_attention() -> Iterator[None]:
-    # Fused attention kernels have no second derivative; the plain formula has.
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
