@@ -40,7 +40,7 @@ class NotEquivariantError(AssertionError):
 
 
 @dataclass(frozen=True)
-class _Gap:
+class Gap:
     """How far the two ways round are apart, relative to how far the step went."""
 
     compared: str
@@ -113,7 +113,7 @@ def assert_equivariant(
     check_data(x, y)
     title = name or str(getattr(step, "__name__", type(step).__name__))
     base, data = cast(model, {"x": x, "y": y}, torch.float64)
-    run = _Comparison(step, title, base, data["x"], data["y"], rtol)
+    run = Comparison(step, title, base, data["x"], data["y"], rtol)
     named = transforms is not None
     maps = as_transforms(default_transforms(base, seed=seed) if transforms is None else transforms)
     tried: list[str] = []
@@ -134,7 +134,7 @@ def assert_equivariant(
     return tuple(tried)
 
 
-class _Comparison:
+class Comparison:
     """One step on one network, trained once, and the ways round it."""
 
     def __init__(
@@ -161,7 +161,7 @@ class _Comparison:
             )
         return result.eval()
 
-    def gap(self, transform: Transform) -> _Gap:
+    def gap(self, transform: Transform) -> Gap:
         """Go both ways round and measure how far apart they end."""
         start = transform.apply(self.model, self.example).model
         after = self._train(start)
@@ -170,20 +170,20 @@ class _Comparison:
             return self._by_parameters(start, after, wanted)
         return self._by_functions(transform.groups, start, after, wanted)
 
-    def _by_parameters(self, start: nn.Module, after: nn.Module, wanted: nn.Module) -> _Gap:
-        worst = _Gap("parameters", "", 0.0, 1.0)
+    def _by_parameters(self, start: nn.Module, after: nn.Module, wanted: nn.Module) -> Gap:
+        worst = Gap("parameters", "", 0.0, 1.0)
         begun, ended = dict(start.named_parameters()), dict(after.named_parameters())
         for name, value in wanted.named_parameters():
             off = _largest(ended[name] - value)
             way = _largest(value - begun[name])
             allowed = self.rtol * way + ROUND_OFF * _largest(value)
             if not off <= allowed and not off / max(allowed, 1e-300) <= worst.size / worst.allowed:
-                worst = _Gap("parameters", name, off, max(allowed, 1e-300))
+                worst = Gap("parameters", name, off, max(allowed, 1e-300))
         return worst
 
     def _by_functions(
         self, groups: Iterable[Group], start: nn.Module, after: nn.Module, wanted: nn.Module
-    ) -> _Gap:
+    ) -> Gap:
         def outputs(module: nn.Module) -> Tensor:
             with torch.no_grad():
                 found: Tensor = module(self.x)
@@ -192,9 +192,9 @@ class _Comparison:
         expected = outputs(wanted)
         allowed = self.rtol * _largest(expected - outputs(start))
         allowed += ROUND_OFF * _largest(expected)
-        return _Gap("functions", "outputs", _largest(outputs(after) - expected), allowed)
+        return Gap("functions", "outputs", _largest(outputs(after) - expected), allowed)
 
-    def message(self, transform: Transform, gap: _Gap) -> str:
+    def message(self, transform: Transform, gap: Gap) -> str:
         """Narrow a failure down to one site and the mildest factor."""
         smallest, site, found = transform, gap.where.rpartition(".")[0], gap
         for ladder in ladders(transform, self.model, self.example):
@@ -214,7 +214,7 @@ class _Comparison:
             f"y, transforms={written})"
         )
 
-    def _first_broken(self, steps: Iterable[Transform]) -> tuple[Transform, _Gap] | None:
+    def _first_broken(self, steps: Iterable[Transform]) -> tuple[Transform, Gap] | None:
         for member in steps:
             try:
                 gap = self.gap(member)
