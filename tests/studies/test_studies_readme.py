@@ -1,4 +1,4 @@
-"""Catches: a table of claims in the README that its own committed results do not bear out."""
+"""Catches: a table of claims on the site that its own committed results do not bear out."""
 
 import json
 import re
@@ -13,7 +13,7 @@ HEADING = re.compile(r"^`(invariance study \S+.*)` \(\[report\]\((.+)/report\.md
 
 def rows():
     """Yield (command, folder, cells) for every row of the table between the two marks."""
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "pages" / "claims.md").read_text()
     block = text.split("<!-- claims: begin -->")[1].split("<!-- claims: end -->")[0]
     command = folder = None
     for line in block.splitlines():
