@@ -56,6 +56,7 @@ def write_outcome(
     """
     records = tuple(store.records(configs, key))
     findings = study.analyse(records, options)
+    undeclared = study.declared.check(findings.claims) if study.declared else []
     figures_folder = store.folder / "figures"
     try:
         figures_folder.mkdir(exist_ok=True)
@@ -73,6 +74,7 @@ def write_outcome(
         "paper": study.paper,
         "question": study.question,
         **({"rescaling": study.rescaling} if study.rescaling else {}),
+        **({"regions": study.declared.to_dict()} if study.declared else {}),
         "options": plain(asdict_options(options)),
         "command": command_of(study, options, reference),
         "environment": dict(environment),
@@ -85,7 +87,11 @@ def write_outcome(
             {"file": Path(path).relative_to(store.folder).as_posix(), "caption": caption}
             for path, caption in figures
         ],
-        "notes": [*findings.notes, *_origin_notes(origins, environment)],
+        "notes": [
+            *findings.notes,
+            *_undeclared_notes(study, undeclared),
+            *_origin_notes(origins, environment),
+        ],
         "run": {
             **run,
             "seconds_of_all_runs": round(sum(entry.seconds for entry in store.runs()), 3),
@@ -159,6 +165,15 @@ def _network(record: Record) -> dict[str, Any]:
 def _with_gaps(rows: list[Any]) -> list[Any]:
     """Note in each row which of its numbers JSON cannot hold."""
     return [row | ({"not_finite": gaps} if (gaps := not_finite(row)) else {}) for row in rows]
+
+
+def _undeclared_notes(study: Study, names: Sequence[str]) -> list[str]:
+    if not names or study.declared is None:
+        return []
+    return [
+        f"{study.declared.file} holds the regions at the default size; it does not name "
+        f"{', '.join(names)}, whose regions are those of the code."
+    ]
 
 
 def _origin_notes(
