@@ -18,6 +18,7 @@ from invariance.papers.bennett.vanishing_advantage import _study as vanishing_ad
 from invariance.papers.mason_williams.boundary_tightness import _study as boundary_tightness
 from invariance.papers.mason_williams.regularisation import _study as regularisation
 from invariance.papers.mason_williams.single_objective import _study as single_objective
+from invariance.papers.ours.intervention import _study as intervention
 from invariance.papers.ours.manufactured_weakness import _study as manufactured_weakness
 from invariance.papers.wen.flat_not_general import _study as flat_not_general
 from invariance.studies._study import Study
@@ -33,4 +34,5 @@ STUDIES: tuple[Study, ...] = (
     regularisation.STUDY,
     flat_not_general.STUDY,
     manufactured_weakness.STUDY,
+    intervention.STUDY,
 )

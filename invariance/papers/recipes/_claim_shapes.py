@@ -246,11 +246,23 @@ def mean_interval(values: FloatArray, *, level: float = 0.95, logs: bool = False
     return tuple(math.exp(end) for end in ends) if logs else ends  # type: ignore[return-value]
 
 
-def bounded(found: Triple) -> Triple:
-    """Cut an interval at 1 and -1, beyond which no correlation or share lies."""
-    value, low, high = found
+def bounded_mean(values: FloatArray, otherwise: float, *, level: float = 0.95) -> Triple:
+    """Return the mean of numbers in [-1, 1] with an interval that stays in there.
+
+    Student's interval, cut at the bounds. Where all values are one and the same it has no
+    width; if they lie on a bound, the other end is that of Clopper and Pearson for the share
+    of units on it, the rest taken to be at ``otherwise`` (no relation, no success).
+
+    >>> [round(end, 3) for end in bounded_mean(np.ones(10), 0.0)]
+    [1.0, 0.692, 1.0]
+    """
+    value, low, high = mean_interval(values, level=level)
     if value is None or low is None or high is None:
-        return found
+        return UNDEFINED
+    if np.ptp(values) == 0 and abs(value) == 1.0:
+        share = ((1 - level) / 2) ** (1 / values.size)
+        far = share * value + (1 - share) * otherwise
+        return value, min(value, far), max(value, far)
     return value, max(low, -1.0), min(high, 1.0)
 
 

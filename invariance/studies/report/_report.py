@@ -189,6 +189,10 @@ def _environment(results: Mapping[str, Any]) -> str:
             + (_named(where) if where else "versions not recorded")
             + "."
         )
+    lines.append(
+        "On another processor the same seeds train to slightly other networks: what is regenerated "
+        "there agrees within the intervals, not digit by digit."
+    )
     lines.append(f"Analysed with {_named(results['environment'])}.")
     lines.append(
         f"{duration(run['seconds_of_all_runs'])} in {len(run['runs'])} run(s); "

@@ -253,7 +253,8 @@ def figures(
     units = np.array([record.measured["units"] for record in records])
     rows = {str(row["measure"]): row for row in findings.correlations}
     names = ("pair_proxy", "pair_proxy_silent", "pair_proxy_faint",
-             "margin_pair_proxy", "repaired_pair_proxy_faint", "margin_pair_proxy_faint")  # fmt: skip
+             "margin_pair_proxy", "repaired_pair_proxy_faint",
+             "margin_pair_proxy_faint")  # fmt: skip
     for axes, name in zip(panels.flat, names, strict=True):
         base = next(suffix for suffix in ("_silent", "_faint", "") if name.endswith(suffix))
         dots = axes.scatter(
