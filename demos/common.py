@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from invariance.studies._study import Study
-    from invariance.studies.report._output import Outcome
+    from invariance.studies.report._output import StudyOutcome
 
 
 def options(description: str | None, arguments: list[str] | None = None) -> argparse.Namespace:
@@ -34,7 +34,7 @@ def save(figure: Figure, out: Path, name: str) -> Path:
 
 def run_study_quickly(
     study: Study, description: str | None, arguments: list[str] | None, small: dict[str, Any]
-) -> Outcome:
+) -> StudyOutcome:
     """Run a study at its quick size, print its verdicts, and say where its figures are.
 
     Args:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from common import run_study_quickly
 
 from invariance.papers.bennett.model_selection._study import STUDY
-from invariance.studies.report._output import Outcome
+from invariance.studies.report._output import StudyOutcome
 
 SMALL = {
     "networks": 6,
@@ -23,7 +23,7 @@ SMALL = {
 }
 
 
-def main(arguments: list[str] | None = None) -> Outcome:
+def main(arguments: list[str] | None = None) -> StudyOutcome:
     """Run the study at its quick size (smaller still with ``--small``) and return its outcome."""
     outcome = run_study_quickly(STUDY, __doc__, arguments, SMALL)
     accuracies = [record.measured["targets"]["test_accuracy"] for record in outcome.records]

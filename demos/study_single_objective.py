@@ -17,11 +17,11 @@ from rich.console import Console
 
 from invariance.papers.mason_williams.single_objective._study import STUDY
 from invariance.studies._engine import run_study
-from invariance.studies.report._output import Outcome
+from invariance.studies.report._output import StudyOutcome
 from invariance.studies.report._terminal import claims_table
 
 
-def main(arguments: list[str] | None = None) -> Outcome:
+def main(arguments: list[str] | None = None) -> StudyOutcome:
     """Run the study at its quick size (smaller still with ``--small``) and return its outcome."""
     chosen = options(__doc__, arguments)
     sizes = STUDY.quick.but(seed=chosen.seed)

@@ -1,7 +1,8 @@
 """One measure on one network in one precision: its value, and its cell under each map.
 
 Whoever asks whether a value stays under a map asks this engine: ``check``, the assertions of
-:mod:`invariance.testing`, and the soak. They differ in their :class:`Policy` and in nothing else.
+:mod:`invariance.testing`, and the soak. They differ in their :class:`ComparisonPolicy` and in
+nothing else.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ OTHER_NETWORKS = 8
 
 
 @dataclass(frozen=True)
-class Policy:
+class ComparisonPolicy:
     """What counts as the same value, and how far a measure is trusted.
 
     A value may miss its goal (the value before, or what a law predicts) by ``rtol`` of the
@@ -111,7 +112,7 @@ class CellEngine:
         measure: Measure,
         network: MappedNetwork,
         inputs: Mapping[str, Any],
-        policy: Policy = Policy(),
+        policy: ComparisonPolicy = ComparisonPolicy(),
     ) -> None:
         self.measure = _checked(measure) if policy.vetted else measure
         self.network, self.inputs, self.policy = network, dict(inputs), policy

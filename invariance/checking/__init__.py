@@ -4,16 +4,16 @@ from invariance.cells import CellRow, FunctionRow, Refusal
 from invariance.checking._alpha_sweep import alpha_sweep
 from invariance.checking._check import check
 from invariance.checking._correlate import correlate
-from invariance.reporting import CorrelationRow, CorrelationStudy, Report, Sweep
+from invariance.reporting import AxisSweep, CorrelationRow, CorrelationStudy, Report
 
 __all__ = [
+    "AxisSweep",
     "CellRow",
     "CorrelationRow",
     "CorrelationStudy",
     "FunctionRow",
     "Refusal",
     "Report",
-    "Sweep",
     "alpha_sweep",
     "check",
     "correlate",

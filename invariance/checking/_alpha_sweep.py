@@ -18,7 +18,7 @@ from invariance.core._modules import clone, model_device, weight_layers
 from invariance.curvature import hessian_diagonal
 from invariance.data import Task, cast_task
 from invariance.measures import hessian_trace, relative_flatness
-from invariance.reporting import Sweep
+from invariance.reporting import AxisSweep
 
 #: Powers of two, so that every point of the sweep has bitwise equal logits.
 ALPHAS = tuple(2.0**k for k in range(-3, 8))
@@ -30,7 +30,7 @@ def alpha_sweep(
     *,
     alphas: Sequence[float] = ALPHAS,
     dtype: torch.dtype = torch.float64,
-) -> Sweep:
+) -> AxisSweep:
     """Measure the trace along the scaling of the first two weight layers.
 
     Args:
@@ -73,7 +73,7 @@ def alpha_sweep(
         with torch.no_grad():
             bitwise = bitwise and bool(torch.equal(moved(data.x_test), reference))
     predicted = tuple(a / alpha**2 + c + b * alpha**2 for alpha in alphas)
-    return Sweep(tuple(alphas), tuple(measured), predicted, tuple(flatness), a, b, c, bitwise)
+    return AxisSweep(tuple(alphas), tuple(measured), predicted, tuple(flatness), a, b, c, bitwise)
 
 
 def _scaled(model: nn.Module, alpha: float, layers: int, example: torch.Tensor) -> nn.Module:

@@ -12,9 +12,9 @@ from invariance.cells import (
     BrokenTransformError,
     CellEngine,
     CellRow,
+    ComparisonPolicy,
     FunctionRow,
     MappedNetwork,
-    Policy,
     Refusal,
 )
 from invariance.cells._mapped_network import COMPARED_ROWS, EXAMPLE_ROWS
@@ -29,7 +29,7 @@ from invariance.core._modules import (
     model_device,
     require_module,
 )
-from invariance.core._progress import Progress
+from invariance.core._progress import TellProgress
 from invariance.data import Task, cast_task
 from invariance.data._given import TaskLike, as_task
 from invariance.measures._registry import AnyMeasure, Measure, resolve
@@ -47,7 +47,7 @@ def check(
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
     rtol: float = 0.0,
-    progress: Progress | None = None,
+    progress: TellProgress | None = None,
 ) -> Report:
     """Measure a model before and after function-preserving maps, and judge each cell.
 
@@ -92,7 +92,7 @@ def check(
     chosen = resolve(measures)
     given = None if transforms is None else as_transforms(transforms)
     dtype = floating_dtype(dtype)
-    policy = Policy(rtol=as_tolerance(rtol), seed=as_seed(seed))
+    policy = ComparisonPolicy(rtol=as_tolerance(rtol), seed=as_seed(seed))
     found: list[FunctionRow | CellRow | Refusal] = []
     for title, original in models.items():
         _require_evaluation_mode(original)
@@ -120,8 +120,8 @@ def _cells(
     task: Task,
     measures: Sequence[Measure],
     maps: Sequence[Transform],
-    policy: Policy,
-    progress: Progress,
+    policy: ComparisonPolicy,
+    progress: TellProgress,
 ) -> Iterator[FunctionRow | CellRow | Refusal]:
     """Go through all cells of one network, map by map."""
     title, total = network.title, len(measures) * (len(maps) + 1)

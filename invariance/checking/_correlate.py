@@ -15,7 +15,7 @@ from torch import nn
 from invariance.cells import Refusal
 from invariance.core._errors import DataError, InvarianceError
 from invariance.core._modules import clone, model_device
-from invariance.core._progress import Progress
+from invariance.core._progress import TellProgress
 from invariance.data import Task, cast_task
 from invariance.measures._registry import AnyMeasure, Measure, resolve
 from invariance.reporting import CorrelationRow, CorrelationStudy
@@ -35,7 +35,7 @@ def correlate(
     measures: Sequence[AnyMeasure] | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
-    progress: Progress | None = None,
+    progress: TellProgress | None = None,
 ) -> CorrelationStudy:
     """Correlate every measure with ``target`` over networks, as trained and rescaled.
 

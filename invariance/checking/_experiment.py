@@ -15,7 +15,7 @@ from invariance.checking._alpha_sweep import alpha_sweep
 from invariance.checking._check import _silent, check
 from invariance.checking._correlate import correlate
 from invariance.core._errors import UsageError
-from invariance.core._progress import Progress
+from invariance.core._progress import TellProgress
 from invariance.data import Task, load_task
 from invariance.measures._registry import AnyMeasure
 from invariance.models import mlp
@@ -107,7 +107,7 @@ class ReportConfig:
 
 
 def run_report(
-    config: ReportConfig, progress: Progress | None = None, *, parallel: bool = False
+    config: ReportConfig, progress: TellProgress | None = None, *, parallel: bool = False
 ) -> Report:
     """Run the whole experiment."""
     started = time.perf_counter()
@@ -122,7 +122,7 @@ def run_report(
     return report.extended(notes=(f"{took}{' in each of 2 processes' if parallel else ''}.",))
 
 
-def _single_networks(config: ReportConfig, task: Task, tell: Progress) -> Report:
+def _single_networks(config: ReportConfig, task: Task, tell: TellProgress) -> Report:
     """Train the network and its BatchNorm twin, check both, and sweep the first."""
     sizes = [task.x_train.shape[1], *HIDDEN, task.n_classes]
     fits: dict[str, Fit] = {}
@@ -151,7 +151,7 @@ Correlated = tuple[CorrelationStudy, list[str]]
 
 @contextmanager
 def _ensemble_part(
-    config: ReportConfig, task: Task, tell: Progress, *, parallel: bool
+    config: ReportConfig, task: Task, tell: TellProgress, *, parallel: bool
 ) -> Iterator[Callable[[], Correlated]]:
     """Start the correlation part; yields a function that waits for its result."""
     if not (parallel and config.networks):
@@ -179,7 +179,7 @@ def run_correlation(
     *,
     task: Task | None = None,
     measures: Sequence[AnyMeasure] | None = None,
-    progress: Progress | None = None,
+    progress: TellProgress | None = None,
 ) -> tuple[CorrelationStudy, list[str]]:
     """Train the ensemble and correlate every measure with its generalization gap."""
     tell = progress or _silent
@@ -205,7 +205,7 @@ def _load(config: ReportConfig) -> Task:
     )
 
 
-def _ensemble(config: ReportConfig, task: Task, tell: Progress) -> list[Fit]:
+def _ensemble(config: ReportConfig, task: Task, tell: TellProgress) -> list[Fit]:
     sizes = [task.x_train.shape[1], *ENSEMBLE_HIDDEN, task.n_classes]
     members: list[Fit] = []
     regimes = _regimes(task)
@@ -229,7 +229,7 @@ def _regimes(task: Task) -> tuple[Regime, ...]:
     return PUBLISHED if task.name == "mnist" else GENTLE
 
 
-def _epochs(tell: Progress, what: str) -> ProgressCallback:
+def _epochs(tell: TellProgress, what: str) -> ProgressCallback:
     """Pass epochs of a training run on to a progress callback."""
 
     def forward(done: int, total: int, info: object) -> None:

@@ -11,6 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from invariance.core._errors import MeasureError
+from invariance.core._repr import facts_table
+
+#: Entries of a vector that are printed.
+SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,17 @@ class Estimate:
             ),
         )
 
+    def __repr__(self) -> str:
+        return f"Estimate({self})"
+
+    def _repr_html_(self) -> str:
+        facts: dict[str, object] = {"value": str(self)}
+        facts |= {f"of which {name}": f"{share:.6g}" for name, share in self.parts.items()}
+        for name in ("residual", "iterations", "converged"):
+            if getattr(self, name) is not None:
+                facts[name] = getattr(self, name)
+        return facts_table("Estimate", facts)
+
     def __str__(self) -> str:
         if self.exact:
             tail = "exact"
@@ -122,5 +137,6 @@ class Estimate:
         if isinstance(self.value, float):
             body = f"{self.value:.6g}"
         else:
-            body = "[" + ", ".join(f"{entry:.6g}" for entry in self.value) + "]"
+            body = "[" + ", ".join(f"{entry:.6g}" for entry in self.values[:SHOWN])
+            body += "]" if len(self) <= SHOWN else f", ... {len(self) - SHOWN} more]"
         return f"{body} ({tail}; {self.method})" if self.method else f"{body} ({tail})"

@@ -10,6 +10,7 @@ are called with names (``model(**batch)``); inputs as dictionaries, tuples or Nu
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from invariance.core._errors import DataError, ModelError
-from invariance.core._modules import clone, full_precision, model_dtype
+from invariance.core._estimate import Estimate
+from invariance.core._modules import (
+    clone,
+    computing_dtype,
+    full_precision,
+    lifted,
+    model_dtype,
+    no_module,
+)
+from invariance.core._reads import Narrowing
 from invariance.core._rng import undisturbed_generators
 
 P = ParamSpec("P")
@@ -137,19 +147,9 @@ def with_output(model: nn.Module, choose: Callable[[Any], Tensor]) -> nn.Module:
 def as_module(model: object) -> nn.Module:
     """Unwrap a model, or refuse what no computation here can read."""
     model = _unwrapped(model)
-    kind = type(model).__name__
-    if isinstance(model, type) and issubclass(model, nn.Module):
-        raise ModelError(
-            f"The model must be a module. Got the class {model.__name__}; call it: "
-            f"{model.__name__}(...)."
-        )
     if not isinstance(model, nn.Module):
-        remedy = ""
-        if isinstance(getattr(model, "model", None), nn.Module):
-            remedy = "; take its .model"
-        elif isinstance(model, torch.export.ExportedProgram):
-            remedy = "; pass the module that it was exported from"
-        raise ModelError(f"The model must be a torch.nn.Module. Got {kind}{remedy}.")
+        raise ModelError(f"The model must be a torch.nn.Module. {no_module(model)}")
+    kind = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
             f"The model is a {kind}, whose operations run out of sight. Pass the module that it "
@@ -318,16 +318,21 @@ def _returning_tensor(module: nn.Module, rows: Tensor) -> nn.Module:
     """The module itself if it returns a tensor, else one that returns its ``.logits``."""
     if _surely_returns_tensor(module) or not rows.ndim or not len(rows):
         return module
-    if isinstance(module, Adapted) and module.adapted_choice is not None:
-        return module
     probe = clone(module).eval()
     row = rows[:2].detach().clone()
     row = row.to(model_dtype(probe)) if row.is_floating_point() else row
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        quiet = torch.random.fork_rng(devices=[])
+        with torch.no_grad(), quiet, full_precision(), Narrowing() as narrowing:
             out = probe(row.to(next(iter((*probe.parameters(), *probe.buffers())), row).device))
     except Exception:  # the computation itself tells what is wrong, and where
         return module
+    if narrowing.dtype is not None and narrowing.dtype.itemsize < torch.float32.itemsize:
+        raise ModelError(
+            f"The forward of {type(module).__name__} casts to {narrowing.dtype} inside, where "
+            "small perturbations and second derivatives are lost. Compute in the dtype of the "
+            "parameters there: x.to(self.weight.dtype)."
+        )
     if isinstance(out, Tensor):
         return module
     chosen = _logits(out)
@@ -348,7 +353,9 @@ def _logits(out: Any) -> Tensor | None:
 
 
 def _surely_returns_tensor(module: nn.Module) -> bool:
-    """Whether the module's type alone says that it returns a tensor (spares a forward pass)."""
+    """Whether types alone say that it returns a tensor of its own dtype (spares a forward pass)."""
+    if not all(type(part).__module__.startswith("torch.nn.") for part in module.modules()):
+        return False
     while type(module) is nn.Sequential and len(module):
         module = module[-1]
     kind = type(module)
@@ -371,7 +378,7 @@ def take(
     model: object, inputs: Mapping[str, Any], *, streams: bool = False
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Bring a model and the data that it is given into the form that the package computes with."""
-    module = as_module(model)
+    module = lifted(as_module(model))
     found = dict(inputs)
     sample: Tensor | None = None
     sources = [name for name in inputs if name.startswith("x")]
@@ -398,11 +405,23 @@ def take(
             found[name] = as_tensor(value, name)
         if isinstance(found.get(target), np.ndarray):
             found[target] = as_tensor(found[target], target)
+    found = {name: _lifted_values(value) for name, value in found.items()}
     module = _holding(module, found, sources)
     if sample is None:
         tensors = (found[name] for name in sources if isinstance(found[name], Tensor))
         sample = next(tensors, None)
     return (module if sample is None else _returning_tensor(module, sample)), found
+
+
+def _lifted_values(value: Any) -> Any:
+    """The same numbers in a dtype that is computed in; what is no tensor as it is."""
+    if isinstance(value, Mapping):
+        return {name: _lifted_values(part) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(_lifted_values, value))
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.to(computing_dtype(value.dtype))
+    return value
 
 
 def _head(batches: Any) -> tuple[Any, Tensor | None] | None:
@@ -444,8 +463,9 @@ def takes_any(*, streams: bool) -> Callable[[Callable[P, T]], Callable[P, T]]:
             # Without data the first argument is an operator, or python says what is missing.
             if _inside.get() or first not in given or (data and not given.keys() & data):
                 return function(*args, **kwargs)
+            own = as_module(given[first])
             module, found = take(
-                given[first],
+                own,
                 {name: given[name] for name in rest if name in data and name in given},
                 streams=streams,
             )
@@ -453,11 +473,21 @@ def takes_any(*, streams: bool) -> Callable[[Callable[P, T]], Callable[P, T]]:
             bound = inspect.BoundArguments(signature, given)
             bound.arguments[first] = module
             with _taken():
-                return function(*bound.args, **bound.kwargs)
+                return _told(function(*bound.args, **bound.kwargs), own, module)
 
         return door
 
     return decorate
+
+
+def _told(result: T, own: nn.Module, module: nn.Module) -> T:
+    """Say in an estimate's method that it is one of the parameters in a wider dtype."""
+    before, after = model_dtype(own), model_dtype(module)
+    if before == after or not isinstance(result, Estimate):
+        return result
+    names = [str(dtype).removeprefix("torch.") for dtype in (before, after)]
+    note = f"{names[0]} parameters, computed in {names[1]}"
+    return dataclasses.replace(result, method=f"{result.method}; {note}".removeprefix("; "))
 
 
 #: The arguments of measures that hold data.

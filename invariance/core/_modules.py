@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,10 +23,20 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def require_module(model: object, needed: str = "Expected an nn.Module as the model") -> nn.Module:
     """Refuse what is no module where a model is meant."""
     if not isinstance(model, nn.Module):
-        own = isinstance(getattr(model, "model", None), nn.Module)
-        hint = " Pass its .model." if own else ""
-        raise UsageError(f"{needed}. Got {type(model).__name__}.{hint}")
+        raise UsageError(f"{needed}. {no_module(model)}")
     return model
+
+
+def no_module(model: object) -> str:
+    """Say what was given in a module's place, and what to give."""
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        return f"Got the class {model.__name__}; call it: {model.__name__}(...)."
+    remedy = ""
+    if isinstance(getattr(model, "model", None), nn.Module):
+        remedy = "; take its .model"
+    elif isinstance(model, torch.export.ExportedProgram):
+        remedy = "; pass the module that it was exported from"
+    return f"Got {type(model).__name__}{remedy}."
 
 
 def floating_dtype(dtype: object) -> torch.dtype:
@@ -243,6 +254,39 @@ def in_train_mode(
         if isinstance(module, kinds) and module.training and share != 0:
             return name or type(module).__name__
     return None
+
+
+def computing_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype to compute in for parameters of ``dtype``: never less than float32.
+
+    Half precision rounds small perturbations away, and has no decompositions.
+    """
+    return dtype if dtype.itemsize >= torch.float32.itemsize else torch.float32
+
+
+def lifted(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """Return ``model``, or a copy that computes with its parameters in a wider ``dtype``.
+
+    The dtype is that of :func:`computing_dtype` by default. A device without float64 hands over
+    to the CPU.
+    """
+    own = model_dtype(model)
+    wide = computing_dtype(own) if dtype is None else dtype
+    if wide == own:
+        return model
+    copied = clone(model)
+    if wide == torch.float64 and model_device(copied).type == "mps":
+        copied = copied.cpu()
+    copied = copied.to(wide)
+    # A weak reference stays what it is in copies of the copy, and keeps nothing alive.
+    copied.__dict__["lifted_from"] = weakref.ref(origin(model))
+    return copied
+
+
+def origin(model: nn.Module) -> nn.Module:
+    """Return the module whose parameters :func:`lifted` copied; itself if it is no such copy."""
+    found = vars(model).get("lifted_from")
+    return model if found is None else found() or model
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -5,4 +5,4 @@ from __future__ import annotations
 from collections.abc import Callable
 
 #: Called as ``progress(done, total, what)``.
-Progress = Callable[[int, int, str], None]
+TellProgress = Callable[[int, int, str], None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -65,3 +66,31 @@ def left_behind(copy: nn.Module, original: nn.Module) -> dict[str, Tensor]:
     """Return the parameters and buffers of ``original`` that ``copy`` has no business to read."""
     own = {_place(tensor) for tensor in state_of(copy).values()}
     return {name: t for name, t in state_of(original).items() if _place(t) not in own}
+
+
+class Narrowing(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Inside the block, notes into which narrower floating dtype tensors are cast.
+
+    Attributes:
+        dtype: The narrowest; ``None`` while nothing was cast to fewer bytes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.dtype: torch.dtype | None = None
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        source = args[0] if args else None
+        if func is torch.ops.aten._to_copy.default and isinstance(source, Tensor):
+            both = source.is_floating_point() and out.is_floating_point()
+            narrowest = source.dtype if self.dtype is None else self.dtype
+            if both and out.dtype.itemsize < min(source.dtype.itemsize, narrowest.itemsize):
+                self.dtype = out.dtype
+        return out

@@ -6,7 +6,7 @@ that changes between visits, would give the product with a different matrix each
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, cast
 
@@ -183,6 +183,52 @@ def check_budget(memory_budget: int) -> None:
         )
 
 
+class Tally:
+    """One chunk's values by row and draw, summed, and how far its draws lie apart.
+
+    ``samples`` is how many independent draws every row's value is the mean of; ``None`` when
+    nothing was drawn. Rows are independent, so the variance of their sum is the sum of theirs.
+    """
+
+    def __init__(self, samples: int | None) -> None:
+        self.samples = samples
+        self.scalars: dict[tuple[str, str], Tensor] = {}
+        self.spreads: dict[tuple[str, str], Tensor] = {}
+        self._whole: dict[str, Tensor] = {}
+
+    def add(self, kind: str, name: str, rows: Tensor) -> None:
+        """Add values ``(*lead, n, R)``, whose columns add up to the rows' values."""
+        self.scalars[kind, name] = rows.sum((-2, -1))
+        if self.samples is not None:
+            draws = self.by_draw(rows)
+            self.spreads[kind, name] = self.spread(draws)
+            if kind in ("trace", "scaled"):
+                self._whole[kind] = self._whole.get(kind, 0) + draws
+                self.spreads[f"whole {kind}", ""] = self.spread(self._whole[kind])
+
+    def by_draw(self, rows: Tensor) -> Tensor:
+        """Add up the columns ``(..., R)`` of every draw; ``(..., samples)``."""
+        if self.samples is None:
+            return rows
+        return rows.reshape(*rows.shape[:-1], self.samples, -1).sum(-1)
+
+    def variances(self, draws: Tensor) -> Tensor:
+        """Estimate the variance of the sums ``(...)`` of independent draws ``(..., m)``."""
+        m = draws.shape[-1]
+        centred = draws - draws.mean(-1, keepdim=True)
+        return centred.square().sum(-1) * (m / (m - 1))
+
+    def spread(self, draws: Tensor) -> Tensor:
+        """Return the variance of ``draws (n, m)`` summed, and what tells its degrees of freedom.
+
+        The variance ``v_n`` of m draws has ``E v_n^2 = v^2 (m + 1) / (m - 1)``, if they are
+        about normal; with this, Satterthwaite's degrees of freedom of the sum are the square of
+        the first entry over the second.
+        """
+        each = self.variances(draws.cpu().double())
+        return torch.stack([each.sum(), each.square().sum() / (draws.shape[-1] + 1)])
+
+
 class Sums:
     """Running sums over chunks of rows, before the division by the loss's total mass.
 
@@ -193,27 +239,37 @@ class Sums:
 
     def __init__(self, lead: tuple[int, ...] = ()) -> None:
         self.rows = 0
+        #: Cotangents that were carried for every row.
+        self.columns = 0
         self.mass = torch.zeros(lead, dtype=torch.float64)
         self.scalars: dict[tuple[str, str], Tensor] = {}
         self.diagonals: dict[str, Tensor] = {}
+        #: Key to ``(2,)``: the variance of the sum of what was drawn, and :meth:`Tally.spread`'s
+        #: other number.
+        self.spreads: dict[tuple[str, str], Tensor] = {}
+        #: The variances of the entries of diagonals that were drawn.
+        self.diagonal_spreads: dict[str, Tensor] = {}
 
-    def add_chunk(self, rows: int, mass: Tensor, scalars: Mapping[tuple[str, str], Tensor]) -> None:
-        """Add one chunk's scalars with a single transfer from the device.
-
-        Shapes: ``scalars (kind, name)``.
-        """
+    def add_chunk(self, rows: int, mass: Tensor, tally: Tally) -> None:
+        """Add one chunk's scalars with a single transfer from the device."""
         self.rows += rows
-        moved = torch.stack([mass, *scalars.values()]).cpu().double()
+        moved = torch.stack([mass, *tally.scalars.values()]).cpu().double()
         self.mass = self.mass + moved[0]
-        for key, value in zip(scalars, moved[1:], strict=True):
+        for key, value in zip(tally.scalars, moved[1:], strict=True):
             self.scalars[key] = self.scalars[key] + value if key in self.scalars else value
+        for key, pair in tally.spreads.items():
+            found = pair.cpu().double()
+            self.spreads[key] = self.spreads[key] + found if key in self.spreads else found
 
-    def add_diagonal(self, name: str, value: Tensor) -> None:
-        """Add one chunk's contribution to a parameter's diagonal."""
-        if name in self.diagonals:
-            self.diagonals[name] += value
-        else:
-            self.diagonals[name] = value
+    def add_diagonal(self, name: str, value: Tensor, spread: Tensor | None = None) -> None:
+        """Add one chunk's contribution to a parameter's diagonal, and its entries' variance."""
+        for found, into in ((value, self.diagonals), (spread, self.diagonal_spreads)):
+            if found is None:
+                continue
+            if name in into:
+                into[name] += found
+            else:
+                into[name] = found
 
     def of(self, kind: str) -> dict[str, Tensor]:
         """Return name to mean (sum over mass) for one kind of scalar."""

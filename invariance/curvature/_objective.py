@@ -20,6 +20,7 @@ from invariance.core._forward import reading, run
 from invariance.core._modules import (
     all_finite,
     clone,
+    computing_dtype,
     model_device,
     model_dtype,
     require_deterministic,
@@ -147,9 +148,9 @@ def build_objective(
             f"{type(model).__name__} cannot be copied ({error}), and a curvature computation "
             "never works on your own module. Make it deep-copyable."
         ) from error
-    precision = dtype or model_dtype(copy)
-    if dtype is not None:
-        copy.to(dtype)
+    precision = dtype or computing_dtype(model_dtype(copy))
+    if dtype is not None or precision != model_dtype(copy):
+        copy.to(precision)
     for parameter in copy.parameters():
         parameter.requires_grad_(False)
     named = dict(copy.named_parameters())

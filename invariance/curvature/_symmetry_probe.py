@@ -20,7 +20,7 @@ from invariance.core._errors import ModelError
 from invariance.core._rng import generator
 from invariance.curvature._objective import Objective
 from invariance.curvature.products._engines import Graph
-from invariance.curvature.products._output_space import OuterKind
+from invariance.curvature.products._output_space import OutputMatrixKind
 
 #: Rows that the probe looks at: what is wrong with an operation is wrong on any of them.
 _ROWS = 8
@@ -36,7 +36,7 @@ _GUILTY = 1e-4
 _HOPELESS = 0.05
 
 
-def require_symmetric(objective: Objective, kind: OuterKind | None) -> None:
+def require_symmetric(objective: Objective, kind: OutputMatrixKind | None) -> None:
     """Refuse an objective whose products are not those of a symmetric matrix."""
     gap = _gap(objective, kind)
     if gap <= tolerance(objective.dtype):
@@ -64,7 +64,7 @@ def require_symmetric(objective: Objective, kind: OuterKind | None) -> None:
     )
 
 
-def _gap(objective: Objective, kind: OuterKind | None) -> float:
+def _gap(objective: Objective, kind: OutputMatrixKind | None) -> float:
     """Return the asymmetry of an objective's products on its first rows."""
     graph = Graph(objective, kind, *next(objective.chunks(_ROWS)))
 

@@ -21,7 +21,8 @@ follow from K - 1 cotangents per row. Nothing is sampled.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple, TypeAlias
@@ -32,11 +33,14 @@ from torch import Tensor, nn
 from invariance.core._arguments import as_seed
 from invariance.core._errors import MeasureError, unknown_name
 from invariance.core._estimate import Estimate
+from invariance.core._forward import run
 from invariance.core._intake import takes_any
 from invariance.core._modules import parameter_names, require_deterministic
-from invariance.core._perceptron import Step, read_perceptron
+from invariance.core._perceptron import Dense, Step, read_perceptron
 from invariance.curvature._batches import Batches, Data, Sums, check_budget, collect_batches
 from invariance.curvature.estimates._diagonal import basis_diagonal, estimate_diagonal
+from invariance.curvature.estimates._residual import residual_trace
+from invariance.curvature.estimates._sampled import Drawn, Key, sample_sweep
 from invariance.curvature.estimates._trace import hessian_trace_estimate
 from invariance.curvature.exact._directional import move_like
 from invariance.curvature.exact._general import make_plan, sweep_module
@@ -48,16 +52,31 @@ from invariance.curvature.exact._result import (
     ExactCurvature,
     Wants,
 )
+from invariance.curvature.losses._base import Draws
 from invariance.curvature.losses._resolve import Loss, LossLike, resolve_loss
 from invariance.curvature.products._operators import HessianOperator
 
-Method: TypeAlias = Literal["auto", "exact", "estimate"]
+Method: TypeAlias = Literal["auto", "exact", "sampled", "estimate"]
+
+METHODS: tuple[Method, ...] = ("auto", "exact", "sampled", "estimate")
+
+#: Relative standard error of ``method="sampled"``.
+DEFAULT_RTOL = 0.01
 
 #: Hessian-vector products that ``auto`` spends on exactness before it turns to estimates.
 DEFAULT_MAX_PRODUCTS = 1024
 
 #: Hessian-vector products of an estimate.
 DEFAULT_PROBES = 96
+
+
+class Sampling(NamedTuple):
+    """How far to go in drawing cotangents."""
+
+    rtol: float
+    budget: int
+    seed: int
+    memory_budget: int
 
 
 class Swept(NamedTuple):
@@ -98,8 +117,8 @@ class Prepared:
 
     def split(self, method: str) -> tuple[Sequence[str], Sequence[str], str]:
         """Return the names to sweep, all others, and why there are others (in words)."""
-        if method not in ("auto", "exact", "estimate"):
-            raise unknown_name("method", method, ("auto", "exact", "estimate"))
+        if method not in METHODS:
+            raise unknown_name("method", method, METHODS)
         if method == "estimate":
             return (), self.names, ""
         if self.steps is not None:
@@ -109,19 +128,55 @@ class Prepared:
         why = f" (for {rest[0]!r}, {reasons[rest[0]]})" if rest else ""
         return [name for name in self.names if name not in reasons], rest, why
 
-    def sweep(self, names: Sequence[str], wants: Wants, memory_budget: int) -> Swept:
-        """Sweep the parameters ``names``, in all of which the network is known exactly."""
+    @cached_property
+    def outputs(self) -> int:
+        """How many outputs the network has."""
+        if self.steps is not None:
+            dense = [step for step in self.steps if isinstance(step, Dense)]
+            return dense[-1].weight.shape[-2]
+        with torch.no_grad():
+            return run(self.model, self.row).shape[-1]
+
+    def draw(
+        self,
+        names: Sequence[str],
+        wants: Wants,
+        keys: Callable[[Drawn], Sequence[tuple[Key, float]]],
+        how: Sampling,
+    ) -> Drawn:
+        """Sweep the Gauss-Newton blocks of ``names`` over drawn cotangents, exactly if cheaper."""
+        if not names:
+            return Drawn((Sums(),), ())
+        return sample_sweep(
+            lambda draws: self.sweep(names, wants, how.memory_budget, draws).sums,
+            self.loss,
+            self.outputs,
+            self.batches.rows,
+            keys,
+            rtol=how.rtol,
+            budget=how.budget,
+            seed=how.seed,
+        )
+
+    def sweep(
+        self, names: Sequence[str], wants: Wants, memory_budget: int, draws: Draws | None = None
+    ) -> Swept:
+        """Sweep the parameters ``names``, in all of which the network is known exactly.
+
+        Behind curved operations of a network that is no perceptron, what is found is the trace
+        of the Gauss-Newton block.
+        """
         batches, loss = self.batches, self.loss
         if self.steps is not None:
             sums = sweep_perceptrons(
-                self.steps, batches, batches.rows, loss, wants, memory_budget, names
+                self.steps, batches, batches.rows, loss, wants, memory_budget, names, draws=draws
             )
             curved = is_curved(self.steps, names)
             how = "recursion, with second derivatives of the activations" if curved else "sweep"
             return Swept(sums, f"exact {how} ({loss.name})", not curved)
         check_budget(memory_budget)
         plan = make_plan(self.model, self.linearity, names, self.row)
-        sums = sweep_module(self.model, plan, batches, loss, wants, memory_budget)
+        sums = sweep_module(self.model, plan, batches, loss, wants, memory_budget, draws)
         zero = f"; no influence, hence zero: {', '.join(plan.silent)}" if plan.silent else ""
         return Swept(sums, f"exact sweep ({loss.name}){zero}", True)
 
@@ -236,6 +291,7 @@ def hessian_trace(
     loss: LossLike = "cross_entropy",
     parameters: Iterable[str] | None = None,
     method: Method = "auto",
+    rtol: float = DEFAULT_RTOL,
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
     max_products: int = DEFAULT_MAX_PRODUCTS,
     budget: int = DEFAULT_PROBES,
@@ -257,10 +313,12 @@ def hessian_trace(
         loss: The mean loss: a name, a torch loss or a callable.
         parameters: Names of parameters or modules to cover; all trainable ones by default.
         method: ``"auto"`` (see the module), ``"exact"`` (never an estimate, whatever it
-            costs) or ``"estimate"`` (products only).
+            costs), ``"sampled"`` (a sweep over random mixtures of the cotangents, m for every
+            row instead of K - 1; exact where that is no dearer) or ``"estimate"`` (products only).
+        rtol: For ``"sampled"``: the relative standard error to reach; it decides m.
         memory_budget: Bytes for temporaries.
         max_products: For ``"auto"``: most Hessian-vector products to spend on exactness.
-        budget: Hessian-vector products of an estimate.
+        budget: Hessian-vector products of an estimate; for ``"sampled"``, most draws a row.
         seed: Seed of an estimate's probes.
 
     Returns:
@@ -285,6 +343,8 @@ def hessian_trace(
         seed = as_seed(seed)
     prepared = prepare(model, x, y, loss, parameters)
     swept, rest, why = prepared.split(method)
+    if method == "sampled":
+        return _sampled_trace(prepared, rest, Sampling(rtol, budget, seed, memory_budget))
     parts: dict[str, float] = {}
     words: list[str] = []
     stderr: float | None = 0.0
@@ -314,6 +374,7 @@ def hessian_diagonal(
     loss: LossLike = "cross_entropy",
     parameters: Iterable[str] | None = None,
     method: Method = "auto",
+    rtol: float = DEFAULT_RTOL,
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
     max_products: int = DEFAULT_MAX_PRODUCTS,
     budget: int = DEFAULT_PROBES,
@@ -327,10 +388,11 @@ def hessian_diagonal(
         y: Targets; left out when ``x`` is a re-iterable of batches.
         loss: The mean loss: a name, a torch loss or a callable.
         parameters: Names of parameters or modules to cover; all trainable ones by default.
-        method: ``"auto"`` (see the module), ``"exact"`` or ``"estimate"``.
+        method: ``"auto"`` (see the module), ``"exact"``, ``"sampled"`` or ``"estimate"``.
+        rtol: For ``"sampled"``: the relative standard error of the diagonal's sum.
         memory_budget: Bytes for temporaries.
         max_products: For ``"auto"``: most Hessian-vector products to spend on exactness.
-        budget: Hessian-vector products of an estimate.
+        budget: Hessian-vector products of an estimate; for ``"sampled"``, most draws a row.
         seed: Seed of an estimate's probes.
 
     Returns:
@@ -355,6 +417,8 @@ def hessian_diagonal(
         seed = as_seed(seed)
     prepared = prepare(model, x, y, loss, parameters)
     swept, rest, why = prepared.split(method)
+    if method == "sampled":
+        return _sampled_diagonal(prepared, rest, Sampling(rtol, budget, seed, memory_budget))
     values: dict[str, Tensor] = {}
     errors: dict[str, Tensor] = {}
     words: list[str] = []
@@ -383,6 +447,76 @@ def hessian_diagonal(
         gauss_newton=gauss_newton,
         method=" + ".join(words),
     )
+
+
+def _sampled_trace(prepared: Prepared, rest: Sequence[str], how: Sampling) -> Estimate:
+    """Return the trace by drawn cotangents; behind curved operations probes find the rest."""
+    drawn = prepared.draw(prepared.names, Wants(), _whole_trace, how)
+    parts = drawn.of("trace")
+    error = drawn.error(("whole trace", ""))
+    errors = {name: drawn.error(("trace", name)) for name in parts}
+    words = [sampled_words(prepared, drawn)]
+    converged = drawn.converged
+    products = None
+    if rest:
+        found = residual_trace(
+            prepared.model, prepared.batches, prepared.loss, rest, (sum(parts.values()), error), how
+        )
+        for name, value in found.parts.items():
+            parts[name] += value
+        spread: Mapping[str, float] = found.detail.get("part_stderr", {})
+        errors |= {name: math.hypot(errors[name], more) for name, more in spread.items()}
+        error = math.hypot(error, found.stderr or 0.0)
+        words.append(found.method)
+        converged = converged and error <= how.rtol * abs(sum(parts.values()))
+        products = found.iterations
+    order = [name for name, _ in prepared.model.named_parameters() if name in parts]
+    exact = drawn.exact and error == 0.0
+    return Estimate(
+        sum(parts[name] for name in order),
+        stderr=error,
+        exact=exact,
+        method=" + ".join(words),
+        parts={name: parts[name] for name in order},
+        iterations=products,
+        converged=None if exact else converged,
+        detail={"draws": drawn.count, "part_stderr": {name: errors[name] for name in order}},
+    )
+
+
+def _sampled_diagonal(prepared: Prepared, rest: Sequence[str], how: Sampling) -> DiagonalResult:
+    """Return the diagonal by drawn cotangents; refuse where they are not all of it."""
+    if rest:
+        raise MeasureError(
+            f"The network is not piecewise linear in {rest[0]!r}: "
+            f"{prepared.linearity.reasons[rest[0]]}. method='sampled' finds the diagonal of "
+            "piecewise-linear networks and perceptrons; use 'auto' or 'estimate', or "
+            "hessian_trace, which adds what second derivatives of the network make."
+        )
+    drawn = prepared.draw(prepared.names, Wants(diagonal=True), _whole_trace, how)
+    values, errors = drawn.diagonals()
+    order = [name for name, _ in prepared.model.named_parameters() if name in values]
+    curved = prepared.steps is not None and is_curved(prepared.steps, prepared.names)
+    return DiagonalResult(
+        {name: values[name] for name in order},
+        stderr=None if drawn.exact else {name: errors[name] for name in order},
+        exact=drawn.exact,
+        gauss_newton=not curved,
+        method=sampled_words(prepared, drawn),
+    )
+
+
+def _whole_trace(drawn: Drawn) -> list[tuple[Key, float]]:
+    """What must meet the tolerance when it is the sum over all parameters."""
+    return [(("whole trace", ""), sum(drawn.of("trace").values()))]
+
+
+def sampled_words(prepared: Prepared, drawn: Drawn) -> str:
+    """Say what a sampled sweep did."""
+    loss = prepared.loss.name
+    if drawn.exact:
+        return f"exact sweep ({loss}), cheaper than a sampled one"
+    return f"sampled sweep, {drawn.count} random cotangents a row ({loss})"
 
 
 def assembled(

@@ -9,6 +9,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -32,27 +34,48 @@ class DownloadError(DataError):
 def download(images: ImageSet, *, deadline: float | None = None) -> Located:
     """Fetch the files that the cache lacks, verify them, and put them there atomically."""
     folder = cache_folder(images)
-    stop = None if deadline is None else time.monotonic() + deadline
     for logical, path in find_in(folder).items():
         read_verified(path, images.sha256[logical])
-    missing = [logical for logical in FILES if logical not in find_in(folder)]
-    if missing:
-        mirrors, failures = _answering(images.mirrors)
-        for logical in missing:
-            _fetch(images, logical, folder, mirrors, list(failures), stop)
+    missing = {
+        f"{FILES[logical]}.gz": partial(read_verified, sha256=images.sha256[logical])
+        for logical in FILES
+        if logical not in find_in(folder)
+    }
+    fetch(images.name, missing, folder, images.mirrors, deadline=deadline)
     return Located(folder, "downloaded", find_in(folder))
 
 
+def fetch(
+    title: str,
+    files: Mapping[str, Callable[[Path], object]],
+    folder: Path,
+    mirrors: tuple[str, ...],
+    *,
+    deadline: float | None = None,
+) -> None:
+    """Fetch files from the first mirror that has them; each is verified before it is kept.
+
+    ``files`` maps a name, appended to a mirror's address, to what raises if the file is wrong.
+    A file that is there already is not asked for again, so a broken download goes on.
+    """
+    stop = None if deadline is None else time.monotonic() + deadline
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing:
+        alive, failures = _answering(mirrors)
+        for name in missing:
+            _fetch(title, name, files[name], folder, alive, list(failures), stop)
+
+
 def _fetch(
-    images: ImageSet,
-    logical: str,
+    title: str,
+    name: str,
+    verify: Callable[[Path], object],
     folder: Path,
     mirrors: list[str],
     failures: list[str],
     stop: float | None,
 ) -> None:
     """Fetch one file under a temporary name; rename it only once it is verified."""
-    name = f"{FILES[logical]}.gz"
     for mirror in mirrors:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +85,7 @@ def _fetch(
         os.close(handle)
         try:
             _transfer(mirror + name, temporary, stop)
-            read_verified(Path(temporary), images.sha256[logical])
+            verify(Path(temporary))
             os.replace(temporary, folder / name)
         except (OSError, DataError) as error:  # requests' errors derive from OSError
             failures.append(f"{mirror}{name}: {error}")
@@ -71,9 +94,9 @@ def _fetch(
         finally:
             Path(temporary).unlink(missing_ok=True)
     raise DownloadError(
-        f"Could not download {name} of {images.name}. "
+        f"Could not download {name} of {title}. "
         + " | ".join(failures)
-        + f" -- Put the four files into {folder}, or name their folder with root=..."
+        + f" -- Put it into {folder}, or name the folder that holds the data with root=..."
     )
 
 

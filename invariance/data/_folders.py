@@ -1,4 +1,4 @@
-"""Where data sets that are not downloaded are looked for."""
+"""Where data sets that are folders of files, not IDX files, are looked for."""
 
 from __future__ import annotations
 
@@ -7,21 +7,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from invariance.core._errors import DataError
-from invariance.data._download import DownloadError
 from invariance.data._locate import VARIABLE
 
 
 def find_folder(
     name: str, layouts: Sequence[str], needed: Sequence[str], root: str | os.PathLike[str] | None
-) -> tuple[Path, str]:
-    """Find a folder that holds everything that a data set needs.
+) -> tuple[Path, str] | None:
+    """Find a folder that holds everything that a data set needs, and say how it was found.
 
     The order is: ``root``, the folder named by ``INVARIANCE_DATA``, ``./data``, ``~/data``,
     ``~/.torch``; in each, the layouts one after another, and in ``root`` itself.
     """
-    looked = []
     for folder, origin in _candidates(layouts, root):
-        looked.append(str(folder))
         there = [entry for entry in needed if (folder / entry).exists()]
         if len(there) == len(needed):
             return folder, origin
@@ -30,9 +27,17 @@ def find_folder(
             raise DataError(
                 f"{folder} holds only part of {name}: {missing} missing. Unpack the archive again."
             )
-    raise DownloadError(
-        f"{name} was not found in {', '.join(looked)}, and is not downloaded. -- Unpack it as "
-        f"{layouts[0]} in one of the folders that {VARIABLE} or root=... name."
+    return None
+
+
+def not_found(
+    name: str, layouts: Sequence[str], root: str | os.PathLike[str] | None, why: str
+) -> DataError:
+    """Say where a data set was looked for, and what to do."""
+    looked = ", ".join(str(folder) for folder, _ in _candidates(layouts, root))
+    return DataError(
+        f"{name} was not found in {looked}, and {why}. -- Unpack it as {layouts[0]} in one of the "
+        f"folders that {VARIABLE} or root=... name."
     )
 
 

@@ -77,9 +77,11 @@ def load_task(
     Args:
         name: ``"mnist"``, ``"fashion-mnist"``, ``"digits"`` (bundled with scikit-learn,
             no network), or ``"auto"``: MNIST if found or quickly downloadable, else
-            digits; ``Task.source`` says which and why. Not downloaded, but read where they
-            are: ``"cifar-10"`` and ``"cifar-100"`` (binary version) and ``"tiny-imagenet"``
-            (its folder of JPEG files; the validation images are the test points).
+            digits; ``Task.source`` says which and why. ``"cifar-10"`` and ``"cifar-100"``
+            (binary version: the unpacked folder, or the official archive, whose MD5 sum is
+            verified; downloaded if neither is there). Not downloaded, but read where it is:
+            ``"tiny-imagenet"`` (its folder of JPEG files; the validation images are the test
+            points).
         n_train: Size of the training subset; ``None`` for the whole training set in its
             original order.
         n_unseen: How many unseen points to draw; ``None`` for the whole pool in order.
@@ -162,7 +164,7 @@ def load_task(
 
 def _load(name: str, root: str | os.PathLike[str] | None, allow_download: bool) -> _Raw:
     if name in BINARY_SETS:
-        found = read_cifar(BINARY_SETS[name], root)
+        found = read_cifar(BINARY_SETS[name], root, allow_download)
         return _Raw(name, BINARY_SETS[name].n_classes, **found)
     if name == TINY:
         return _Raw(name, TINY_CLASSES, **read_tiny_imagenet(root))

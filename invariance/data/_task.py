@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from invariance.core._errors import DataError
+from invariance.core._repr import facts_table
 
 _PARTS = ("train", "test", "unseen")
 
@@ -121,6 +122,13 @@ class Task:
         return (
             f"Task({self.name!r}, {self.n_classes} classes, {self.n_features} features, {counts})"
         )
+
+    def _repr_html_(self) -> str:
+        counts: dict[str, object] = {
+            f"{part} points": f"{len(getattr(self, f'y_{part}')):,}" for part in _PARTS
+        }
+        about = {"classes": self.n_classes, "features": self.n_features}
+        return facts_table(f"Task {self.name}", {**counts, **about, "from": self.source or "given"})
 
 
 def cast_task(task: Task, dtype: torch.dtype, device: torch.device) -> Task:

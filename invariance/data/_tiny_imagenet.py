@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from invariance.core._errors import DataError, UsageError
-from invariance.data._folders import find_folder
+from invariance.data._folders import find_folder, not_found
 
 NAME = "tiny-imagenet"
 N_CLASSES = 200
@@ -26,6 +26,7 @@ N_CLASSES = 200
 PER_CLASS = (500, 50)
 SIDE = 64
 
+_LAYOUTS = ("tiny-imagenet-200", NAME)
 _NEEDED = ("wnids.txt", "train", "val/val_annotations.txt", "val/images")
 
 
@@ -55,7 +56,10 @@ class Pictures:
 
 def read_tiny_imagenet(root: str | os.PathLike[str] | None) -> dict[str, Any]:
     """Find the folder, verify its form, and read what is small."""
-    folder, origin = find_folder(NAME, ("tiny-imagenet-200", NAME), _NEEDED, root)
+    located = find_folder(NAME, _LAYOUTS, _NEEDED, root)
+    if located is None:
+        raise not_found(NAME, _LAYOUTS, root, "is not downloaded")
+    folder, origin = located
     classes = sorted((folder / "wnids.txt").read_text().split())
     if len(set(classes)) != N_CLASSES:
         raise DataError(f"{folder / 'wnids.txt'} names {len(set(classes))} classes, not 200.")

@@ -148,16 +148,15 @@ def _average(
             for name, value in objective.theta.items()
         }
         pair = [
-            objective.value(
-                {name: value + sign * noise[name] for name, value in objective.theta.items()}
-            )
+            objective.value(objective.moved({name: sign * part for name, part in noise.items()}))
             for sign in (1.0, -1.0)
         ]
         rises.append((pair[0] + pair[1]) / 2 - base)
     found = torch.tensor(rises, dtype=torch.float64)
     return Estimate(
         float(found.mean()),
-        stderr=float(standard_error(found)),
+        # Round-off is common to all samples, so their spread does not show it.
+        stderr=max(float(standard_error(found)), objective.eps * abs(base)),
         exact=False,
         method=f"{samples} antithetic pairs of {'relative ' if adaptive else ''}Gaussian noise",
         detail={"loss": base},

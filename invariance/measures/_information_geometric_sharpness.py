@@ -10,7 +10,7 @@ from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
 from invariance.core._forward import reading, run
 from invariance.core._groups import Group
-from invariance.core._modules import clone, model_device, require_deterministic
+from invariance.core._modules import lifted, require_deterministic
 from invariance.curvature._batches import check_batch, check_budget
 from invariance.curvature.exact._directional import frozen_state, move_like
 from invariance.curvature.losses._resolve import CrossEntropy, softmax_root
@@ -72,7 +72,7 @@ def information_geometric_sharpness(
     require_deterministic(model)
     check_budget(memory_budget)
     check_batch(x, y)
-    model = _in_float64(model)
+    model = lifted(model, torch.float64)  # ranks need the digits
     space = select_parameters(model)
     state = frozen_state(model)
     theta = {name: state[name] for name in space.names}
@@ -125,12 +125,6 @@ def information_geometric_sharpness(
         + ("" if sure else ", whose rank is not clear in float64"),
         detail={"rank": rank, "rows": score.shape[0], "full_rank_value": float(full)},
     )
-
-
-def _in_float64(model: nn.Module) -> nn.Module:
-    """Return a copy in float64 (on the CPU where the device has none): ranks need the digits."""
-    copied = clone(model)
-    return (copied.cpu() if model_device(copied).type == "mps" else copied).double()
 
 
 def _projection(score: Tensor, b: Tensor, rank_tolerance: float | None) -> tuple[float, int, bool]:

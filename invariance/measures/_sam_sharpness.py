@@ -121,15 +121,16 @@ def _ascent(
     base, gradient = objective.gradient()
     scales = {name: value.abs() if adaptive else 1.0 for name, value in objective.theta.items()}
     scaled = {name: scales[name] * part for name, part in gradient.items()}
-    norm = math.sqrt(sum(float(part.double().square().sum()) for part in scaled.values()))
+    norm = math.sqrt(sum(float(part.square().sum()) for part in scaled.values()))
     if norm == 0:
         return Estimate(0.0, method="the gradient vanishes", detail={"loss": base})
-    moved = {
-        name: value + (rho / norm) * scales[name] * scaled[name]
-        for name, value in objective.theta.items()
-    }
+    step = {name: (rho / norm) * scales[name] * part for name, part in scaled.items()}
+    rise = objective.value(objective.moved(step)) - base
+    sure = objective.resolves(rise, base)
     return Estimate(
-        objective.value(moved) - base,
-        method=f"one ascent step, rho = {rho:g}{', elementwise' if adaptive else ''}",
+        rise,
+        exact=sure,
+        method=f"one ascent step, rho = {rho:g}{', elementwise' if adaptive else ''}"
+        + ("" if sure else ", a rise within the round-off of the loss"),
         detail={"loss": base},
     )

@@ -171,12 +171,14 @@ def _search(
         trail = _climb(ball, base, direction, rho, steps)
         first = trail[0] if number == 0 else first
         rises.append(max(trail))
+    found = max(rises)
     return Estimate(
-        max(rises),
+        found,
         stderr=None,
         exact=False,
         method=f"lower bound: best of {1 + restarts} projected ascents of {steps} steps, "
-        f"rho = {rho:g}{', elementwise' if adaptive else ''}",
+        f"rho = {rho:g}{', elementwise' if adaptive else ''}"
+        + ("" if ball.resolves(found, base) else ", a rise within the round-off of the loss"),
         detail={"loss": base, "rises": tuple(rises[1:]), "first_step": first},
     )
 
@@ -191,6 +193,7 @@ class _Ball:
     def __init__(self, objective: PerturbedLoss, rho: float, *, adaptive: bool) -> None:
         self.theta = objective.theta
         self.rho = rho
+        self.resolves = objective.resolves
         self._objective = objective
         self._scale = {
             name: value if adaptive else torch.ones_like(value)
@@ -199,8 +202,8 @@ class _Ball:
 
     def rise_and_gradient(self, v: Vector) -> tuple[float, Vector]:
         """Return the loss at ``v`` and its gradient in ``v``."""
-        moved = {name: value + self._scale[name] * v[name] for name, value in self.theta.items()}
-        value, gradient = self._objective.gradient(moved)
+        step = {name: self._scale[name] * part for name, part in v.items()}
+        value, gradient = self._objective.gradient(self._objective.moved(step))
         return value, {name: self._scale[name] * part for name, part in gradient.items()}
 
     def step(self, v: Vector, direction: Vector, length: float) -> Vector | None:
@@ -235,4 +238,4 @@ def _climb(ball: _Ball, base: float, direction: Vector, rho: float, steps: int) 
 
 
 def _norm(v: Vector) -> float:
-    return math.sqrt(sum(float(part.double().square().sum()) for part in v.values()))
+    return math.sqrt(sum(float(part.square().sum()) for part in v.values()))

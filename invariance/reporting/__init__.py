@@ -11,6 +11,6 @@ from invariance.reporting import _html  # noqa: F401
 from invariance.reporting import _terminal  # noqa: F401
 
 # isort: on
-from invariance.reporting._report import CorrelationRow, CorrelationStudy, Report, Sweep
+from invariance.reporting._report import AxisSweep, CorrelationRow, CorrelationStudy, Report
 
-__all__ = ["CorrelationRow", "CorrelationStudy", "Report", "Sweep"]
+__all__ = ["AxisSweep", "CorrelationRow", "CorrelationStudy", "Report"]

@@ -9,12 +9,16 @@ from invariance.reporting._report import Report, renders
 from invariance.reporting._words import (
     LEGEND,
     cell,
+    data_of,
+    footnotes,
     headline,
     matrix,
     models_of,
     number,
+    readable,
     refusals,
     signed,
+    titles,
 )
 
 
@@ -33,39 +37,34 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> st
 @renders(".md")
 def render_markdown(report: Report) -> str:
     """Render a report as Markdown text."""
-    task, env = report.task, report.environment
     parts = [
         "# Invariance report",
-        without_html(
-            f"{task['name']} ({task['source'] or 'given'}): {task['n_train']} training, "
-            f"{task['n_unseen']} unseen, {task['n_test']} test points; {env['dtype']}, "
-            f"torch {env['torch']}."
-        ),
-        _list((*headline(report), *report.notes)),
+        _list(headline(report)),
     ]
     for model in models_of(report):
         maps, rows = matrix(report, model)
+        names = titles(maps)
         parts.append(f"## {without_html(model)}: is it still the same function?")
         parts.append(
             markdown_table(
-                ["#", "map", "max difference", "compared", "labels changed", "bitwise"],
+                ["map", "arguments", "max difference", "compared", "labels changed", "bitwise"],
                 (
                     [
-                        str(index),
-                        f"`{entry.label}`",
+                        name,
+                        f"`{readable(entry.label)}`",
                         f"{entry.max_abs_logit_diff:.1e}",
                         entry.compared,
                         f"{entry.labels_changed} of {entry.rows}",
                         "yes" if entry.bitwise else "no",
                     ]
-                    for index, entry in enumerate(maps, start=1)
+                    for name, entry in zip(names, maps, strict=True)
                 ),
             )
         )
-        parts.append(f"## {without_html(model)}: what each measure does under map #")
+        parts.append(f"## {without_html(model)}: what each measure does under each map")
         parts.append(
             markdown_table(
-                ["measure", "value", *(str(i) for i in range(1, len(maps) + 1))],
+                ["measure", "value", *names],
                 (
                     [
                         f"`{name}`",
@@ -83,6 +82,8 @@ def render_markdown(report: Report) -> str:
     if lines := refusals(report):
         parts.append("## Not applicable, and why")
         parts.append(_list(lines))
+    parts.append("## About this run")
+    parts.append(_list((f"{data_of(report)}.", *footnotes(report))))
     return printable("\n\n".join(parts) + "\n")
 
 

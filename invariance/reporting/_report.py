@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,7 +81,7 @@ class CorrelationStudy:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class AxisSweep:
     """Measured and predicted traces along one axis.
 
     Attributes:
@@ -155,7 +156,7 @@ class Report:
     function: tuple[FunctionRow, ...]
     rows: tuple[CellRow, ...]
     refused: tuple[Refusal, ...] = ()
-    sweep: Sweep | None = None
+    sweep: AxisSweep | None = None
     correlations: CorrelationStudy | None = None
     notes: tuple[str, ...] = field(default=())
 
@@ -167,7 +168,7 @@ class Report:
     def extended(
         self,
         *,
-        sweep: Sweep | None = None,
+        sweep: AxisSweep | None = None,
         correlations: CorrelationStudy | None = None,
         notes: tuple[str, ...] = (),
         model: Mapping[str, Mapping[str, Any]] | None = None,
@@ -236,6 +237,20 @@ class Report:
 
     def __str__(self) -> str:
         return RENDERERS[".txt"](self)
+
+    def __repr__(self) -> str:
+        measures = len({row.measure for row in self.rows})
+        return (
+            f"Report({self.task['name']!r}: {measures} measures under {len(self.function)} maps, "
+            f"{len(self.rows)} cells, {len(self.contradictions)} contradict; "
+            "print it, or save it as .html)"
+        )
+
+    def _repr_html_(self) -> str:
+        # A frame: the page's styles and script stay off the notebook's.
+        page = escape(self.to_html())
+        style = "width:100%;height:46rem;border:0"
+        return f'<iframe title="Invariance report" style="{style}" srcdoc="{page}"></iframe>'
 
 
 renders(".json")(Report.to_json)

@@ -26,7 +26,7 @@ MEMORY = 1 << 26
 
 
 def bootstrap_counts(n: int, resamples: int, seed: int, *, size: int | None = None) -> FloatArray:
-    """Draw bootstrap resamples as counts, from the draws that :func:`spearman` makes.
+    """Draw bootstrap resamples as counts (the draws of :func:`invariance.stats.spearman`).
 
     Shapes: returns ``(resamples, n)``.
     """

@@ -46,7 +46,7 @@ from invariance.studies._config import Config
 from invariance.studies._engine import Interrupted, run_study
 from invariance.studies._study import Context, Findings, Options, Record, Study, Table, Trained
 from invariance.studies.claims._claims import Claim, Region
-from invariance.studies.report._output import Outcome
+from invariance.studies.report._output import StudyOutcome
 
 __all__ = [
     "Claim",
@@ -55,10 +55,10 @@ __all__ = [
     "Findings",
     "Interrupted",
     "Options",
-    "Outcome",
     "Record",
     "Region",
     "Study",
+    "StudyOutcome",
     "Table",
     "Trained",
     "run_study",

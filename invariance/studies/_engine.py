@@ -11,15 +11,15 @@ from pathlib import Path
 
 from invariance.core._errors import UsageError
 from invariance.studies._config import Config
-from invariance.studies._jobs import Job, Kind, Result, describe_machine, train_job
+from invariance.studies._jobs import Job, JobKind, Result, describe_machine, train_job
 from invariance.studies._plan import Batch, batches_of, grid_of
 from invariance.studies._study import Options, Study
 from invariance.studies.executors._base import Done, Executor, Told, Work
-from invariance.studies.report._output import Outcome, write_outcome
+from invariance.studies.report._output import StudyOutcome, write_outcome
 from invariance.studies.store._store import Store, measurement_key
 
 #: Takes (work done, all work, what is being done).
-Progress = Callable[[float, float, str], object]
+TellCost = Callable[[float, float, str], object]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -45,9 +45,9 @@ def run_study(
     workers: int | None = None,
     scheduler: str | None = None,
     tls: Sequence[Path | str] = (),
-    progress: Progress | None = None,
+    progress: TellCost | None = None,
     reference: str | None = None,
-) -> Outcome:
+) -> StudyOutcome:
     """Run a study, or what is missing of it, and write its results.
 
     Args:
@@ -148,7 +148,7 @@ def _executor(
 class _Part:
     """One batch in one of its two stages."""
 
-    kind: Kind
+    kind: JobKind
     batch: Batch
 
 
@@ -162,7 +162,7 @@ class _Session:
         device: str,
         store: Store,
         configs: Sequence[Config],
-        progress: Progress,
+        progress: TellCost,
     ) -> None:
         self.study, self.options, self.device, self.store = study, options, device, store
         self.settings = {"study": study.name, "measurement": dict(study.measurement(options))}

@@ -42,7 +42,7 @@ ONE_THREAD = dict.fromkeys(
 #: What ``results.json`` says of every network; a measured value needs another name.
 RESERVED = frozenset({"id", "recipe", "seed", "settings", "facts", "not_finite"})
 
-Kind = Literal["train", "measure"]
+JobKind = Literal["train", "measure"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Job:
         kept: For measuring: each network's safetensors bytes and facts as JSON.
     """
 
-    kind: Kind
+    kind: JobKind
     function: Callable[..., Sequence[Any]]
     configs: tuple[Config, ...]
     options: Options

@@ -1,7 +1,7 @@
 """Which function-preserving maps a module admits, read off its own graph.
 
 ``structures`` says what is found, ``analysis`` finds it: ``tracing`` watches one forward
-pass, ``rules`` write what each operation allows into a ``ledger``, ``solve`` solves that,
+pass, ``rules`` write what each operation allows into a ``relations``, ``solve`` solves that,
 and ``groups`` reads the symmetry groups off the solution.
 """
 
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from invariance.symmetry._structures import (
     SCALING_KINDS,
-    Kind,
     Leg,
     NormSite,
     Role,
     Stop,
     Symmetries,
     SymmetryGroup,
+    SymmetryKind,
     WeightUse,
 )
 from invariance.symmetry.analysis._symmetries import symmetries
@@ -42,7 +42,6 @@ __all__ = [
     "CanonicalForm",
     "Element",
     "GroupElement",
-    "Kind",
     "Leg",
     "NormSite",
     "OrbitResult",
@@ -52,6 +51,7 @@ __all__ = [
     "Stop",
     "Symmetries",
     "SymmetryGroup",
+    "SymmetryKind",
     "WeightUse",
     "canonical_form",
     "canonicalize",

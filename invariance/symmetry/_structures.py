@@ -4,8 +4,8 @@ Read this file first; everything else in this folder produces or consumes what i
 
 A **unit** is one degree of freedom of a group: a hidden neuron, a convolution's channel, one
 direction of a residual stream. A :class:`SymmetryGroup` is a set of interchangeable units of
-one :class:`Kind`, numbered ``0 .. size - 1``. A :class:`Leg` says where the group touches one
-parameter or buffer: ``leg.units`` holds the unit's number for every entry (``-1`` where the
+one :class:`SymmetryKind`, numbered ``0 .. size - 1``. A :class:`Leg` says where the group touches
+one parameter or buffer: ``leg.units`` holds the unit's number for every entry (``-1`` where the
 group does not touch the entry), in an array that broadcasts against the tensor, so the rows
 of a linear layer's weight have ``units`` of shape ``(out, 1)`` and its columns ``(1, in)``.
 
@@ -34,6 +34,7 @@ after), a statistic normalises it (BatchNorm's running moments), a slope shapes 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -43,12 +44,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from invariance.core._repr import facts_table
 from invariance.symmetry.analysis._table import render
 
 IntArray = npt.NDArray[np.int64]
 
 
-class Kind(StrEnum):
+class SymmetryKind(StrEnum):
     """A kind of symmetry group, as the table of ``symmetries`` prints it."""
 
     SCALING = "scaling"
@@ -61,7 +63,11 @@ class Kind(StrEnum):
 
 
 #: The kinds whose elements are one positive factor a unit.
-SCALING_KINDS = (Kind.SCALING, Kind.BATCHNORM_AFFINE, Kind.BATCHNORM_WEIGHT_SCALE)
+SCALING_KINDS = (
+    SymmetryKind.SCALING,
+    SymmetryKind.BATCHNORM_AFFINE,
+    SymmetryKind.BATCHNORM_WEIGHT_SCALE,
+)
 
 
 class Role(StrEnum):
@@ -124,7 +130,7 @@ class SymmetryGroup:
             ``stream`` act on the same units, numbered alike.
     """
 
-    kind: Kind
+    kind: SymmetryKind
     site: str
     size: int
     dof: int
@@ -177,7 +183,7 @@ class Stop:
     place: str
     operation: str
     reason: str
-    kinds: tuple[Kind, ...]
+    kinds: tuple[SymmetryKind, ...]
 
     def __str__(self) -> str:
         return f"`{self.place}` {self.operation} {self.reason}"
@@ -272,16 +278,16 @@ class Symmetries:
     def __post_init__(self) -> None:
         object.__setattr__(self, "aliases", MappingProxyType(dict(self.aliases)))
 
-    def of(self, *kinds: Kind | str) -> tuple[SymmetryGroup, ...]:
+    def of(self, *kinds: SymmetryKind | str) -> tuple[SymmetryGroup, ...]:
         """Return the groups of the given kinds, in the order of execution."""
-        wanted = {Kind(kind) for kind in kinds}
+        wanted = {SymmetryKind(kind) for kind in kinds}
         return tuple(group for group in self.groups if group.kind in wanted)
 
-    def count(self, kind: Kind | str) -> int:
+    def count(self, kind: SymmetryKind | str) -> int:
         """Return how many groups of ``kind`` there are."""
         return len(self.of(kind))
 
-    def dof(self, *kinds: Kind | str) -> int:
+    def dof(self, *kinds: SymmetryKind | str) -> int:
         """Return the degrees of freedom of all groups of ``kinds`` together."""
         return sum(group.dof for group in self.of(*kinds))
 
@@ -298,3 +304,16 @@ class Symmetries:
 
     def __str__(self) -> str:
         return render(self)
+
+    def __repr__(self) -> str:
+        kinds = Counter(str(group.kind) for group in self.groups)
+        found = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "no group"
+        return f"Symmetries({self.model}: {found}; {len(self.stops)} stops)"
+
+    def _repr_html_(self) -> str:
+        facts: dict[str, object] = {
+            f"{group.kind} at {group.site}": f"{group.size} units, {group.dof} degrees of freedom"
+            for group in self.groups
+        }
+        facts |= {f"ends at {stop.place}": f"{stop.operation} {stop.reason}" for stop in self.stops}
+        return facts_table(f"Symmetries of {self.model}", facts)

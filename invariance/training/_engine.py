@@ -12,9 +12,9 @@ from invariance.core._perceptron import Dense, read_perceptron
 from invariance.training._augmentation import View
 from invariance.training._options import Options
 from invariance.training._sam import Climbing
-from invariance.training.perceptrons._activations import Activation, formula
+from invariance.training.perceptrons._activations import ActivationLayer, formula
 from invariance.training.perceptrons._first_layer import Head, make_head
-from invariance.training.perceptrons._layers import Affine, BatchNorm, Layer, Slope
+from invariance.training.perceptrons._layers import Affine, BatchNorm, Layer, SlopeLayer
 from invariance.training.perceptrons._stacked import Stacked, Workspace
 from invariance.training.perceptrons._update_rules import Rule, make_rule
 
@@ -22,7 +22,7 @@ from invariance.training.perceptrons._update_rules import Rule, make_rule
 BLOCK = 2048
 
 
-class Engine(Protocol):
+class TrainingEngine(Protocol):
     """Trains the networks in slots ``0 .. count - 1`` in lockstep."""
 
     def run_epoch(self, order: Tensor | None, rate: float, view: View | None = None) -> None:
@@ -140,7 +140,7 @@ class PerceptronEngine:
         """Copy layer by layer."""
         with torch.no_grad():
             for layer, module in zip((self._head, *self._layers), _modules(model), strict=True):
-                if not isinstance(layer, Activation):
+                if not isinstance(layer, ActivationLayer):
                     layer.write(slot, module)  # type: ignore[attr-defined]
 
     def move(self, source: int, target: int) -> None:
@@ -157,7 +157,7 @@ class PerceptronEngine:
     def _stacks(self) -> list[Stacked]:
         stacks = [*self._head.stacks(), *self._rule.states()]
         for layer in self._layers:
-            if isinstance(layer, (Affine, BatchNorm, Slope)):
+            if isinstance(layer, (Affine, BatchNorm, SlopeLayer)):
                 stacks += layer.stacks()
         return stacks
 
@@ -168,10 +168,10 @@ class PerceptronEngine:
         if isinstance(first, nn.BatchNorm1d):
             return BatchNorm(column, self._rule)  # type: ignore[arg-type]
         if isinstance(first, nn.PReLU):
-            return Slope(column, self._rule)  # type: ignore[arg-type]
+            return SlopeLayer(column, self._rule)  # type: ignore[arg-type]
         # Working in place would overwrite what an activation just before keeps.
-        after = bool(self._layers) and isinstance(self._layers[-1], Activation)
-        return Activation(formula(first), in_place=not after)
+        after = bool(self._layers) and isinstance(self._layers[-1], ActivationLayer)
+        return ActivationLayer(formula(first), in_place=not after)
 
 
 def _modules(model: nn.Module) -> list[nn.Module]:

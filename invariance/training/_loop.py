@@ -14,16 +14,16 @@ from invariance.core._errors import ModelError
 from invariance.core._modules import clone
 from invariance.core._rng import generator
 from invariance.training._augmentation import Augmentation
-from invariance.training._engine import BLOCK, Engine
+from invariance.training._engine import BLOCK, TrainingEngine
 from invariance.training._options import Options
 from invariance.training._result import EpochRecord
 
 #: Builds the engine for a set of networks, one a slot.
-EngineMaker = Callable[[Sequence[nn.Module]], Engine]
+EngineMaker = Callable[[Sequence[nn.Module]], TrainingEngine]
 
 
 @dataclass
-class Run:
+class NetworkRun:
     """One network in training.
 
     Attributes:
@@ -49,7 +49,7 @@ class Run:
 
 
 def train(
-    runs: Sequence[Run],
+    runs: Sequence[NetworkRun],
     make_engine: EngineMaker,
     x: Tensor,
     y: Tensor,
@@ -98,7 +98,7 @@ def train(
             return
 
 
-def _orders(active: Sequence[Run], count: int, n: int, device: torch.device) -> Tensor:
+def _orders(active: Sequence[NetworkRun], count: int, n: int, device: torch.device) -> Tensor:
     """Draw each network's order on the CPU, so that it is the same on every device."""
     order = torch.empty((count, n), dtype=torch.int64)
     for slot, run in enumerate(active):
@@ -108,8 +108,8 @@ def _orders(active: Sequence[Run], count: int, n: int, device: torch.device) -> 
 
 
 def _check(
-    engine: Engine,
-    active: Sequence[Run],
+    engine: TrainingEngine,
+    active: Sequence[NetworkRun],
     epoch: int,
     x: Tensor,
     y: Tensor,
@@ -133,7 +133,7 @@ def _check(
         run.history.append(EpochRecord(epoch, value, correct / len(y)))
 
 
-def _refuse_diverged(active: Sequence[Run], epoch: int, options: Options) -> None:
+def _refuse_diverged(active: Sequence[NetworkRun], epoch: int, options: Options) -> None:
     seeds = [run.seed for run in active if run.diverged]
     if seeds:
         raise ModelError(

@@ -16,7 +16,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """Where a training run stands.
 
     Attributes:
@@ -34,7 +34,7 @@ class Progress:
 
 #: ``progress(done_epochs, total_epochs, info)``, called after every epoch. Epochs are
 #: summed over the networks; one that stops early counts all of its epochs as done.
-ProgressCallback = Callable[[int, int, Progress], object]
+ProgressCallback = Callable[[int, int, TrainingProgress], object]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from invariance.core._repr import facts_table
 from invariance.training._options import Options
 
 
@@ -58,3 +59,23 @@ class Fit:
     def generalization_gap(self) -> float:
         """Train accuracy minus test accuracy."""
         return self.train_accuracy - self.test_accuracy
+
+    def __repr__(self) -> str:
+        end = "diverged" if self.diverged else f"train accuracy {self.train_accuracy:.1%}"
+        return (
+            f"Fit({type(self.model).__name__}, seed {self.seed}, {self.epochs} epochs, {end}, "
+            f"test accuracy {self.test_accuracy:.1%})"
+        )
+
+    def _repr_html_(self) -> str:
+        return facts_table(
+            f"Fit of {type(self.model).__name__}",
+            {
+                "epochs": self.epochs,
+                "reached its target": self.reached_target,
+                "train accuracy": f"{self.train_accuracy:.1%}",
+                "train loss": f"{self.train_loss:.4g}",
+                "test accuracy": f"{self.test_accuracy:.1%}",
+                "seed": self.seed,
+            },
+        )

@@ -11,10 +11,10 @@ from invariance.core._errors import DataError, ModelError, UsageError
 from invariance.core._modules import BATCH_NORMS, clone, floating_dtype, model_device, model_dtype
 from invariance.data._task import Task
 from invariance.training._augmentation import image_shape
-from invariance.training._engine import Engine, PerceptronEngine
+from invariance.training._engine import PerceptronEngine, TrainingEngine
 from invariance.training._generic import FunctionalEngine, SingleEngine, stochastic
-from invariance.training._loop import EngineMaker, Run, evaluate, train
-from invariance.training._options import Options, Progress, ProgressCallback
+from invariance.training._loop import EngineMaker, NetworkRun, evaluate, train
+from invariance.training._options import Options, ProgressCallback, TrainingProgress
 from invariance.training._result import Fit
 
 #: Memory for weights and activations of the networks that train side by side.
@@ -44,7 +44,7 @@ def run_all(
     x, y = task.x_train.to(device, kind), task.y_train.to(device)
     check_model(started[0], x, task.n_classes, options)
 
-    runs = [Run(model, seed) for model, seed in zip(started, seeds, strict=True)]
+    runs = [NetworkRun(model, seed) for model, seed in zip(started, seeds, strict=True)]
     report = _reporter(runs, options, progress)
     slots = max(2, torch.get_num_threads()) if device.type == "cpu" else 1
     size = max(slots, GROUP_BYTES // _bytes_per_network(started[0], x, options))
@@ -109,7 +109,7 @@ def check_model(model: nn.Module, x: Tensor, n_classes: int, options: Options) -
 
 
 def _choose(
-    group: Sequence[Run],
+    group: Sequence[NetworkRun],
     x: Tensor,
     y: Tensor,
     options: Options,
@@ -119,13 +119,13 @@ def _choose(
     """Return what builds the engine, and how many slots it needs at least."""
     seeds = [run.seed for run in group]
 
-    def by_hand(models: Sequence[nn.Module]) -> Engine:
+    def by_hand(models: Sequence[nn.Module]) -> TrainingEngine:
         return PerceptronEngine(models, x, y, options)  # type: ignore[arg-type]
 
-    def functional(models: Sequence[nn.Module]) -> Engine:
+    def functional(models: Sequence[nn.Module]) -> TrainingEngine:
         return FunctionalEngine(models, x, y, options)
 
-    def single(models: Sequence[nn.Module]) -> Engine:
+    def single(models: Sequence[nn.Module]) -> TrainingEngine:
         return SingleEngine(models, seeds, x, y, options)
 
     first = group[0].start
@@ -159,7 +159,7 @@ def _bytes_per_network(model: nn.Module, x: Tensor, options: Options) -> int:
     return int(x.element_size() * (weights * states + 6 * min(len(x), 4096) * widest))
 
 
-def _fit(run: Run, test: tuple[Tensor, Tensor], home: torch.device, options: Options) -> Fit:
+def _fit(run: NetworkRun, test: tuple[Tensor, Tensor], home: torch.device, options: Options) -> Fit:
     assert run.model is not None
     accuracy = float("nan")
     if len(test[1]) and not run.diverged:
@@ -180,7 +180,7 @@ def _fit(run: Run, test: tuple[Tensor, Tensor], home: torch.device, options: Opt
 
 
 def _reporter(
-    runs: Sequence[Run], options: Options, progress: ProgressCallback | None
+    runs: Sequence[NetworkRun], options: Options, progress: ProgressCallback | None
 ) -> Callable[[], None]:
     """Return what tells the user's callback where things stand."""
 
@@ -193,7 +193,7 @@ def _reporter(
         progress(
             done,
             len(runs) * options.max_epochs,
-            Progress(
+            TrainingProgress(
                 networks=len(runs),
                 finished=len(finished),
                 reached=sum(run.reached for run in finished),

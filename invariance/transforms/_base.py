@@ -2,9 +2,11 @@
 
 A transform returns a new module together with
 
-* a :class:`Verification`, the measured difference between the two functions, and
-* an :class:`Action`, how every new parameter relates to an old one, from which exact
-  laws follow (``H'_ii = c_i^2 H_jj``), or ``None`` where no such relation exists.
+* a :class:`~invariance.core._applied.Verification`, the measured difference between the two
+  functions, and
+* an :class:`~invariance.core._applied.Action`, how every new parameter relates to an old one,
+  from which exact laws follow (``H'_ii = c_i^2 H_jj``), or ``None`` where no such relation
+  exists.
 
 To add a transform: subclass :class:`Transform` in a file of this folder, implement
 ``apply``, and export it from ``__init__``. To add a kind of map: give it a name and an entry in

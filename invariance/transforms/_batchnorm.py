@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from invariance.core._applied import Action, Applied, ParameterAction
 from invariance.core._errors import TransformError
 from invariance.core._groups import Group
-from invariance.symmetry._structures import Kind, NormSite, Role, Symmetries, SymmetryGroup
+from invariance.symmetry._structures import NormSite, Role, Symmetries, SymmetryGroup, SymmetryKind
 from invariance.transforms._acting import check_factors, none_found, prepare
 from invariance.transforms._base import Transform, uniform
 
@@ -259,6 +259,6 @@ def _groups_before(found: Symmetries, norm: NormSite) -> list[SymmetryGroup]:
     mean = norm.tensors["running_mean"]
     return [
         group
-        for group in found.of(Kind.BATCHNORM_WEIGHT_SCALE)
+        for group in found.of(SymmetryKind.BATCHNORM_WEIGHT_SCALE)
         if any(leg.parameter == mean and leg.role is Role.STATISTIC for leg in group.legs)
     ]

@@ -21,7 +21,7 @@ from invariance.core._groups import Group
 from invariance.core._modules import clone
 from invariance.core._rng import generator
 from invariance.symmetry._preconditions import example_or_default, refuse_train_mode
-from invariance.symmetry._structures import Kind, Leg, Symmetries
+from invariance.symmetry._structures import Leg, Symmetries, SymmetryKind
 from invariance.symmetry._verify import verify
 from invariance.symmetry.elements._group_elements import compact, named_tensors, write_tensors
 from invariance.transforms._base import Transform
@@ -73,7 +73,7 @@ class LinearMixing(Transform):
         refuse_train_mode(model, who)
         x = example_or_default(model, example_input, who)
         found = analyse(model, x)
-        groups = found.of(Kind.LINEAR_MIXING)
+        groups = found.of(SymmetryKind.LINEAR_MIXING)
         if not groups:
             raise TransformError(_no_path(found, who))
         tensors = named_tensors(model, double=True)
@@ -128,6 +128,6 @@ def _mixed(tensor: Tensor, leg: Leg, matrix: Tensor) -> Tensor:
 
 def _no_path(found: Symmetries, who: str) -> str:
     """Explain why nothing can be mixed."""
-    reasons = [str(stop) for stop in found.stops if Kind.LINEAR_MIXING in stop.kinds]
+    reasons = [str(stop) for stop in found.stops if SymmetryKind.LINEAR_MIXING in stop.kinds]
     shown = "; ".join(reasons[:3]) or "every pair of weights has something nonlinear between"
     return f"{who}: no linear path between two weights was found: {shown}."

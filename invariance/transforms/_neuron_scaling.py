@@ -14,7 +14,7 @@ from invariance.core._arguments import as_seed
 from invariance.core._errors import TransformError
 from invariance.core._groups import Group
 from invariance.core._rng import generator
-from invariance.symmetry._structures import Kind, SymmetryGroup
+from invariance.symmetry._structures import SymmetryGroup, SymmetryKind
 from invariance.transforms._acting import FloatArray, check_factors, none_found, prepare
 from invariance.transforms._base import Transform
 
@@ -79,7 +79,7 @@ class NeuronScaling(Transform):
     def apply(self, model: nn.Module, example_input: Tensor | None = None) -> Applied:
         """See :meth:`Transform.apply`; ``detail["factors"]`` maps groups to their factors."""
         actor = prepare(model, example_input)
-        groups = actor.analysis.symmetries.of(Kind.SCALING, Kind.BATCHNORM_AFFINE)
+        groups = actor.analysis.symmetries.of(SymmetryKind.SCALING, SymmetryKind.BATCHNORM_AFFINE)
         if not groups:
             raise none_found(repr(self), "hidden unit that may be scaled", actor)
         used = {}

@@ -10,7 +10,7 @@ from invariance.core._applied import Applied
 from invariance.core._arguments import as_seed
 from invariance.core._groups import Group
 from invariance.core._rng import generator
-from invariance.symmetry._structures import IntArray, Kind
+from invariance.symmetry._structures import IntArray, SymmetryKind
 from invariance.transforms._acting import none_found, prepare
 from invariance.transforms._base import Transform
 
@@ -47,7 +47,7 @@ class Permutation(Transform):
         In an order, entry ``j`` is the number of the old unit that became unit ``j``.
         """
         actor = prepare(model, example_input)
-        groups = actor.analysis.symmetries.of(Kind.PERMUTATION)
+        groups = actor.analysis.symmetries.of(SymmetryKind.PERMUTATION)
         if not groups:
             raise none_found(repr(self), "hidden units that may change places", actor)
         used = {}

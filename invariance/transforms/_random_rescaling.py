@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core._rng import generator
-from invariance.symmetry._structures import Kind
+from invariance.symmetry._structures import SymmetryKind
 from invariance.symmetry.analysis._symmetries import symmetries
 from invariance.transforms._neuron_scaling import NeuronScaling
 
@@ -64,6 +64,8 @@ def random_rescaling(
     >>> len(factors), len(set(factors[0]))
     (1, 1)
     """
-    groups = symmetries(model, example_input).of(Kind.SCALING, Kind.BATCHNORM_AFFINE)
+    groups = symmetries(model, example_input).of(
+        SymmetryKind.SCALING, SymmetryKind.BATCHNORM_AFFINE
+    )
     factors = rescaling_factors([group.size for group in groups], seed, units=units)
     return NeuronScaling(factors=factors)

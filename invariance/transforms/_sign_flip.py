@@ -10,7 +10,7 @@ from invariance.core._applied import Applied
 from invariance.core._arguments import as_seed
 from invariance.core._groups import Group
 from invariance.core._rng import generator
-from invariance.symmetry._structures import Kind
+from invariance.symmetry._structures import SymmetryKind
 from invariance.transforms._acting import FloatArray, none_found, prepare
 from invariance.transforms._base import Transform
 
@@ -47,7 +47,7 @@ class SignFlip(Transform):
     def apply(self, model: nn.Module, example_input: Tensor | None = None) -> Applied:
         """See :meth:`Transform.apply`; ``detail["signs"]`` maps groups to their signs."""
         actor = prepare(model, example_input)
-        groups = actor.analysis.symmetries.of(Kind.SIGN_FLIP)
+        groups = actor.analysis.symmetries.of(SymmetryKind.SIGN_FLIP)
         if not groups:
             raise none_found(repr(self), "hidden unit whose sign may change", actor)
         used = {}

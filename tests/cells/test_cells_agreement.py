@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import invariance as inv
-from invariance.cells import CellEngine, MappedNetwork, Policy
+from invariance.cells import CellEngine, ComparisonPolicy, MappedNetwork
 from invariance.core._groups import Group
 from invariance.measures._registry import all_measures, as_measure, get_measure
 from invariance.testing import BrokenTransformError, NotInvariantError
@@ -149,7 +149,10 @@ def test_one_engine_tells_what_a_policy_asks_for(network, task):
         return sum(float(p.detach().square().sum()) for p in model.parameters())
 
     engine = CellEngine(
-        as_measure(squares), MappedNetwork(network.double(), task.x_train.double()), {}, Policy()
+        as_measure(squares),
+        MappedNetwork(network.double(), task.x_train.double()),
+        {},
+        ComparisonPolicy(),
     )
     cell = engine.cell(T.LayerScaling([2.0, 0.5]))
     by_hand = sum(

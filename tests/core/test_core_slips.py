@@ -80,7 +80,7 @@ def test_what_is_no_data_is_said(net, task, message):
 
 def test_a_fit_passed_as_a_model_is_told_where_its_model_is(net, data):
     found = inv.fit(net, data, max_epochs=1, target_accuracy=None)
-    with pytest.raises(inv.UsageError, match=r"Got Fit\. Pass its \.model"):
+    with pytest.raises(inv.UsageError, match=r"Got Fit; take its \.model"):
         inv.check(found, data)
 
 

@@ -86,7 +86,7 @@ def test_sixty_thousand_rows():
 def test_the_estimate_of_a_row_counted_by_hand():
     # 7 -> 5 -> 4 -> 3, float64, 2 outputs' channels: inputs of each dense layer (7 + 5 + 4) and
     # value and slope of each activation (2 * 5 + 2 * 4) are kept, 34 numbers, twice; two blocks
-    # of the widest layers (5 + 4) and a square of one (5) a channel; four K x K.
+    # of the widest layers (5 + 4) and a square of one (5) a channel; four K x 2.
     layers = [nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)]
     steps = read_perceptron(nn.Sequential(*layers).double())
-    assert bytes_per_row(steps, channels=2) == 8 * (2 * 34 + 2 * (9 + 5) + 4 * 9)
+    assert bytes_per_row(steps, channels=2) == 8 * (2 * 34 + 2 * (9 + 5) + 4 * 3 * 2)

@@ -17,7 +17,7 @@ from invariance.curvature._trace_diagonal import exact_parameters
 from invariance.curvature.products._scaled import scaled_trace
 from invariance.measures import adaptive_trace, minimum_sharpness
 from invariance.symmetry import symmetries
-from invariance.symmetry._structures import Kind
+from invariance.symmetry._structures import SymmetryKind
 from invariance.transforms import NeuronScaling
 
 SMALL = ("attention", "tied", "layer-norm")
@@ -67,7 +67,7 @@ def test_an_estimate_of_the_adaptive_trace_stays_put_when_a_transformer_is_resca
     draws = torch.Generator().manual_seed(1)
     x = torch.rand(12, 64, generator=draws, dtype=torch.float64)
     y = torch.arange(12) % 3
-    groups = symmetries(model, x).of(Kind.SCALING)
+    groups = symmetries(model, x).of(SymmetryKind.SCALING)
     assert groups
     factors = [(torch.rand(g.size, generator=draws) * 3 + 0.1).tolist() for g in groups]
     other = NeuronScaling(factors=factors)(model, x)

@@ -7,6 +7,9 @@ truncated or Python-version file half used, classes in another order than their 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import tarfile
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -14,6 +17,8 @@ import pytest
 import torch
 
 from invariance.core._errors import DataError
+from invariance.data import _cifar as cifar
+from invariance.data import _download as download_module
 from invariance.data import _load as load_module
 from invariance.data import _tiny_imagenet as tiny_imagenet
 from invariance.data import load_task
@@ -98,10 +103,70 @@ def test_cifar_that_is_not_what_it_says_is_refused(tmp_path, monkeypatch):
         load_task("cifar-10")
 
 
+def packed(official, tmp_path, monkeypatch):
+    """The official archive in small: its bytes, the images in it, and the set with its sum."""
+    which = small(official, monkeypatch, 200)
+    parts = write(which, tmp_path / "made" / official.layouts[0])
+    path = tmp_path / which.archive
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(tmp_path / "made" / official.layouts[0], official.layouts[0])
+    content = path.read_bytes()
+    path.unlink()
+    which = dataclasses.replace(which, md5=hashlib.md5(content, usedforsecurity=False).hexdigest())
+    monkeypatch.setitem(load_module.BINARY_SETS, which.name, which)
+    return content, parts, which
+
+
+@pytest.mark.parametrize("official", [CIFAR_10, CIFAR_100])
+def test_the_official_archive_is_read_after_its_sum_was_verified(official, tmp_path, monkeypatch):
+    content, parts, which = packed(official, tmp_path, monkeypatch)
+    folder = tmp_path / "archives"
+    folder.mkdir()
+    (folder / which.archive).write_bytes(content)
+    task = load_task(official.name, root=folder)
+    assert "MD5 verified" in task.source
+    images, labels = parts["test"]
+    assert torch.equal(task.x_test, torch.from_numpy(images.reshape(len(images), -1)).float() / 255)
+    assert task.y_test.tolist() == labels.tolist()
+    (folder / which.archive).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(DataError, match=r"is not the official .* Nothing of it was used"):
+        load_task(official.name, root=folder)
+
+
+def test_cifar_is_downloaded_once_verified_and_kept(tmp_path, monkeypatch):
+    content, _, which = packed(CIFAR_10, tmp_path, monkeypatch)
+    asked, answers = [], [b"<html>pay here</html>", content]
+
+    def transfer(url, target, stop):
+        asked.append(url)
+        Path(target).write_bytes(answers.pop(0))
+
+    monkeypatch.setattr(download_module, "_probe", lambda mirror: None)
+    monkeypatch.setattr(download_module, "_transfer", transfer)
+    monkeypatch.setattr(cifar.pooch, "os_cache", lambda name: tmp_path / "cache")
+    with pytest.raises(DataError, match="Could not download cifar-10-binary"):
+        load_task("cifar-10")
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert "downloaded" in load_task("cifar-10").source
+    assert "download cache" in load_task("cifar-10").source
+    assert asked == [cifar.MIRRORS[0] + which.archive] * 2
+
+
+def test_copies_that_went_through_jpeg_are_called_so(tmp_path, monkeypatch):
+    which = small(CIFAR_10, monkeypatch, 20)
+    parts = write(which, tmp_path / "data" / "cifar-10")
+    labels = np.concatenate([parts["train"][1], parts["test"][1]]).astype(np.uint8)
+    assert "JPEG" not in load_task("cifar-10").source
+    digest = hashlib.sha256(labels.tobytes()).hexdigest()
+    monkeypatch.setattr(cifar, "_COPIES", {digest: next(iter(cifar._COPIES.values()))})
+    assert load_task("cifar-10").source.startswith("CIFAR-10 (JPEG copies) from")
+
+
 @pytest.mark.parametrize("name", ["cifar-10", "cifar-100", "tiny-imagenet"])
 def test_what_is_nowhere_is_said_to_be(name, tmp_path):
-    with pytest.raises(DataError, match=rf"{name} was not found in .* is not downloaded"):
-        load_task(name, root=tmp_path)
+    why = "is not downloaded" if name == "tiny-imagenet" else "download=False"
+    with pytest.raises(DataError, match=rf"{name} was not found in .* {why}"):
+        load_task(name, root=tmp_path, download=False)
     with pytest.raises(DataError, match="is not a folder"):
         load_task(name, root=tmp_path / "missing")
 

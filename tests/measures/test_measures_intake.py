@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import invariance as inv
 from invariance.core._errors import DataError, ModelError
+from invariance.core._intake import take
 from invariance.measures._registry import all_measures, get_measure
 
 NAMES = [name for name in all_measures() if not name.startswith("volume")]
@@ -123,11 +124,20 @@ def test_a_name_that_not_every_batch_has_is_refused(model, data):
         inv.measures.hessian_trace(Named(model).eval(), batches)
 
 
+def test_rows_are_numbered_beyond_what_half_precision_counts(data):
+    half = Named(inv.models.mlp([6, 4, 3], dtype=torch.bfloat16)).eval()
+    batch = {"first": data["x"].repeat(12, 1), "second": data["x"].repeat(12, 1)}  # 288 > 256
+    found = inv.measures.hessian_trace(half, batch, data["y"].repeat(12))
+    whole = inv.measures.hessian_trace(half.inside, 2 * data["x"], data["y"])
+    assert float(found) == pytest.approx(float(whole), rel=1e-5)
+
+
 def test_rows_are_not_numbered_beyond_what_a_dtype_counts(data):
     half = inv.models.mlp([6, 4, 3], dtype=torch.bfloat16).eval()
-    batch = {"first": data["x"].repeat(6, 1), "second": data["x"].repeat(6, 1)}  # 144 > 128
-    with pytest.raises(ModelError, match="cannot count 144"):
-        inv.measures.hessian_eigenvalues(Named(half).eval(), batch, data["y"].repeat(6))
+    batch = {"first": data["x"].repeat(12, 1), "second": data["x"].repeat(12, 1)}
+    held, found = take(Named(half.float()), {"x": batch})
+    with pytest.raises(ModelError, match="cannot count 288"):
+        held.bfloat16()(found["x"].bfloat16())
 
 
 def test_arrays_are_tensors(model, data):

@@ -11,7 +11,7 @@ from invariance.core._errors import UsageError
 from invariance.stats import granulated_kendall, sign_error
 from invariance.stats._ranks import MINIMUM_POINTS, FloatArray
 from invariance.studies._study import Record
-from invariance.studies.claims._correlations import Row, column, names_of
+from invariance.studies.claims._correlations import TableRow, column, names_of
 
 
 def granulated_rows(
@@ -23,7 +23,7 @@ def granulated_rows(
     targets: Sequence[str] = ("generalization_gap",),
     test_points: int | None = None,
     seed: int = 0,
-) -> list[Row]:
+) -> list[TableRow]:
     """Granulated Kendall and sign error of every measure, where several settings vary.
 
     Args:
@@ -54,7 +54,7 @@ def granulated_rows(
         for name in names:
             x = column(records, "measures", name)
             known = np.isfinite(x) & np.isfinite(y)
-            row: Row = {"measure": name, "target": target, "n": int(known.sum())}
+            row: TableRow = {"measure": name, "target": target, "n": int(known.sum())}
             row |= {"left_out": int((~known).sum())}
             kept = [record for record, use in zip(records, known, strict=True) if use]
             grid: dict[str, list[Hashable]] = {

@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call, jacrev
 
 from invariance.core._modules import clone
-from invariance.symmetry import SCALING_KINDS, Kind
+from invariance.symmetry import SCALING_KINDS, SymmetryKind
 from invariance.symmetry.analysis._symmetries import Analysis, analyse
 from invariance.transforms._acting import Actor
 
@@ -67,18 +67,18 @@ def move(analysis, number, seed, *, powers_of_two=False):
     rng = np.random.default_rng(seed)
     if group.kind in SCALING_KINDS:
         exponents = rng.uniform(0.1, 2.0, group.size) * rng.choice([-1, 1], group.size)
-        if group.kind is Kind.BATCHNORM_WEIGHT_SCALE:
+        if group.kind is SymmetryKind.BATCHNORM_WEIGHT_SCALE:
             exponents = np.clip(exponents, -1, 1)
         if powers_of_two:
             exponents = np.rint(exponents)
         actor.scale(group, np.exp2(exponents))
-    elif group.kind is Kind.SIGN_FLIP:
+    elif group.kind is SymmetryKind.SIGN_FLIP:
         actor.flip(group, rng.choice([-1.0, 1.0], group.size))
-    elif group.kind is Kind.PERMUTATION:
+    elif group.kind is SymmetryKind.PERMUTATION:
         order = rng.permutation(group.size)
         identity = (order == np.arange(group.size)).all()
         actor.permute(group, np.roll(order, 1) if identity else order)
-    elif group.kind is Kind.LINEAR_MIXING:
+    elif group.kind is SymmetryKind.LINEAR_MIXING:
         mix_by_hand(actor.model, group, rng)
     return actor.model
 
@@ -116,7 +116,7 @@ def assert_groups_hold(model, example, probes, *, seed=0, rtol=1e-10):
     with torch.no_grad():
         expected = [outputs(model, probe) for probe in probes]
     for number, group in enumerate(found.groups):
-        if group.kind is Kind.LOGIT_SHIFT:
+        if group.kind is SymmetryKind.LOGIT_SHIFT:
             continue  # keeps the softmax, not the logits: has tests of its own
         moved = move(analysis, number, seed + number)
         for probe, wanted in zip(probes, expected, strict=True):
@@ -129,7 +129,11 @@ def assert_groups_hold(model, example, probes, *, seed=0, rtol=1e-10):
             not torch.equal(a, b)
             for a, b in zip(moved.state_dict().values(), model.state_dict().values(), strict=True)
         )
-        assert changed or group.size == 1 or group.kind in (Kind.PERMUTATION, Kind.SIGN_FLIP)
+        assert (
+            changed
+            or group.size == 1
+            or group.kind in (SymmetryKind.PERMUTATION, SymmetryKind.SIGN_FLIP)
+        )
     assert same_snapshot(before, snapshot(model))
     return found
 

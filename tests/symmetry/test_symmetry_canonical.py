@@ -21,7 +21,7 @@ from invariance.symmetry import (
     SCALING_KINDS,
     Element,
     GroupElement,
-    Kind,
+    SymmetryKind,
     canonical_form,
     canonicalize,
     gauge_fixed,
@@ -51,16 +51,16 @@ def random_member(
     for place, group in enumerate(found.groups):
         noise = torch.randn(group.size, generator=draw, dtype=torch.float64)
         if group.kind in SCALING_KINDS:
-            statistic = group.kind is Kind.BATCHNORM_WEIGHT_SCALE
+            statistic = group.kind is SymmetryKind.BATCHNORM_WEIGHT_SCALE
             values = torch.exp(noise.abs() * 0.5 if statistic else spread * noise)
-        elif group.kind is Kind.SIGN_FLIP:
+        elif group.kind is SymmetryKind.SIGN_FLIP:
             values = torch.where(noise < 0, -1.0, 1.0).to(torch.float64)
-        elif group.kind is Kind.PERMUTATION:
+        elif group.kind is SymmetryKind.PERMUTATION:
             values = torch.randperm(group.size, generator=draw)
         else:
             continue
         steps.append((place, GroupElement(group.kind, group.site, values)))
-    steps.sort(key=lambda step: step[1].kind is Kind.PERMUTATION)
+    steps.sort(key=lambda step: step[1].kind is SymmetryKind.PERMUTATION)
     element = Element(tuple(steps))
     moved = copy.deepcopy(model)
     write_tensors(moved, element.act(named_tensors(model), found))
@@ -155,7 +155,7 @@ class TestBalance:
     def test_norm_is_the_least_of_the_orbit(self, name: str) -> None:
         model, x, _ = build(name)
         found = symmetries(model, x)
-        groups = [(p, g) for p, g in enumerate(found.groups) if g.kind is Kind.SCALING]
+        groups = [(p, g) for p, g in enumerate(found.groups) if g.kind is SymmetryKind.SCALING]
         start = named_tensors(model)
 
         def norm(u: np.ndarray) -> float:
@@ -225,7 +225,11 @@ class TestBalance:
                     for name, grad in zip(named, grads, strict=True):
                         diagonal[name] += grad.square()
             found = symmetries(net, x)
-            skip = {p for p, g in enumerate(found.groups) if g.kind is Kind.BATCHNORM_WEIGHT_SCALE}
+            skip = {
+                p
+                for p, g in enumerate(found.groups)
+                if g.kind is SymmetryKind.BATCHNORM_WEIGHT_SCALE
+            }
             design, _ = scaling_design(found, skip=skip)
             result = minimise_over_scalings(diagonal, design)
             return result.value, float(sum(d.sum() for d in diagonal.values()))

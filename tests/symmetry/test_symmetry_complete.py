@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 import invariance.symmetry.analysis._symmetries as engine
-from invariance.symmetry import SCALING_KINDS, Kind
+from invariance.symmetry import SCALING_KINDS, SymmetryKind
 from invariance.symmetry.analysis._entries import reshape_labels
 
 
@@ -272,7 +272,10 @@ def test_degrees_are_the_numerical_dimension(case):
     found = assert_groups_hold(model, make(0), [make(1), make(2)])
     null = diagonal_null_directions(model, make, least=25) - affine_norm_channels(model)
     assert found.dof(*SCALING_KINDS) == null - case.missed
-    counts = [found.count(k) for k in (Kind.PERMUTATION, Kind.SIGN_FLIP, Kind.LINEAR_MIXING)]
+    counts = [
+        found.count(k)
+        for k in (SymmetryKind.PERMUTATION, SymmetryKind.SIGN_FLIP, SymmetryKind.LINEAR_MIXING)
+    ]
     assert counts == [case.permutations, case.signs, case.mixings]
 
 
@@ -280,11 +283,11 @@ def test_lottery_tickets_keep_their_symmetries():
     model = pruned().double()
     x, probe = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)).double()
     found = assert_groups_hold(model, (x,), [(probe,)])
-    assert found.count(Kind.PERMUTATION) == 2
+    assert found.count(SymmetryKind.PERMUTATION) == 2
     assert found.dof(*SCALING_KINDS) == 9
     # the masks follow the weights
     assert {"0.weight_mask", "2.weight_mask"} <= {
-        leg.parameter for group in found.of(Kind.PERMUTATION) for leg in group.legs
+        leg.parameter for group in found.of(SymmetryKind.PERMUTATION) for leg in group.legs
     }
 
 

@@ -23,7 +23,7 @@ from torch import nn
 import invariance as inv
 import invariance.symmetry.analysis._symmetries as engine
 from invariance.core._errors import TracingError, TransformError
-from invariance.symmetry import SCALING_KINDS, Kind, symmetries
+from invariance.symmetry import SCALING_KINDS, SymmetryKind, symmetries
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def test_groups_hold_and_are_complete(case):
     model = enlarge_eps(randomize(case.build(), 0))
     make = batches((8, *case.shape))
     found = assert_groups_hold(model, make(0), [make(1), make(2)])
-    counts = {kind.value: found.count(kind) for kind in Kind if found.count(kind)}
+    counts = {kind.value: found.count(kind) for kind in SymmetryKind if found.count(kind)}
     counts.pop("logit_shift", None)  # of the last layer alone; has tests of its own
     assert counts == case.groups
     assert found.dof(*SCALING_KINDS) == case.dof
@@ -68,10 +68,10 @@ def test_table_names_kinds_parameters_and_reasons():
     data = found.to_dict()
     assert data["groups"][0]["producers"] == ["0.weight", "0.bias"]
     assert [group.kind for group in found.groups] == [
-        Kind.SCALING,
-        Kind.PERMUTATION,
-        Kind.PERMUTATION,
-        Kind.LOGIT_SHIFT,
+        SymmetryKind.SCALING,
+        SymmetryKind.PERMUTATION,
+        SymmetryKind.PERMUTATION,
+        SymmetryKind.LOGIT_SHIFT,
     ]
 
 
@@ -90,8 +90,8 @@ def test_activations_that_are_not_homogeneous_stop_scaling_by_name(activation, o
     model = nn.Sequential(nn.Linear(3, 4), activation, nn.Linear(4, 2))
     found = symmetries(model, torch.randn(2, 3))
     assert found.dof(*SCALING_KINDS) == 0
-    assert found.count(Kind.PERMUTATION) == 1
-    stops = [stop for stop in found.stops if Kind.SCALING in stop.kinds]
+    assert found.count(SymmetryKind.PERMUTATION) == 1
+    stops = [stop for stop in found.stops if SymmetryKind.SCALING in stop.kinds]
     assert stops[0].place == "1"
     assert stops[0].operation == operation
 
@@ -171,7 +171,7 @@ def test_control_flow_on_shapes_and_flags_is_followed():
                 x = layer(x) if i == 2 else F.relu(layer(x), inplace=True)
             return x
 
-    assert symmetries(Model(), torch.randn(2, 3)).dof(Kind.SCALING) == 8
+    assert symmetries(Model(), torch.randn(2, 3)).dof(SymmetryKind.SCALING) == 8
 
 
 def test_wrong_input_names_the_line():
@@ -208,7 +208,7 @@ def test_frozen_and_unused_parameters_are_reported():
     found = symmetries(Model(), torch.randn(2, 3))
     assert found.unused == ("c.weight", "c.bias")
     assert found.frozen == ("a.weight",)
-    assert found.dof(Kind.SCALING) == 4
+    assert found.dof(SymmetryKind.SCALING) == 4
 
 
 def test_a_view_overwritten_in_place_is_not_trusted():
@@ -263,8 +263,8 @@ def test_classes_without_a_canonical_order_stay():
 
     model = randomize(Model(), 0)
     found = assert_groups_hold(model, batches((4, 3))(0), [batches((4, 3))(1)])
-    assert found.count(Kind.PERMUTATION) == 0
-    assert found.dof(Kind.SCALING) == 2
+    assert found.count(SymmetryKind.PERMUTATION) == 0
+    assert found.dof(SymmetryKind.SCALING) == 2
 
 
 def test_functional_dropout_in_train_mode_is_refused():
@@ -293,7 +293,7 @@ def test_pixels_in_any_order_keep_their_addresses():
     model = randomize(Model(), 0)
     make = batches((3, 1, 5, 5))
     found = assert_groups_hold(model, make(0), [make(1)])
-    assert found.of(Kind.PERMUTATION)[0].size == 4
+    assert found.of(SymmetryKind.PERMUTATION)[0].size == 4
 
 
 class _Sequence(nn.Module):
@@ -362,6 +362,9 @@ def test_a_slice_of_a_weight_and_the_whole_agree_where_both_reach(whole_first):
     x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = symmetries(model, x)
     groups = {(g.kind, g.size, frozenset(g.consumers)) for g in found.groups}
-    assert {(k, n) for k, n, _ in groups} == {(Kind.SCALING, 2), (Kind.PERMUTATION, 2)}
+    assert {(k, n) for k, n, _ in groups} == {
+        (SymmetryKind.SCALING, 2),
+        (SymmetryKind.PERMUTATION, 2),
+    }
     both, one = frozenset({"o.weight", "p.weight"}), frozenset({"o.weight"})
-    assert {c for k, _, c in groups if k is Kind.SCALING} == {both, one}
+    assert {c for k, _, c in groups if k is SymmetryKind.SCALING} == {both, one}

@@ -7,7 +7,7 @@ import torch
 from symmetry_reference import assert_groups_hold, randomize
 
 from invariance.models import cnn, mlp, resnet, vgg, vit
-from invariance.symmetry import Kind
+from invariance.symmetry import SymmetryKind
 
 # Each entry: groups and their degrees of freedom together (permutations have none).
 KNOWN = {
@@ -85,4 +85,6 @@ def test_groups_of_known_models(name):
     model = randomize(build(), 0)
     x, probe = torch.randn((2, 2, *shape), generator=torch.Generator().manual_seed(0)).double()
     found = assert_groups_hold(model, x, [probe])
-    assert {k.value: (found.count(k), found.dof(k)) for k in Kind if found.count(k)} == expected
+    assert {
+        k.value: (found.count(k), found.dof(k)) for k in SymmetryKind if found.count(k)
+    } == expected

@@ -11,7 +11,7 @@ import torch
 from symmetry_reference import assert_groups_hold, randomize
 from torch import nn
 
-from invariance.symmetry import Kind
+from invariance.symmetry import SymmetryKind
 
 
 def flipped(h):
@@ -133,7 +133,8 @@ def exchanged(found):
     groups = [
         group
         for group in found.groups
-        if group.kind is Kind.PERMUTATION and any("conv" in leg.parameter for leg in group.legs)
+        if group.kind is SymmetryKind.PERMUTATION
+        and any("conv" in leg.parameter for leg in group.legs)
     ]
     return sorted(group.size for group in groups)
 

@@ -22,7 +22,7 @@ from symmetry_reference import (
 )
 
 from invariance.core._errors import TransformError
-from invariance.symmetry import SCALING_KINDS, Kind, symmetries
+from invariance.symmetry import SCALING_KINDS, SymmetryKind, symmetries
 from invariance.symmetry.analysis._symmetries import analyse
 from invariance.testing.strategies._architectures import networks
 from invariance.transforms import (
@@ -103,7 +103,7 @@ def test_powers_of_two_are_bitwise(network, seed):
         expected = outputs(network, probe)
     analysis = analyse(network, probe)
     for number, group in enumerate(analysis.symmetries.groups):
-        if group.kind not in (Kind.SCALING, Kind.BATCHNORM_AFFINE):
+        if group.kind not in (SymmetryKind.SCALING, SymmetryKind.BATCHNORM_AFFINE):
             continue
         moved = move(analysis, number, seed, powers_of_two=True)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The ledger's equations against dense elimination.
+"""The threads' equations against dense elimination.
 
 Would catch: a free factor that is lost or counted twice, an exponent of the wrong sign, a
 sign equation that is solved over the rationals.

@@ -19,7 +19,7 @@ from torch import nn
 
 from invariance.core._errors import TracingError, TransformError
 from invariance.core._modules import clone
-from invariance.symmetry import SCALING_KINDS, Kind, symmetries
+from invariance.symmetry import SCALING_KINDS, SymmetryKind, symmetries
 from invariance.symmetry.analysis._symmetries import Analysis
 from invariance.transforms import FoldBatchNorm, NeuronScaling, Permutation, SplitUnits
 from invariance.transforms import _acting as acting
@@ -120,9 +120,11 @@ def test_what_happens_out_of_sight_is_refused_by_name(what):
     make = torch.Generator().manual_seed(0)
     x, probe = torch.randn(2, 5, 3, generator=make, dtype=torch.float64)
     found = assert_groups_hold(model, (x,), [(probe,)])
-    assert found.dof(*SCALING_KINDS, Kind.LINEAR_MIXING) == 0
-    assert all(group.consumers for group in found.groups if group.kind is not Kind.LOGIT_SHIFT)
-    assert any(Kind.SCALING in stop.kinds for stop in found.stops)
+    assert found.dof(*SCALING_KINDS, SymmetryKind.LINEAR_MIXING) == 0
+    assert all(
+        group.consumers for group in found.groups if group.kind is not SymmetryKind.LOGIT_SHIFT
+    )
+    assert any(SymmetryKind.SCALING in stop.kinds for stop in found.stops)
 
 
 def test_a_wholly_scripted_network_is_refused_by_name():
@@ -145,7 +147,7 @@ def test_parameters_that_a_closure_hides_from_the_running_function():
 
     model = randomize(Model(), 0)
     x, probe = torch.randn(2, 5, 3, dtype=torch.float64)
-    assert assert_groups_hold(model, (x,), [(probe,)]).count(Kind.SCALING) == 0
+    assert assert_groups_hold(model, (x,), [(probe,)]).count(SymmetryKind.SCALING) == 0
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,7 @@ def test_casts_to_integers_are_not_the_identity(cast):
     x, probe = torch.randn(2, 50, 3, dtype=torch.float64)
     found = assert_groups_hold(model, (x,), [(probe,)])
     assert found.dof(*SCALING_KINDS) == 0
-    assert found.count(Kind.PERMUTATION) == 1
+    assert found.count(SymmetryKind.PERMUTATION) == 1
 
 
 @dataclass
@@ -235,7 +237,7 @@ def test_what_is_written_into_an_argument_is_output():
 
     cache = []
     found = symmetries(Model(), (torch.randn(2, 3), cache))
-    assert not [group for group in found.groups if group.kind is not Kind.LOGIT_SHIFT]
+    assert not [group for group in found.groups if group.kind is not SymmetryKind.LOGIT_SHIFT]
 
 
 class Table(nn.Module):
@@ -256,12 +258,14 @@ class Table(nn.Module):
 def test_several_examples_give_what_holds_on_all():
     model = randomize(Table(), 0)
     wide, narrow, one = (torch.randn(n, t, 3).double() for n, t in ((2, 6), (3, 1), (1, 1)))
-    assert symmetries(model, narrow).count(Kind.LINEAR_MIXING) == 0  # the table is read in part
-    assert symmetries(model, [narrow, one]).count(Kind.SIGN_FLIP) == 0
+    assert (
+        symmetries(model, narrow).count(SymmetryKind.LINEAR_MIXING) == 0
+    )  # the table is read in part
+    assert symmetries(model, [narrow, one]).count(SymmetryKind.SIGN_FLIP) == 0
     for examples in ([wide, narrow], [narrow, wide], [wide, narrow, one]):
         found = symmetries(model, examples)
         assert found.dof(*SCALING_KINDS) == 0
-        assert found.count(Kind.PERMUTATION) == 1
+        assert found.count(SymmetryKind.PERMUTATION) == 1
         moved = Permutation(1).apply(model, examples)
         assert moved.verification.rows == sum(len(example) for example in examples)
         for probe in examples:
@@ -275,7 +279,7 @@ def test_several_alike_examples_change_nothing():
     one = symmetries(model, torch.randn(2, 3))
     two = symmetries(model, [torch.randn(2, 3), torch.randn(7, 3)])
     assert [g.to_dict() for g in one.groups] == [g.to_dict() for g in two.groups]
-    assert one.count(Kind.LINEAR_MIXING) == 1
+    assert one.count(SymmetryKind.LINEAR_MIXING) == 1
 
 
 class Tokens(nn.Module):
@@ -293,11 +297,11 @@ class Tokens(nn.Module):
 
 def test_decisions_on_integer_inputs_are_allowed_with_a_remark():
     found = symmetries(Tokens(), torch.tensor([[1, 3, 2]]))
-    assert found.count(Kind.SCALING) == 1
+    assert found.count(SymmetryKind.SCALING) == 1
     assert "decides alike" in str(found)
     both = symmetries(Tokens(), [torch.tensor([[1, 3, 2]]), torch.tensor([[1, 2]])])
-    assert both.count(Kind.SCALING) == 0
-    assert both.count(Kind.PERMUTATION) == 1
+    assert both.count(SymmetryKind.SCALING) == 0
+    assert both.count(SymmetryKind.PERMUTATION) == 1
 
 
 def test_a_buffer_that_is_read_elsewhere_is_not_rewritten():
@@ -316,7 +320,7 @@ def test_a_buffer_that_is_read_elsewhere_is_not_rewritten():
     for read in (False, True):
         model = randomize(Model(read), 0)
         found = assert_groups_hold(model, (x,), [(probe,)])
-        counts.append(found.dof(Kind.BATCHNORM_WEIGHT_SCALE))
+        counts.append(found.dof(SymmetryKind.BATCHNORM_WEIGHT_SCALE))
     assert counts == [4, 0]
 
 
@@ -360,7 +364,7 @@ def test_a_wrong_claim_names_the_group_and_the_layers(monkeypatch):
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
     model = randomize(model, 0)
     found = symmetries(model)
-    wrong = next(group for group in found.groups if group.kind is Kind.SCALING)
+    wrong = next(group for group in found.groups if group.kind is SymmetryKind.SCALING)
     lame = replace(wrong, legs=wrong.legs[:-1])
     groups = tuple(lame if group is wrong else group for group in found.groups)
     monkeypatch.setattr(

@@ -15,7 +15,7 @@ from invariance.weakness.separability._active_set import (
     EARLY_STOP,
     MAX_STEPS,
     Combination,
-    Outcome,
+    SolverOutcome,
 )
 
 Array = npt.NDArray[np.float64]
@@ -52,7 +52,7 @@ class ActiveSet:
         *,
         stop: float = EARLY_STOP,
         max_steps: int = MAX_STEPS,
-    ) -> tuple[Outcome, Combination | None]:
+    ) -> tuple[SolverOutcome, Combination | None]:
         """Continue until the labelled points are separated or proved inseparable.
 
         Args:
@@ -76,14 +76,14 @@ class ActiveSet:
             margins = own - scores[order, other]
             worst = int(margins.argmin())
             if margins[worst] >= stop:
-                return Outcome.SEPARATED, None
+                return SolverOutcome.SEPARATED, None
             found = self._add(
                 int(labelled[worst]), int(labels[worst]), int(other[worst]), max_steps
             )
             if found is not None:
-                return Outcome.INSEPARABLE, found
+                return SolverOutcome.INSEPARABLE, found
             if self.steps >= max_steps or not np.isfinite(self.separator).all():
-                return Outcome.STUCK, None
+                return SolverOutcome.STUCK, None
 
     def _add(self, point: int, label: int, other: int, max_steps: int) -> Combination | None:
         """Make one violated row active; return a Farkas combination if that is impossible."""

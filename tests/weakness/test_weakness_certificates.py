@@ -9,7 +9,7 @@ import pytest
 
 from invariance.weakness.separability._active_set import Combination
 from invariance.weakness.separability._certificates import check_witnesses, norm_bounds
-from invariance.weakness.separability._certified import Ledger, Proof, Status, prove
+from invariance.weakness.separability._certified import CertificateBook, Proof, Status, prove
 from invariance.weakness.separability._conditioning import condition
 from invariance.weakness.separability._exact_proofs import is_exactly_infeasible
 from invariance.weakness.separability._separability import settle_pairs
@@ -143,13 +143,13 @@ def test_infeasibility_by_the_rank_rule_alone_is_marked():
     assert plain.status.tolist() == [[1, -1]] and not plain.retained_only
 
 
-def test_a_ledger_does_not_take_a_false_combination():
+def test_a_book_does_not_take_a_false_combination():
     data = condition(np.array([[0.0], [1.0], [3.0]]), np.array([[2.0]]))
     labels = np.array([0, 0, 1])
-    ledger = Ledger(data, labels, 2, 1e-10)
+    book = CertificateBook(data, labels, 2, 1e-10)
     false = Combination(np.array([0, 3]), np.array([1, 0]), np.array([1.0, 1.0]))
-    ledger.add_combinations({(0, 1): false})
-    assert ledger.status[0, 1] == Status.UNDECIDED
+    book.add_combinations({(0, 1): false})
+    assert book.status[0, 1] == Status.UNDECIDED
     proofs, _ = prove(data, [false], [np.array([0, 1])], 2, 1e-10)
     assert proofs == [Proof.NOTHING]
 

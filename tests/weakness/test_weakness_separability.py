@@ -16,7 +16,7 @@ from separability_reference import separable_exactly
 
 from invariance.weakness.separability import _separability as separability
 from invariance.weakness.separability._certificates import check_witnesses
-from invariance.weakness.separability._certified import POLICY
+from invariance.weakness.separability._certified import TRAINING_SET
 from invariance.weakness.separability._conditioning import condition
 from invariance.weakness.separability._pair_sweep import separate_training
 from invariance.weakness.separability._separability import Status, settle_pairs
@@ -44,12 +44,12 @@ def assert_never_wrong(train, labels, unseen, n_classes):
     verdicts = settle(train, labels, unseen, n_classes)
     exact = exact_table(train, labels, unseen, n_classes)
     feasible, infeasible = verdicts.status == 1, verdicts.status == -1
-    for key in verdicts.retained_only - {POLICY}:
+    for key in verdicts.retained_only - {TRAINING_SET}:
         infeasible[key] = False
     assert not (feasible & ~exact).any(), "called feasible, is infeasible"
     assert not (infeasible & exact).any(), "called infeasible, is feasible"
     policy = separable_exactly(train, labels, n_classes)
-    if POLICY not in verdicts.retained_only:
+    if TRAINING_SET not in verdicts.retained_only:
         assert verdicts.policy != (Status.INFEASIBLE if policy else Status.FEASIBLE)
     return int((verdicts.status == 0).sum())
 

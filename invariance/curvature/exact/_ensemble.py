@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core._errors import DataError, MeasureError
-from invariance.core._modules import require_deterministic
+from invariance.core._modules import lifted, require_deterministic
 from invariance.core._perceptron import Step, qualified, read_perceptron, stack_perceptrons
 from invariance.curvature._batches import check_batch, check_budget
 from invariance.curvature._trace_diagonal import exact_curvature
@@ -100,6 +100,7 @@ def hessian_trace_ensemble(
     if not models:
         raise MeasureError("The ensemble is empty. Give at least one network.")
     resolved = resolve_loss(loss, *models)
+    models = [lifted(model) for model in models]
     check_budget(memory_budget)
     check_batch(x, y)
     for model in models:

@@ -21,13 +21,14 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from invariance.core._errors import MeasureError
 from invariance.core._forward import first_input, run
 from invariance.core._perceptron import qualified
-from invariance.curvature._batches import Batches, Sums
+from invariance.curvature._batches import Batches, Sums, Tally
+from invariance.curvature.exact._collector import Collector
 from invariance.curvature.exact._directional import forward_bytes, move_like
 from invariance.curvature.exact._linearity import Linearity
 from invariance.curvature.exact._result import Wants
 from invariance.curvature.exact._rows import check_rows_independent, rows_bytes, sweep_rows
 from invariance.curvature.exact._taps import Tap, make_tap, tap_bytes, tappable
-from invariance.curvature.losses._resolve import HessianFactor, Loss
+from invariance.curvature.losses._base import Draws, HessianFactor, Loss
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def sweep_module(
     loss: Loss,
     wants: Wants,
     memory_budget: int,
+    draws: Draws | None = None,
 ) -> Sums:
     """Sweep all rows."""
     sums = Sums()
@@ -111,7 +113,9 @@ def sweep_module(
                         "not a mean over rows. Remove what mixes rows, or put it in eval mode."
                     )
         for px, py in zip(torch.split(bx, chunk), torch.split(by, chunk), strict=True):
-            _sweep_chunk(model, plan, move_like(px, like), py.to(like.device), loss, wants, sums)
+            _sweep_chunk(
+                model, plan, move_like(px, like), py.to(like.device), loss, draws, wants, sums
+            )
     return sums
 
 
@@ -121,6 +125,7 @@ def _sweep_chunk(
     x: Tensor,
     y: Tensor,
     loss: Loss,
+    draws: Draws | None,
     wants: Wants,
     sums: Sums,
 ) -> None:
@@ -132,19 +137,23 @@ def _sweep_chunk(
     detached = outputs.detach()
     loss.check(detached, y)
     with torch.no_grad():
-        factor = loss.hessian_factor(detached, y)
+        find = loss.hessian_factor if draws is None else draws.factor
+        factor = find(detached, y)
+        sums.columns = max(sums.columns, factor.root.shape[-1])
         taps = [
             make_tap(name, module, record.inputs[name], wants)
             for name, module in plan.tapped.items()
         ]
-        _pull_back(outputs, factor, taps, record, sums)
+        collector = Collector(wants, factor.root.shape[-1], factor.samples)
+        _pull_back(outputs, factor, taps, record, collector)
         mass = loss.masses(detached, y).sum()
-    del outputs, record
-    scalars: dict[tuple[str, str], Tensor] = {}
-    for tap in taps:
-        scalars |= tap.scalars
+        tally = Tally(factor.samples)
+        for tap in taps:
+            tap.finish(collector, sums)
+        collector.report(tally, sums, state)
+    del outputs, record, taps
     if plan.rows:
-        scalars |= sweep_rows(model, state, plan.rows, x, factor, wants, sums)
+        sweep_rows(model, state, plan.rows, x, factor, wants).report(tally, sums, state)
     # No influence, or a loss without curvature (a softmax over one class): zeros.
     names = [
         qualified(layer, leaf)
@@ -152,13 +161,16 @@ def _sweep_chunk(
         for leaf, _ in module.named_parameters(recurse=False)
     ]
     for name in (*names, *plan.rows, *plan.silent):
-        scalars.setdefault(("trace", name), mass.new_zeros(()))
+        tally.scalars.setdefault(("trace", name), mass.new_zeros(()))
+        if wants.scales is not None:
+            tally.scalars.setdefault(("scaled", name), mass.new_zeros(()))
         layer, _, leaf = name.rpartition(".")
         if wants.relative_flatness and leaf == "weight" and state[name].ndim > 1:
-            scalars.setdefault(("kappa", layer), mass.new_zeros(()))
+            tally.scalars.setdefault(("kappa", layer), mass.new_zeros(()))
         if wants.diagonal and name not in sums.diagonals:
-            sums.add_diagonal(name, torch.zeros_like(state[name]))
-    sums.add_chunk(x.shape[0], mass, scalars)
+            zeros = torch.zeros_like(state[name])
+            sums.add_diagonal(name, zeros, None if factor.samples is None else zeros.clone())
+    sums.add_chunk(x.shape[0], mass, tally)
 
 
 def _pull_back(
@@ -166,7 +178,7 @@ def _pull_back(
     factor: HessianFactor,
     taps: Sequence[Tap],
     record: _Record,
-    sums: Sums,
+    collector: Collector,
 ) -> None:
     """Pull every column of the root back to the tapped layers' outputs."""
     if not taps:
@@ -174,6 +186,7 @@ def _pull_back(
     edges = [record.edges[tap.name] for tap in taps]
     channels = factor.root.shape[-1]
     for r in range(channels):
+        collector.next_column()
         gradients = torch.autograd.grad(
             outputs,
             edges,
@@ -184,7 +197,7 @@ def _pull_back(
         signs = None if factor.signs is None else factor.signs[:, r]
         for tap, gradient in zip(taps, gradients, strict=True):
             if gradient is not None:
-                tap.observe(gradient, signs, sums)
+                tap.observe(gradient, signs, collector)
 
 
 @contextmanager

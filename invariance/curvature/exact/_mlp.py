@@ -30,10 +30,10 @@ from invariance.core._perceptron import (
     qualified,
     slice_perceptrons,
 )
-from invariance.curvature._batches import Sums, check_budget
+from invariance.curvature._batches import Sums, Tally, check_budget
 from invariance.curvature.exact._curved import Remainder
 from invariance.curvature.exact._result import Wants
-from invariance.curvature.losses._resolve import HessianFactor, Loss
+from invariance.curvature.losses._base import Draws, HessianFactor, Loss
 
 #: Aim for temporaries of this many bytes a chunk on the CPU: they then stay in its cache.
 _CACHE_BYTES = 16 * 2**20
@@ -61,10 +61,10 @@ def bytes_per_row(steps: Sequence[Step], channels: int) -> int:
         square = max(width * width for width in widths[:-1])
         stored += 3 * max(square, sorted(widths)[-1] * sorted(widths)[-2])
     # Activations and slopes are kept; two cotangent blocks of the widest layers are alive
-    # at once, and a squared copy of one for the diagonal; the root holds a few K x K.
+    # at once, and a squared copy of one for the diagonal; the root is made from a few like it.
     top = sorted(widths)[-2:]
     out = widths[-1]
-    return itemsize * (2 * stored + channels * (sum(top) + top[-1]) + 4 * out * out)
+    return itemsize * (2 * stored + channels * (sum(top) + top[-1]) + 4 * out * channels)
 
 
 def chunk_rows(row_bytes: int, budget: int, device: torch.device) -> int:
@@ -82,12 +82,25 @@ def triangular_factor(step: Dense) -> tuple[Tensor, bool]:
     return factor.mT, True
 
 
-def _energy(cotangents: Tensor, signs: Tensor | None) -> Tensor:
-    """Return the (signed) squared norm of each row's cotangents ``(*lead, n, R, d)``."""
+def _energy(cotangents: Tensor, signs: Tensor | None, samples: int | None) -> Tensor:
+    """Return the (signed) squared norm of each row's cotangents, draw by draw.
+
+    Shapes: ``cotangents (*lead, n, R, d)``; returns ``(*lead, n, samples or 1)``.
+    """
     if signs is None:
-        norms: Tensor = torch.linalg.vector_norm(cotangents.flatten(-2), dim=-1)
+        *rows, columns, width = cotangents.shape
+        draws = cotangents.reshape(*rows, samples or 1, columns // (samples or 1) * width)
+        norms: Tensor = torch.linalg.vector_norm(draws, dim=-1)
         return norms.square()
-    return (cotangents.square().sum(-1) * signs).sum(-1)
+    energies = cotangents.square().sum(-1) * signs
+    return _by_draw(energies.unsqueeze(-1), samples).squeeze(-1)
+
+
+def _by_draw(columns: Tensor, samples: int | None) -> Tensor:
+    """Add up the columns ``(*lead, n, R, d)`` of every draw; ``(*lead, n, samples or 1, d)``."""
+    *rows, count, width = columns.shape
+    draws = samples or 1
+    return columns.reshape(*rows, draws, count // draws, width).sum(-2)
 
 
 def _product(cotangents: Tensor, matrix: Tensor) -> Tensor:
@@ -96,13 +109,15 @@ def _product(cotangents: Tensor, matrix: Tensor) -> Tensor:
     return flat.view(*cotangents.shape[:-1], matrix.shape[-1])
 
 
-def _triangle_energy(cotangents: Tensor, factor: Tensor, signs: Tensor | None) -> Tensor:
+def _triangle_energy(
+    cotangents: Tensor, factor: Tensor, signs: Tensor | None, samples: int | None
+) -> Tensor:
     """Return ``_energy(D @ factor)`` for a lower triangular factor, skipping its zeros."""
     width = factor.shape[-1]
     total: Tensor | None = None
     for low in range(0, width, _TRIANGLE_BLOCK):
         high = min(low + _TRIANGLE_BLOCK, width)
-        part = _energy(_product(cotangents[..., low:], factor[..., low:, low:high]), signs)
+        part = _energy(_product(cotangents[..., low:], factor[..., low:, low:high]), signs, samples)
         total = part if total is None else total + part
     if total is None:
         raise AssertionError("a layer has at least one output")
@@ -126,13 +141,13 @@ class _Sweep:
     ) -> None:
         self.cotangents = factor.root.mT.clone(memory_format=torch.contiguous_format)
         self.signs = factor.signs
+        self.samples = factor.samples
         self.remainder = remainder
         self.wants = wants
         self.triangle = triangle
         self.sums = sums
-        #: ``(kind, name)`` to this chunk's sums of shape ``lead``; kind ``"trace"`` is keyed
-        #: by parameter, ``"kappa"`` by layer.
-        self.out: dict[tuple[str, str], Tensor] = {}
+        #: Kind ``"trace"`` is keyed by parameter, as is ``"scaled"``, and ``"kappa"`` by layer.
+        self.tally = Tally(factor.samples)
 
     def slope(self, step: Slope, inputs: Tensor) -> None:
         """Pass an activation."""
@@ -157,10 +172,12 @@ class _Sweep:
             if parameter is None:
                 continue
             name = qualified(step.name, leaf)
-            total = (squares if factor is None else squares * factor).sum(-2)
-            self.out["trace", name] = total.sum(-1)
+            rows = squares if factor is None else squares * factor.unsqueeze(-2)
+            self.tally.add("trace", name, rows.sum(-1))
+            self._scaled(name, rows)
             if self.wants.diagonal:
-                self.sums.add_diagonal(name, total)
+                spread = None if self.samples is None else self.tally.variances(rows.mT).sum(-2)
+                self.sums.add_diagonal(name, rows.sum((-3, -2)), spread)
         scale = step.scale
         self.cotangents.mul_(scale.unsqueeze(-2).unsqueeze(-2))
         if self.remainder is not None:
@@ -172,52 +189,75 @@ class _Sweep:
         Shapes: ``inputs (*lead, n, in)``.
         """
         weight, bias = qualified(step.name, "weight"), qualified(step.name, "bias")
-        squares = self._squares() if self.wants.diagonal else None
+        entries = self.wants.diagonal or self.wants.scales is not None
+        squares = self._squares() if entries else None
         energy = self._energy() if squares is None else squares.sum(-1)
-        norms = torch.linalg.vector_norm(inputs, dim=-1).square()
-        self.out["trace", weight] = (norms * energy).sum(-1)
+        norms = torch.linalg.vector_norm(inputs, dim=-1, keepdim=True).square()
+        self.tally.add("trace", weight, norms * energy)
         if step.bias is not None:
-            self.out["trace", bias] = energy.sum(-1)
+            self.tally.add("trace", bias, energy)
         if squares is not None:
-            self.sums.add_diagonal(weight, squares.mT @ inputs.square())
-            if step.bias is not None:
-                self.sums.add_diagonal(bias, squares.sum(-2))
+            self._entries(step, inputs, squares)
         if below < 0:
             if self.wants.relative_flatness:
-                self.out["kappa", step.name] = (norms * self._carried(step)).sum(-1)
+                self.tally.add("kappa", step.name, norms * self._carried(step))
             return
         self.cotangents = _product(self.cotangents, step.weight)
         if self.remainder is not None:
             whole = below > 1 or (below > 0 and self.wants.relative_flatness)
             self.remainder.through_linear(step.weight, whole=whole)
         if self.wants.relative_flatness:
-            self.out["kappa", step.name] = (norms * self._energy()).sum(-1)
+            self.tally.add("kappa", step.name, norms * self._energy())
+
+    def _entries(self, step: Dense, inputs: Tensor, squares: Tensor) -> None:
+        """Add what a linear layer's single entries make: diagonals and scaled traces."""
+        weight, bias = qualified(step.name, "weight"), qualified(step.name, "bias")
+        features = inputs.square()
+        if self.wants.diagonal:
+            spread = None if self.samples is None else self.tally.variances(squares.mT)
+            of_weight = None if spread is None else spread.mT @ features.square()
+            self.sums.add_diagonal(weight, squares.sum(-2).mT @ features, of_weight)
+            if step.bias is not None:
+                of_bias = None if spread is None else spread.sum(-2)
+                self.sums.add_diagonal(bias, squares.sum((-3, -2)), of_bias)
+        scale = (self.wants.scales or {}).get(weight)
+        if scale is not None:
+            carried = _product(squares, scale.to(squares).square())
+            self.tally.add("scaled", weight, (carried @ features.unsqueeze(-1)).squeeze(-1))
+        self._scaled(bias, squares)
+
+    def _scaled(self, name: str, rows: Tensor) -> None:
+        """Add a vector's scaled trace ``sum_i scale_i^2 H_ii`` from ``(*lead, n, S, d)``."""
+        scale = (self.wants.scales or {}).get(name)
+        if scale is not None:
+            self.tally.add("scaled", name, rows @ scale.to(rows).square())
 
     def _squares(self) -> Tensor:
-        """Return the diagonal of the Hessian here, ``(*lead, n, d)``."""
+        """Return the diagonal of the Hessian here, draw by draw: ``(*lead, n, S, d)``."""
         squares = self.cotangents.square()
         if self.signs is not None:
             squares = squares * self.signs.unsqueeze(-1)
-        total = squares.sum(-2)
+        draws = self.samples or 1
+        total = _by_draw(squares, self.samples)
         more = None if self.remainder is None else self.remainder.diagonal
-        return total if more is None else total + more
+        return total if more is None else total + more.unsqueeze(-2) / draws
 
     def _energy(self) -> Tensor:
-        """Return the trace of the Hessian here, ``(*lead, n)``."""
-        energy = _energy(self.cotangents, self.signs)
+        """Return the trace of the Hessian here, draw by draw: ``(*lead, n, S)``."""
+        energy = _energy(self.cotangents, self.signs, self.samples)
         more = None if self.remainder is None else self.remainder.diagonal
-        return energy if more is None else energy + more.sum(-1)
+        return energy if more is None else energy + more.sum(-1, keepdim=True) / energy.shape[-1]
 
     def _carried(self, step: Dense) -> Tensor:
         """Return ``tr(W^T H W)`` of each row without forming anything of W's wide side."""
         matrix, lower = self.triangle or triangular_factor(step)
         energy = (
-            _triangle_energy(self.cotangents, matrix, self.signs)
+            _triangle_energy(self.cotangents, matrix, self.signs, self.samples)
             if lower
-            else _energy(_product(self.cotangents, matrix), self.signs)
+            else _energy(_product(self.cotangents, matrix), self.signs, self.samples)
         )
         more = None if self.remainder is None else self.remainder.carried(step.weight)
-        return energy if more is None else energy + more
+        return energy if more is None else energy + more.unsqueeze(-1) / energy.shape[-1]
 
 
 def sweep_perceptrons(
@@ -230,6 +270,7 @@ def sweep_perceptrons(
     names: Collection[str] | None = None,
     *,
     own_rows: bool = False,
+    draws: Draws | None = None,
 ) -> Sums:
     """Sweep one network, or a stack of M of one shape.
 
@@ -242,9 +283,9 @@ def sweep_perceptrons(
     weight = dense[0].weight
     lead = weight.shape[:-2]
     count = lead.numel()
-    at_once = chunk_rows(
-        bytes_per_row(steps, channels=dense[-1].weight.shape[-2]), memory_budget, weight.device
-    )
+    outputs = dense[-1].weight.shape[-2]
+    channels = loss.columns(outputs) if draws is None else draws.columns()
+    at_once = chunk_rows(bytes_per_row(steps, channels), memory_budget, weight.device)
     group = max(1, min(count, at_once // rows))
     chunk = max(1, at_once // group)
     first = 0 if names is None else first_step(steps, names)
@@ -267,7 +308,7 @@ def sweep_perceptrons(
                 pieces = torch.split(px, chunk, dim=-2), torch.split(py, chunk, dim=len(lead))
                 for bx, by in zip(*pieces, strict=True):
                     where, labels = bx.to(weight), by.to(weight.device)
-                    sweep_chunk(part, where, labels, loss, wants, triangle, sums, first)
+                    sweep_chunk(part, where, labels, loss, draws, wants, triangle, sums, first)
             found.append(sums)
     return Sums.joined(found)
 
@@ -283,6 +324,7 @@ def sweep_chunk(
     x: Tensor,
     y: Tensor,
     loss: Loss,
+    draws: Draws | None,
     wants: Wants,
     triangle: tuple[Tensor, bool] | None,
     sums: Sums,
@@ -298,11 +340,14 @@ def sweep_chunk(
         outputs = step.forward(outputs)
     flat, labels = outputs.flatten(0, -2), y.flatten(0, 1) if outputs.ndim > 2 else y
     loss.check(flat, labels)
-    root, signs = loss.hessian_factor(flat, labels)
+    find = loss.hessian_factor if draws is None else draws.factor
+    root, signs, samples = find(flat, labels)
+    sums.columns = max(sums.columns, root.shape[-1])
     rows = outputs.shape[:-1]
     factor = HessianFactor(
         root.reshape(*rows, *root.shape[1:]),
         None if signs is None else signs.reshape(*rows, signs.shape[1]),
+        samples,
     )
     remainder = None
     if any(isinstance(step, Slope) and step.smooth for step in steps[first:]):
@@ -318,7 +363,7 @@ def sweep_chunk(
             below = sum(isinstance(other, Dense) for other in steps[first:position])
             state.dense(step, inputs, below if position > first else -1)
     mass = loss.masses(flat, labels).reshape(rows).sum(-1)
-    sums.add_chunk(outputs.shape[-2], mass, state.out)
+    sums.add_chunk(outputs.shape[-2], mass, state.tally)
 
 
 def first_step(steps: Sequence[Step], names: Collection[str]) -> int:

@@ -51,6 +51,8 @@ class Wants:
 
     relative_flatness: bool = False
     diagonal: bool = False
+    #: Parameter name to a factor of every entry: ``sum_i scale_i^2 H_ii`` is wanted too.
+    scales: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from invariance.core._forward import run
-from invariance.curvature._batches import Sums
+from invariance.curvature.exact._collector import Collector
 from invariance.curvature.exact._result import Wants
 from invariance.curvature.losses._resolve import HessianFactor
 
@@ -27,11 +27,10 @@ def sweep_rows(
     x: Tensor,
     factor: HessianFactor,
     wants: Wants,
-    sums: Sums,
-) -> dict[tuple[str, str], Tensor]:
+) -> Collector:
     """Form the rows' gradients in the parameters ``names`` for every cotangent.
 
-    Shapes: ``x (n, ...)``; returns ``(kind, name)``.
+    Shapes: ``x (n, ...)``.
     """
     chosen = {name: state[name].detach() for name in names}
     rest = {name: value.detach() for name, value in state.items() if name not in chosen}
@@ -41,24 +40,19 @@ def sweep_rows(
         return (outputs[0] * cotangent).sum()
 
     gradients = vmap(grad(projected), in_dims=(None, 0, 0), randomness="error")
-    out: dict[tuple[str, str], Tensor] = {}
+    found = Collector(wants, factor.root.shape[-1], factor.samples)
     for r in range(factor.root.shape[-1]):
+        found.next_column()
         signs = None if factor.signs is None else factor.signs[:, r]
         for name, value in gradients(chosen, x, factor.root[..., r]).items():
-            squares = value.square().flatten(1)
-            signed = squares.sum(0) if signs is None else signs @ squares
-            _add(out, ("trace", name), signed.sum())
-            if wants.diagonal:
-                sums.add_diagonal(name, signed.view(chosen[name].shape))
+            squares = value.square()
+            found.add("trace", name, squares.flatten(1).sum(1), signs)
+            found.add_entries(name, squares, signs)
             layer, _, leaf = name.rpartition(".")
             if wants.relative_flatness and leaf == "weight" and chosen[name].ndim > 1:
                 energy = _flatness(model.get_submodule(layer), chosen[name], value)
-                _add(out, ("kappa", layer), (energy if signs is None else energy * signs).sum())
-    return out
-
-
-def _add(out: dict[tuple[str, str], Tensor], key: tuple[str, str], value: Tensor) -> None:
-    out[key] = out[key] + value if key in out else value
+                found.add("kappa", layer, energy, signs)
+    return found
 
 
 def _flatness(module: nn.Module, weight: Tensor, gradient: Tensor) -> Tensor:

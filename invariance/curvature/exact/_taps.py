@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from invariance.core._modules import BATCH_NORMS, WEIGHT_LAYERS, has_global_hooks
 from invariance.core._perceptron import qualified
 from invariance.curvature._batches import Sums
+from invariance.curvature.exact._collector import Collector
 from invariance.curvature.exact._result import Wants
 
 
@@ -68,31 +69,22 @@ def _pad_amounts(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> list[int]:
 
 
 class Tap(ABC):
-    """Accumulates one layer's sums over the cotangents of one chunk of rows."""
+    """Makes one layer's values from the cotangents of its output."""
 
     def __init__(self, name: str, module: nn.Module, wants: Wants) -> None:
         self.name = name
         self.module = module
         self.wants = wants
-        self.scalars: dict[tuple[str, str], Tensor] = {}
 
     @abstractmethod
-    def observe(self, cotangent: Tensor, signs: Tensor | None, sums: Sums) -> None:
-        """Add the share of one cotangent of the layer's output.
+    def observe(self, cotangent: Tensor, signs: Tensor | None, into: Collector) -> None:
+        """Collect the share of one cotangent of the layer's output.
 
         Shapes: ``signs (n,)``.
         """
 
-    def _add(self, kind: str, name: str, rows: Tensor, signs: Tensor | None) -> None:
-        """Add per-row values ``(n,)``."""
-        value = rows.sum() if signs is None else (rows * signs).sum()
-        key = (kind, name)
-        self.scalars[key] = self.scalars[key] + value if key in self.scalars else value
-
-
-def _signed_sum(rows: Tensor, signs: Tensor | None) -> Tensor:
-    """Sum ``(n, ...)`` over rows with signs."""
-    return rows.sum(0) if signs is None else torch.tensordot(signs, rows, dims=1)
+    def finish(self, into: Collector, sums: Sums) -> None:  # noqa: B027 - most have nothing left
+        """Hand over what is better done once than for every cotangent."""
 
 
 class WeightTap(Tap):
@@ -106,6 +98,8 @@ class WeightTap(Tap):
         self.gram = None
         if positions <= depth:
             self.gram = self.patches.mT @ self.patches
+        #: With one position an entry's square is a square of the output's times one of the input's.
+        self._multiplies = positions == 1 and self.gram is not None
         self.narrow = None
         if wants.relative_flatness:
             weight = module.get_parameter("weight").detach()
@@ -113,37 +107,67 @@ class WeightTap(Tap):
             wide = rows.shape[1] > depth
             self.narrow = rows if wide else torch.linalg.qr(rows.mT, mode="r").R.mT
 
-    def observe(self, cotangent: Tensor, signs: Tensor | None, sums: Sums) -> None:
-        """Add the share of one cotangent: see the module's docstring."""
+    def observe(self, cotangent: Tensor, signs: Tensor | None, into: Collector) -> None:
+        """Collect the share of one cotangent: see the module's docstring."""
         n, positions = cotangent.shape[0], self.patches.shape[-1]
         if isinstance(self.module, nn.Linear):
             z = cotangent.reshape(n, 1, positions, -1).mT
         else:
             z = cotangent.reshape(n, self.groups, -1, positions)
         weight = qualified(self.name, "weight")
-        shape = self.module.get_parameter("weight").shape
-        if self.wants.diagonal and positions == 1:
-            squares = z.square()[..., 0]  # (n, g, O)
-            signed = squares if signs is None else squares * signs[:, None, None]
-            whole = signed.permute(1, 2, 0) @ self.patches.square()[..., 0].transpose(0, 1)
-            sums.add_diagonal(weight, whole.reshape(shape))
+        scale = into.scale(weight)
+        entries = self.wants.diagonal or scale is not None
         gradient = None
-        if self.gram is None or (self.wants.diagonal and positions > 1):
+        if self.gram is None or (entries and not self._multiplies):
             gradient = z @ self.patches.mT
-        if self.wants.diagonal and gradient is not None:
-            whole = _signed_sum(gradient.square(), signs)
-            sums.add_diagonal(weight, whole.reshape(shape))
-        self._add("trace", weight, self._energy(z, gradient), signs)
+        if entries and gradient is not None:
+            into.add_entries(weight, gradient.square(), signs)
+        elif entries:
+            self._add_products(weight, z.square()[..., 0], scale, signs, into)
+        into.add("trace", weight, self._energy(z, gradient), signs)
         if self.narrow is not None:
             carried = None if gradient is None else self.narrow.mT @ gradient
             energy = self._energy(self.narrow.mT @ z, carried)
-            self._add("kappa", self.name, energy, signs)
+            into.add("kappa", self.name, energy, signs)
         if getattr(self.module, "bias", None) is not None:
             bias = qualified(self.name, "bias")
-            per_row = z.sum(-1).flatten(1)
-            self._add("trace", bias, per_row.square().sum(1), signs)
-            if self.wants.diagonal:
-                sums.add_diagonal(bias, _signed_sum(per_row.square(), signs))
+            squares = z.sum(-1).flatten(1).square()
+            into.add("trace", bias, squares.sum(1), signs)
+            into.add_entries(bias, squares, signs)
+
+    def _add_products(
+        self,
+        name: str,
+        squares: Tensor,
+        scale: Tensor | None,
+        signs: Tensor | None,
+        into: Collector,
+    ) -> None:
+        """Add entries whose squares are products of the output's and the input's.
+
+        Shapes: ``squares (n, g, O)``.
+        """
+        if self.wants.diagonal:
+            into.add_squares(name, squares, signs, by_row=True)
+        if scale is not None:
+            weights = scale.to(squares).square().view(self.groups, squares.shape[-1], -1)
+            carried = torch.einsum("ngo,god->ngd", squares, weights)
+            features = self.patches.square()[..., 0]
+            into.add("scaled", name, (carried * features).flatten(1).sum(1), signs)
+
+    def finish(self, into: Collector, sums: Sums) -> None:
+        """Multiply the squares of output and input, where the diagonal is made of them."""
+        weight = qualified(self.name, "weight")
+        found = into.taken_squares(weight) if self._multiplies else None
+        if found is None:
+            return
+        rows, spread = found
+        features = self.patches.square()[..., 0].transpose(0, 1)  # (g, n, D)
+        shape = self.module.get_parameter("weight").shape
+        more = None
+        if spread is not None:
+            more = (spread.permute(1, 2, 0) @ features.square()).reshape(shape)
+        sums.add_diagonal(weight, (rows.permute(1, 2, 0) @ features).reshape(shape), more)
 
     def _energy(self, z: Tensor, gradient: Tensor | None) -> Tensor:
         """Return the squared norm of each row's gradient, ``(n,)``."""
@@ -165,14 +189,33 @@ class NormTap(Tap):
         variance = module.get_buffer("running_var").view(shape)
         self.normalised = (inputs - mean) * (variance + float(module.eps)).rsqrt()  # type: ignore[arg-type]
 
-    def observe(self, cotangent: Tensor, signs: Tensor | None, sums: Sums) -> None:
-        """Add the share of one cotangent: every channel's gain and shift."""
+    def observe(self, cotangent: Tensor, signs: Tensor | None, into: Collector) -> None:
+        """Collect the share of one cotangent: every channel's gain and shift."""
         for leaf, rows in (("weight", cotangent * self.normalised), ("bias", cotangent)):
             name = qualified(self.name, leaf)
             squares = rows.flatten(2).sum(2).square() if rows.ndim > 2 else rows.square()
-            self._add("trace", name, squares.sum(1), signs)
-            if self.wants.diagonal:
-                sums.add_diagonal(name, _signed_sum(squares, signs))
+            into.add("trace", name, squares.sum(1), signs)
+            into.add_entries(name, squares, signs)
+
+
+class LayerNormTap(Tap):
+    """A LayerNorm: linear in its gain and in its shift, which all positions share."""
+
+    def __init__(self, name: str, module: nn.LayerNorm, inputs: Tensor, wants: Wants) -> None:
+        super().__init__(name, module, wants)
+        self.shape = module.normalized_shape
+        self.normalised = F.layer_norm(inputs, self.shape, eps=module.eps)
+
+    def observe(self, cotangent: Tensor, signs: Tensor | None, into: Collector) -> None:
+        """Collect the share of one cotangent: every feature's gain and shift."""
+        leaves = [("weight", cotangent * self.normalised)]
+        if self.module.bias is not None:
+            leaves.append(("bias", cotangent))
+        for leaf, rows in leaves:
+            name = qualified(self.name, leaf)
+            squares = rows.reshape(rows.shape[0], -1, *self.shape).sum(1).square().flatten(1)
+            into.add("trace", name, squares.sum(1), signs)
+            into.add_entries(name, squares, signs)
 
 
 def tappable(module: nn.Module) -> bool:
@@ -184,11 +227,15 @@ def tappable(module: nn.Module) -> bool:
         return False
     if type(module) in BATCH_NORMS:
         return getattr(module, "weight", None) is not None
+    if type(module) is nn.LayerNorm:
+        return module.elementwise_affine
     return type(module) in WEIGHT_LAYERS
 
 
 def make_tap(name: str, module: nn.Module, inputs: Tensor, wants: Wants) -> Tap:
     """Tap a module that is :func:`tappable`, given the input of its one call."""
+    if isinstance(module, nn.LayerNorm):
+        return LayerNormTap(name, module, inputs.detach(), wants)
     kind = WeightTap if type(module) in WEIGHT_LAYERS else NormTap
     return kind(name, module, inputs.detach(), wants)
 
@@ -200,8 +247,9 @@ def tap_bytes(taps: Sequence[Tap]) -> int:
         if isinstance(tap, WeightTap):
             held += tap.patches.nbytes + (0 if tap.gram is None else tap.gram.nbytes)
             weight = tap.module.get_parameter("weight")
-            gradient = weight.nbytes if tap.gram is None or tap.wants.diagonal else 0
+            entries = tap.wants.diagonal or tap.wants.scales is not None
+            gradient = weight.nbytes if tap.gram is None or entries else 0
             scratch = max(scratch, 3 * gradient, 0 if tap.gram is None else 3 * tap.gram.nbytes)
-        elif isinstance(tap, NormTap):
+        elif isinstance(tap, NormTap | LayerNormTap):
             held += tap.normalised.nbytes
     return held + scratch

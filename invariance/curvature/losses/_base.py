@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -14,10 +15,22 @@ class HessianFactor(NamedTuple):
     Attributes:
         root: ``(n, K, R)``; its columns are the cotangents of a curvature sweep.
         signs: ``(n, R)`` of +1 and -1, or ``None`` when every sign is +1.
+        samples: How many independent draws, each of ``R / samples`` neighbouring columns, the
+            columns are; ``H_n`` is then their expectation. ``None`` when nothing was drawn.
     """
 
     root: Tensor
     signs: Tensor | None
+    samples: int | None = None
+
+
+def draw_signs(shape: tuple[int, ...], like: Tensor, draws: torch.Generator) -> Tensor:
+    """Draw independent signs, the same on every device, in the dtype of ``like``."""
+    size = torch.Size(shape).numel()
+    # 63 signs a draw: one at a time, they would cost as much as the sweep.
+    words = torch.empty(-(-size // 63), dtype=torch.int64).random_(generator=draws)
+    bits = (words.unsqueeze(1) >> torch.arange(63)) & 1
+    return (bits.flatten()[:size] * 2 - 1).view(shape).to(like)
 
 
 class Loss(ABC):
@@ -64,8 +77,54 @@ class Loss(ABC):
     def hessian_factor(self, outputs: Tensor, y: Tensor) -> HessianFactor:
         """Return a signed square root of the Hessian of each row's value in its outputs."""
 
+    def columns(self, outputs: int) -> int:
+        """Return how many columns :meth:`hessian_factor` has for ``outputs`` outputs."""
+        return outputs
+
+    def sampled_factor(
+        self, outputs: Tensor, y: Tensor, count: int, draws: torch.Generator
+    ) -> HessianFactor:
+        """Return ``count`` random columns a row whose products have H_n as expectation.
+
+        With ``H = R R^T`` and signs s, ``E (R s)(R s)^T = R E(s s^T) R^T = H``. Signs are drawn
+        anew for every row, so the rows' errors are independent. A Hessian of both signs is
+        drawn part by part, two columns a draw.
+
+        Args:
+            outputs: ``(n, K)`` network outputs.
+            y: Targets of those rows.
+            count: Number of draws a row.
+            draws: Source of the signs.
+
+        Returns:
+            The factor, with ``samples=count``.
+        """
+        root, signs, _ = self.hessian_factor(outputs, y)
+        mix = draw_signs((*root.shape[::2], count), root, draws) / count**0.5
+        if signs is None:
+            return HessianFactor(root @ mix, None, count)
+        parts = [(root * (signs * side > 0).unsqueeze(-2)) @ mix for side in (1, -1)]
+        both = torch.stack(parts, dim=-1).flatten(-2)
+        sides = signs.new_tensor([1.0, -1.0]).repeat(count)
+        return HessianFactor(both, sides.expand(root.shape[0], 2 * count), count)
+
     def hessians(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return ``(n, K, K)``, the Hessian of each row's value in its outputs."""
-        root, signs = self.hessian_factor(outputs, y)
+        root, signs, _ = self.hessian_factor(outputs, y)
         right = root if signs is None else root * signs.unsqueeze(-2)
         return root @ right.mT
+
+
+class Draws:
+    """Random mixtures of a root's columns, ``count`` a row; every call draws new ones."""
+
+    def __init__(self, loss: Loss, count: int, draws: torch.Generator) -> None:
+        self.loss, self.count, self.draws = loss, count, draws
+
+    def columns(self) -> int:
+        """Return how many columns there may be: two a draw for a Hessian of both signs."""
+        return 2 * self.count
+
+    def factor(self, outputs: Tensor, y: Tensor) -> HessianFactor:
+        """Draw the columns of the rows ``outputs (n, K)``."""
+        return self.loss.sampled_factor(outputs, y, self.count, self.draws)

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from invariance.core._errors import DataError, MeasureError, unknown_name
-from invariance.core._modules import all_finite, computes_as_its_class
+from invariance.core._modules import all_finite, computes_as_its_class, origin
 from invariance.core._reads import state_of
 from invariance.curvature._batches import check_outputs
-from invariance.curvature.losses._base import HessianFactor, Loss
+from invariance.curvature.losses._base import HessianFactor, Loss, draw_signs
 from invariance.curvature.losses._custom import CustomLoss
 
 __all__ = [
@@ -164,11 +164,26 @@ class CrossEntropy(Loss):
 
     def hessian_factor(self, outputs: Tensor, y: Tensor) -> HessianFactor:
         """Return a root of ``T (diag p - p p^T)`` with K - 1 columns."""
+        scale = self._totals(outputs, y).sqrt()[..., None, None]
+        return HessianFactor(softmax_root(outputs) * scale, None)
+
+    def _totals(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return ``T``, the sum of each row's target vector."""
         if self.class_weights is None and not y.is_floating_point():
-            total = (y != self.ignore_index).to(outputs.dtype)
-        else:
-            total = self._targets(outputs, y).sum(-1)
-        return HessianFactor(softmax_root(outputs) * total.sqrt()[..., None, None], None)
+            return (y != self.ignore_index).to(outputs.dtype)
+        return self._targets(outputs, y).sum(-1)
+
+    def columns(self, outputs: int) -> int:
+        """Return ``K - 1``."""
+        return outputs - 1
+
+    def sampled_factor(
+        self, outputs: Tensor, y: Tensor, count: int, draws: torch.Generator
+    ) -> HessianFactor:
+        """Return random columns of ``sqrt T (diag(q) - p q^T)``, ``q = sqrt p``: n K numbers."""
+        signs = draw_signs((*outputs.shape, count), outputs, draws)
+        scale = (self._totals(outputs, y) / count).sqrt()[..., None, None]
+        return HessianFactor(softmax_mix(outputs, signs) * scale, None, count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,6 +219,13 @@ class MeanSquaredError(Loss):
         n, k = outputs.shape
         root = math.sqrt(2.0 / k) * torch.eye(k, dtype=outputs.dtype, device=outputs.device)
         return HessianFactor(root.expand(n, k, k), None)
+
+    def sampled_factor(
+        self, outputs: Tensor, y: Tensor, count: int, draws: torch.Generator
+    ) -> HessianFactor:
+        """Return random signs times ``sqrt(2 / K)``."""
+        signs = draw_signs((*outputs.shape, count), outputs, draws)
+        return HessianFactor(signs * math.sqrt(2.0 / outputs.shape[-1] / count), None, count)
 
 
 def resolve_loss(
@@ -251,7 +273,9 @@ def resolve_loss(
     if loss is F.cross_entropy:
         return CrossEntropy()
     if callable(loss):
-        return CustomLoss(loss, {k: v for model in models for k, v in state_of(model).items()})
+        return CustomLoss(
+            loss, {k: v for model in models for k, v in state_of(origin(model)).items()}
+        )
     raise MeasureError(
         "The loss must be a name, a torch.nn loss or a callable (outputs, y) -> scalar. "
         f"Got {type(loss).__name__}."
@@ -291,3 +315,22 @@ def softmax_root(outputs: Tensor) -> Tensor:
     lower.diagonal(dim1=-2, dim2=-1).copy_(tail * (q[..., :1] + others[..., 1:]) / head)
     upper = -(q[..., :1] * tail).unsqueeze(-2)
     return torch.cat([upper, lower], dim=-2)
+
+
+def softmax_mix(outputs: Tensor, signs: Tensor) -> Tensor:
+    """Return ``(diag(q) - p q^T) s`` with ``q = sqrt(p)``, a root of the softmax's covariance.
+
+    In the likeliest class, ``1 - p`` is summed from the other classes: no digits cancel when the
+    network is confident.
+
+    Shapes: ``outputs (..., K)``, ``signs (..., K, m)``; returns ``(..., K, m)``.
+    """
+    p = outputs.softmax(-1)
+    mixed = p.sqrt().unsqueeze(-1) * signs
+    top = p.argmax(-1, keepdim=True)
+    place = top.unsqueeze(-1).expand(*top.shape, signs.shape[-1])
+    head, likeliest = mixed.gather(-2, place), p.gather(-1, top).unsqueeze(-1)
+    rest = p.scatter(-1, top, 0.0).sum(-1)[..., None, None]
+    others = mixed.scatter(-2, place, 0.0).sum(-2, keepdim=True)
+    mixed = torch.addcmul(mixed, p.unsqueeze(-1), head + others, value=-1)
+    return mixed.scatter(-2, place, head * rest - likeliest * others)

@@ -26,8 +26,8 @@ from torch.nn import functional as F
 from invariance.core._perceptron import Dense, Slope, derivatives, qualified, read_perceptron
 from invariance.curvature.losses._resolve import Loss
 from invariance.curvature.products._output_space import (
-    OuterKind,
     OuterProduct,
+    OutputMatrixKind,
     outer_product,
     row_gradients,
 )
@@ -108,7 +108,7 @@ class Chain:
         self.loss = loss
         self.total_mass = total_mass
 
-    def prepare(self, x: Tensor, y: Tensor, kind: OuterKind | None = None) -> ChainState:
+    def prepare(self, x: Tensor, y: Tensor, kind: OutputMatrixKind | None = None) -> ChainState:
         """Run one forward and one backward pass over a chunk and keep what products need.
 
         Shapes: ``x (n, w)``.
@@ -143,7 +143,11 @@ class Chain:
         )
 
     def multiply(
-        self, state: ChainState, space: ParameterSpace, kind: OuterKind | None, vectors: Tensor
+        self,
+        state: ChainState,
+        space: ParameterSpace,
+        kind: OutputMatrixKind | None,
+        vectors: Tensor,
     ) -> Tensor:
         """Multiply flat ``(*B, d)`` vectors, whose coordinates are ``space``."""
         parts = dict(zip(space.names, space.split(vectors), strict=True))

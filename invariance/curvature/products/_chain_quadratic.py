@@ -23,7 +23,11 @@ from torch import Tensor
 
 from invariance.core._perceptron import derivatives
 from invariance.curvature.products._chain import Chain
-from invariance.curvature.products._output_space import OuterKind, outer_product, row_gradients
+from invariance.curvature.products._output_space import (
+    OutputMatrixKind,
+    outer_product,
+    row_gradients,
+)
 
 
 class ChainQuadratic:
@@ -37,7 +41,7 @@ class ChainQuadratic:
         chain: Chain,
         vw: Sequence[Tensor | None],
         vb: Sequence[Tensor | None],
-        kind: OuterKind | None,
+        kind: OutputMatrixKind | None,
     ) -> None:
         self._chain, self._shifts, self._kind = chain, tuple(vb), kind
         # [W; V], so that every activation is multiplied once for both.

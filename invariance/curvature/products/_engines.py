@@ -19,7 +19,11 @@ from torch import Tensor
 from invariance.curvature._objective import Objective
 from invariance.curvature.products._chain import Chain, ChainState, read_chain
 from invariance.curvature.products._chain_quadratic import ChainQuadratic
-from invariance.curvature.products._output_space import OuterKind, OuterProduct, outer_product
+from invariance.curvature.products._output_space import (
+    OuterProduct,
+    OutputMatrixKind,
+    outer_product,
+)
 
 #: Bytes of graphs or activations that an operator keeps for reuse, unless told otherwise.
 DEFAULT_BUDGET = 2 << 30
@@ -30,7 +34,7 @@ _PROBE_ROWS = 4
 _QUADRATIC_ROWS = 512
 
 
-class Engine(ABC):
+class ProductEngine(ABC):
     """Multiplies the matrix of one objective with vectors.
 
     Attributes:
@@ -42,7 +46,9 @@ class Engine(ABC):
     batched: bool = True
 
     @abstractmethod
-    def __init__(self, objective: Objective, kind: OuterKind | None, budget: int) -> None: ...
+    def __init__(
+        self, objective: Objective, kind: OutputMatrixKind | None, budget: int
+    ) -> None: ...
 
     @abstractmethod
     def products(self, vectors: Tensor) -> Tensor:
@@ -56,10 +62,10 @@ class Engine(ABC):
         return None
 
 
-class ChainEngine(Engine):
+class ChainEngine(ProductEngine):
     """The R-operator of a chain, with activations kept while they fit in the budget."""
 
-    def __init__(self, objective: Objective, kind: OuterKind | None, budget: int) -> None:
+    def __init__(self, objective: Objective, kind: OutputMatrixKind | None, budget: int) -> None:
         layers = read_chain(objective.model)
         assert layers is not None
         named = dict(objective.model.named_parameters())
@@ -121,10 +127,10 @@ class ChainEngine(Engine):
         return total
 
 
-class GraphEngine(Engine):
+class GraphEngine(ProductEngine):
     """Reverse over reverse through graphs of the gradient, kept while they fit."""
 
-    def __init__(self, objective: Objective, kind: OuterKind | None, budget: int) -> None:
+    def __init__(self, objective: Objective, kind: OutputMatrixKind | None, budget: int) -> None:
         self._objective, self._kind = objective, kind
         self._rows = max(1, budget // max(1, _graph_bytes(objective, kind)))
         fits = self._rows >= objective.batches.rows
@@ -162,7 +168,9 @@ class GraphEngine(Engine):
 class Graph:
     """The graph of one chunk's gradient (or outputs), ready to be differentiated again."""
 
-    def __init__(self, objective: Objective, kind: OuterKind | None, x: Tensor, y: Tensor) -> None:
+    def __init__(
+        self, objective: Objective, kind: OutputMatrixKind | None, x: Tensor, y: Tensor
+    ) -> None:
         self.space = objective.space
         self.leaves = objective.leaves()
         self._outer: OuterProduct | None = None
@@ -224,10 +232,10 @@ class Graph:
         return self.space.join(filled, lead)
 
 
-class DualEngine(Engine):
+class DualEngine(ProductEngine):
     """Forward over reverse, chunk by chunk; keeps nothing between products."""
 
-    def __init__(self, objective: Objective, kind: OuterKind | None, budget: int) -> None:
+    def __init__(self, objective: Objective, kind: OutputMatrixKind | None, budget: int) -> None:
         load_forward_rules()
         self._objective, self._kind = objective, kind
         self._rows = max(1, budget // max(1, _graph_bytes(objective, kind)))
@@ -288,7 +296,7 @@ def load_forward_rules() -> None:
         import torch._decomp.decompositions_for_jvp  # noqa: F401
 
 
-def _graph_bytes(objective: Objective, kind: OuterKind | None) -> int:
+def _graph_bytes(objective: Objective, kind: OutputMatrixKind | None) -> int:
     """Measure how many bytes a row's graph keeps, on a few rows."""
     x, y = next(objective.chunks(_PROBE_ROWS))
     seen: dict[int, int] = {}

@@ -27,11 +27,11 @@ from invariance.curvature.products._engines import (
     DEFAULT_BUDGET,
     ChainEngine,
     DualEngine,
-    Engine,
     GraphEngine,
+    ProductEngine,
 )
 from invariance.curvature.products._matrix import SymmetricOperator
-from invariance.curvature.products._output_space import OuterKind
+from invariance.curvature.products._output_space import OutputMatrixKind
 from invariance.curvature.products._parameter_space import ParameterSpace
 
 #: ``auto`` picks by structure and size, so equal calls give bitwise equal results;
@@ -41,7 +41,11 @@ Mode: TypeAlias = Literal["auto", "chain", "graph", "dual", "measure"]
 #: Rows that a thinned matrix has at least.
 _THIN_FROM = 64
 
-_ENGINES: dict[str, type[Engine]] = {"chain": ChainEngine, "graph": GraphEngine, "dual": DualEngine}
+_ENGINES: dict[str, type[ProductEngine]] = {
+    "chain": ChainEngine,
+    "graph": GraphEngine,
+    "dual": DualEngine,
+}
 
 
 class CurvatureOperator(SymmetricOperator):
@@ -66,7 +70,7 @@ class CurvatureOperator(SymmetricOperator):
         DataError: One-shot iterators, data that changes, NaN, empty, labels out of range.
     """
 
-    kind: ClassVar[OuterKind | None] = None
+    kind: ClassVar[OutputMatrixKind | None] = None
     #: The matrix's name in reports.
     label = "Hessian"
 
@@ -95,7 +99,7 @@ class CurvatureOperator(SymmetricOperator):
         #: The R-operator of a chain is written out, and needs no probe.
         self._sound = isinstance(self._engine, ChainEngine)
 
-    def _choose(self, mode: Mode, budget: int) -> Engine:
+    def _choose(self, mode: Mode, budget: int) -> ProductEngine:
         chain = read_chain(self.objective.model) is not None
         if mode == "chain" and not chain:
             raise MeasureError(
@@ -108,10 +112,10 @@ class CurvatureOperator(SymmetricOperator):
             mode = "chain" if chain else "graph"
         return _ENGINES[mode](self.objective, self.kind, budget)
 
-    def _measured(self, budget: int, *, chain: bool) -> Engine:
+    def _measured(self, budget: int, *, chain: bool) -> ProductEngine:
         """Time each engine on the same product (the second one, with its cache warm)."""
         vector = self.random_vectors(1, seed=0)
-        timed: list[tuple[float, Engine]] = []
+        timed: list[tuple[float, ProductEngine]] = []
         for name in ("chain", "graph", "dual") if chain else ("graph", "dual"):
             engine = _ENGINES[name](self.objective, self.kind, budget)
             try:

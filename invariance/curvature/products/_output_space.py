@@ -24,14 +24,14 @@ from invariance.core._errors import MeasureError
 from invariance.curvature.losses._custom import CustomLoss
 from invariance.curvature.losses._resolve import CrossEntropy, Loss, MeanSquaredError
 
-OuterKind: TypeAlias = Literal["ggn", "fisher", "empirical_fisher"]
+OutputMatrixKind: TypeAlias = Literal["ggn", "fisher", "empirical_fisher"]
 
 #: Maps ``(..., n, K)`` to ``(..., n, K)``.
 OuterProduct: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def outer_product(
-    kind: OuterKind, loss: Loss, outputs: Tensor, y: Tensor, total_mass: float
+    kind: OutputMatrixKind, loss: Loss, outputs: Tensor, y: Tensor, total_mass: float
 ) -> OuterProduct:
     """Return the product with B, divided by the total mass.
 

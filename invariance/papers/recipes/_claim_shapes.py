@@ -24,7 +24,7 @@ NO_RANK = Region(-0.2, 0.2)
 #: Said of it in every statement that it decides.
 NO_RANK_WORDS = "(|rho| < 0.2)"
 
-Row = Mapping[str, Any]
+TableRow = Mapping[str, Any]
 
 #: Value with the ends of its interval; ``None`` where it is undefined.
 Triple = tuple[float | None, float | None, float | None]
@@ -32,7 +32,7 @@ Triple = tuple[float | None, float | None, float | None]
 UNDEFINED: Triple = (None, None, None)
 
 
-def find_row(rows: Sequence[Row], measure: str, target: str, group: str) -> Row | None:
+def find_row(rows: Sequence[TableRow], measure: str, target: str, group: str) -> TableRow | None:
     """Return the row of one measure, target and group; ``None`` if there is none."""
     for row in rows:
         if (row["measure"], row["target"], row["group"]) == (measure, target, group):
@@ -40,7 +40,7 @@ def find_row(rows: Sequence[Row], measure: str, target: str, group: str) -> Row 
     return None
 
 
-def row_of(rows: Sequence[Row], measure: str, target: str, group: str) -> Row:
+def row_of(rows: Sequence[TableRow], measure: str, target: str, group: str) -> TableRow:
     """Return the row of one measure, target and group; a name that none has is an error."""
     row = find_row(rows, measure, target, group)
     if row is not None:
@@ -55,7 +55,7 @@ def row_of(rows: Sequence[Row], measure: str, target: str, group: str) -> Row:
 
 
 def rho_claim(
-    rows: Sequence[Row],
+    rows: Sequence[TableRow],
     name: str,
     statement: str,
     *,
@@ -91,7 +91,7 @@ def rho_claim(
 
 
 def rescaled_claim(
-    rows: Sequence[Row],
+    rows: Sequence[TableRow],
     name: str,
     statement: str,
     *,
@@ -120,7 +120,7 @@ def rescaled_claim(
 
 
 def partial_claim(
-    rows: Sequence[Row],
+    rows: Sequence[TableRow],
     name: str,
     statement: str,
     *,
@@ -169,7 +169,7 @@ def counted_claim(
 
 
 def fixed_claim(
-    rows: Sequence[Row],
+    rows: Sequence[TableRow],
     name: str,
     statement: str,
     *,
@@ -297,7 +297,7 @@ def dependent_difference(
     return (float(gap[0]), *interval(gap[1:], level)), n
 
 
-def width_at(row: Row, networks: int) -> float | None:
+def width_at(row: TableRow, networks: int) -> float | None:
     """Say how wide a 95 % interval of this correlation is with so many networks.
 
     From Bonett and Wright's variance of Fisher's z at the observed correlation.
@@ -310,7 +310,7 @@ def width_at(row: Row, networks: int) -> float | None:
     return math.tanh(z + half) - math.tanh(z - half)
 
 
-def fixed_table(rows: Sequence[Row], group: str) -> Table:
+def fixed_table(rows: Sequence[TableRow], group: str) -> Table:
     """Tell which measures a random rescaling leaves alone, and what it does to the others."""
     chosen = [row for row in rows if row["group"] == group and row["target"] == "test_accuracy"]
     return Table(
@@ -331,7 +331,9 @@ def fixed_table(rows: Sequence[Row], group: str) -> Table:
     )
 
 
-def partial_table(rows: Sequence[Row], groups: Sequence[str], measures: Sequence[str]) -> Table:
+def partial_table(
+    rows: Sequence[TableRow], groups: Sequence[str], measures: Sequence[str]
+) -> Table:
     """Set plain correlations beside those with training loss, epochs and norm held fixed."""
     chosen = [
         row

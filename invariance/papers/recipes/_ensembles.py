@@ -9,7 +9,7 @@ from invariance.core._errors import UsageError
 from invariance.data import Task
 from invariance.studies._config import Config
 from invariance.studies._study import Context, Trained
-from invariance.training import Fit, Progress, fit_ensemble
+from invariance.training import Fit, TrainingProgress, fit_ensemble
 from invariance.training._fit import ModelSource
 
 
@@ -26,7 +26,7 @@ def fit_cell(
 ) -> list[Fit]:
     """Train the networks of one cell together; one that diverges is kept and says so."""
 
-    def tell(done: int, total: int, info: Progress) -> None:
+    def tell(done: int, total: int, info: TrainingProgress) -> None:
         context.tell(done / total)
 
     return fit_ensemble(

@@ -19,7 +19,7 @@ MOVES, STAYS, INK, THIRD = "#d55e00", "#0072b2", "#333333", "#009e73"
 #: Colour of a measure that was not measured again after rescaling.
 UNKNOWN = "#888888"
 
-Row = Mapping[str, Any]
+TableRow = Mapping[str, Any]
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:
@@ -29,7 +29,9 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
     return path
 
 
-def forest(rows: Sequence[Row], title: str, published: Mapping[str, float] | None = None) -> Figure:
+def forest(
+    rows: Sequence[TableRow], title: str, published: Mapping[str, float] | None = None
+) -> Figure:
     """Draw each measure's rho with its interval, as trained and after rescaling."""
     shown = [row for row in rows if row["rho"] is not None]
     shown.sort(key=lambda row: row["rho"])

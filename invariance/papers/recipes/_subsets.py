@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from invariance.papers.recipes._claim_shapes import Row, row_of, width_at
+from invariance.papers.recipes._claim_shapes import TableRow, row_of, width_at
 from invariance.papers.recipes._perceptrons import PUBLISHED_TRAIN_SEED
 from invariance.stats._meta import random_effects
 from invariance.stats._rank_correlation import spearman
@@ -39,7 +39,7 @@ def is_published(record: Record) -> bool:
 
 
 def subset_table(
-    rows: Sequence[Row],
+    rows: Sequence[TableRow],
     groups: Sequence[str],
     measures: Sequence[str],
     title: str = "Other training subsets",
@@ -107,7 +107,7 @@ def _rho(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float | None:
 
 
 def width_table(
-    rows: Sequence[Row], groups: Sequence[str], measures: Sequence[str], sizes: Sequence[int]
+    rows: Sequence[TableRow], groups: Sequence[str], measures: Sequence[str], sizes: Sequence[int]
 ) -> Table:
     """Say how wide an interval is with the networks at hand, and with other numbers of them."""
     lines = []

@@ -12,10 +12,10 @@ from scipy import stats
 from invariance.core._errors import UsageError
 from invariance.stats import holm
 
-Verdict = Literal["supported", "contradicted", "open", "theorem", "not tested"]
+ClaimVerdict = Literal["supported", "contradicted", "open", "theorem", "not tested"]
 
 #: What earlier versions wrote for the same thing.
-FORMER_WORDS: Mapping[str, Verdict] = {"not supported": "contradicted", "inconclusive": "open"}
+FORMER_WORDS: Mapping[str, ClaimVerdict] = {"not supported": "contradicted", "inconclusive": "open"}
 
 #: What a claim rests on: a sample, a proof whose conclusion was checked, or nothing yet.
 Basis = Literal["sample", "theorem", "not tested"]
@@ -40,7 +40,7 @@ class Region:
         if not self.low < self.high:
             raise UsageError(f"A region needs low < high. Got ({self.low}, {self.high}).")
 
-    def judge(self, ci_low: float | None, ci_high: float | None) -> Verdict:
+    def judge(self, ci_low: float | None, ci_high: float | None) -> ClaimVerdict:
         """Say what an interval of plausible values means for the claim.
 
         Args:
@@ -119,7 +119,7 @@ class Claim:
     p_adjusted: float | None = None
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> ClaimVerdict:
         """The word for what was found.
 
         A theorem whose check fails is contradicted. What was sampled is decided only if the

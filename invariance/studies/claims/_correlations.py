@@ -20,7 +20,7 @@ from invariance.stats._ranks import FloatArray
 from invariance.studies._study import Record
 from invariance.studies.claims._rank_jobs import GroupCorrelations
 
-Row = dict[str, Any]
+TableRow = dict[str, Any]
 
 #: Which tests are corrected together.
 Family = Literal["all", "group", "everything"]
@@ -45,7 +45,7 @@ def correlation_rows(
     seed: int = 0,
     resamples: int = 10_000,
     level: float = 0.95,
-) -> list[Row]:
+) -> list[TableRow]:
     """Correlate every measure with every target over networks, by ranks.
 
     Intervals are percentile bootstrap over networks; all measures of a group share the
@@ -59,7 +59,7 @@ def correlation_rows(
         raise unknown_name("family", family, FAMILIES)
     names = names_of(records, "measures", measures)
     wanted = names_of(records, "targets", targets)
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     groups = split(records, group)
     cells = dict(groups)
     if pooled and len(groups) > 1:
@@ -134,9 +134,9 @@ def names_of(records: Sequence[Record], part: str, wanted: Sequence[str] | None)
     return list(dict.fromkeys(known if wanted is None else wanted))
 
 
-def _adjust(rows: Sequence[Row], family: Family) -> None:
+def _adjust(rows: Sequence[TableRow], family: Family) -> None:
     """Add adjusted p-values over each family of tests."""
-    families: dict[tuple[str, ...], list[Row]] = {}
+    families: dict[tuple[str, ...], list[TableRow]] = {}
     for row in rows:
         key = {
             "all": (row["target"],),

@@ -14,7 +14,7 @@ from invariance.stats import random_effects
 from invariance.stats._ranks import MINIMUM_POINTS, FloatArray, interval
 from invariance.stats._resampled import bootstrap_counts, resampled_correlations
 from invariance.studies._study import Record
-from invariance.studies.claims._correlations import Row, column, names_of, split
+from invariance.studies.claims._correlations import TableRow, column, names_of, split
 
 #: Numbers of networks whose interval is worked out by default.
 SIZES = (25, 50, 100, 150, 200, 250, 300)
@@ -29,7 +29,7 @@ def stability_rows(
     seed: int = 0,
     resamples: int = 2_000,
     level: float = 0.95,
-) -> list[Row]:
+) -> list[TableRow]:
     """Say how far each correlation moves between random subsets of the data.
 
     Subsets with networks of their own (other training points) are independent samples: their
@@ -82,7 +82,7 @@ def interval_width(
     seed: int = 0,
     draws: int = 2_000,
     level: float = 0.95,
-) -> list[Row]:
+) -> list[TableRow]:
     """Say how wide the interval of a correlation is at ``n`` networks.
 
     Networks are drawn with replacement, ``n`` at a time, so that ``n`` may exceed what was

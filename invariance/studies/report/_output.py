@@ -22,7 +22,7 @@ RESULTS_SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StudyOutcome:
     """A finished study.
 
     Attributes:
@@ -48,7 +48,7 @@ def write_outcome(
     environment: Mapping[str, str],
     reference: str,
     run: Mapping[str, Any],
-) -> Outcome:
+) -> StudyOutcome:
     """Analyse the records of a study and write everything that it found.
 
     All but ``run`` is a function of the records: a study that was killed and resumed writes
@@ -91,7 +91,7 @@ def write_outcome(
     write_atomically(
         store.folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n"
     )
-    return Outcome(store.folder, records, findings, results)
+    return StudyOutcome(store.folder, records, findings, results)
 
 
 def asdict_options(options: Options) -> dict[str, Any]:

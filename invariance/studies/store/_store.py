@@ -31,7 +31,7 @@ from invariance.studies.store._schema import DATABASE_FILE, create, open_databas
 
 
 @dataclass(frozen=True)
-class Run:
+class StudyRun:
     """One run of a study; a resumed study has had several.
 
     Attributes:
@@ -99,9 +99,9 @@ class Store:
             self._run = 1 + max((row[0] for row in self._rows("runs")), default=0)
             put(self._database, "runs", self._run, now, 0.0, 0, 0, 0)
 
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[StudyRun]:
         """Return all runs so far."""
-        return [Run(*row) for _, *row in self._rows("runs")]
+        return [StudyRun(*row) for _, *row in self._rows("runs")]
 
     def trained(self) -> set[str]:
         """Return the ids of the networks that have a record."""

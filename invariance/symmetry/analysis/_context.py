@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core._errors import TransformError
-from invariance.symmetry._structures import IntArray, Kind, Role
+from invariance.symmetry._structures import IntArray, Role, SymmetryKind
 from invariance.symmetry.analysis._entries import (
     Computed,
     NormalizedWeight,
@@ -19,16 +19,16 @@ from invariance.symmetry.analysis._entries import (
     Value,
     compress,
 )
-from invariance.symmetry.analysis._threads import OUTSIDE, ZERO, Ledger, RawLeg
+from invariance.symmetry.analysis._threads import OUTSIDE, ZERO, RawLeg, ThreadRelations
 from invariance.symmetry.analysis._tracing import Call, tensors_in
 
 Entry = Value | ParameterView | NormalizedWeight | Computed
 Rule = Callable[["Context", Call], None]
 
 #: The kinds that end where factors may no longer differ from one.
-SCALE = (Kind.SCALING, Kind.BATCHNORM_AFFINE, Kind.BATCHNORM_WEIGHT_SCALE)
-SIGN = (Kind.SIGN_FLIP,)
-MOVE = (Kind.PERMUTATION,)
+SCALE = (SymmetryKind.SCALING, SymmetryKind.BATCHNORM_AFFINE, SymmetryKind.BATCHNORM_WEIGHT_SCALE)
+SIGN = (SymmetryKind.SIGN_FLIP,)
+MOVE = (SymmetryKind.PERMUTATION,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,13 +80,13 @@ class Context:
     Attributes:
         names: Identity of a parameter or buffer to its qualified name.
         parameters: Qualified name to parameter.
-        ledger: Where rules write relations.
+        relations: Where rules write relations.
     """
 
     names: dict[int, str]
     parameters: dict[str, nn.Parameter]
     buffers: dict[str, Tensor]
-    ledger: Ledger = field(default_factory=Ledger)
+    relations: ThreadRelations = field(default_factory=ThreadRelations)
     weights: list[WeightCall] = field(default_factory=list)
     norms: list[NormCall] = field(default_factory=list)
     order: int = 0
@@ -128,7 +128,7 @@ class Context:
             if isinstance(found, ParameterView):
                 found = self._read_entries(found)
             if isinstance(found, Value):
-                self.ledger.pin(found.labels, stale, scale=True, sign=True, move=True)
+                self.relations.pin(found.labels, stale, scale=True, sign=True, move=True)
         return found
 
     def peek(self, tensor: Any) -> Entry | None:
@@ -169,13 +169,13 @@ class Context:
         name = view.name
         if name not in self._entry_threads:
             count = int(np.prod(view.full_shape))
-            threads = self.ledger.fresh(count, -1 - len(self._entry_threads))
+            threads = self.relations.fresh(count, -1 - len(self._entry_threads))
             threads = threads.reshape(view.full_shape)
             self._entry_threads[name] = threads
             self._entry_read[name] = np.zeros(count, dtype=bool)
             self.note_use(name)
             leg = RawLeg(name, threads, 1, 1, Role.PRODUCER, np.zeros_like(threads), site=name)
-            self.ledger.use(name, [leg])
+            self.relations.use(name, [leg])
         index = view.explicit_index()
         self._entry_read[name][index.reshape(-1)] = True
         return Value(
@@ -233,9 +233,9 @@ class Context:
 
     # -- shorthands ------------------------------------------------------------------
 
-    def stop(self, call: Call, reason: str, kinds: tuple[Kind, ...]) -> int:
+    def stop(self, call: Call, reason: str, kinds: tuple[SymmetryKind, ...]) -> int:
         """Register why symmetries end at ``call``."""
-        return self.ledger.stop(str(call.place), call.operation, reason, kinds)
+        return self.relations.stop(str(call.place), call.operation, reason, kinds)
 
     def pin(
         self,
@@ -247,7 +247,7 @@ class Context:
         move: bool = False,
     ) -> None:
         """Forbid scaling, flipping or moving threads."""
-        self.ledger.pin(threads, stop, scale=scale, sign=sign, move=move)
+        self.relations.pin(threads, stop, scale=scale, sign=sign, move=move)
 
     def renew(
         self,
@@ -275,8 +275,8 @@ class Context:
         new = new.copy()
         if isinstance(keys, np.ndarray):
             keys = np.broadcast_to(keys, value.labels.shape).reshape(-1)[position][live]
-        new[live] = self.ledger.fresh(int(live.sum()), call.node, keys, slot)
-        self.ledger.tie_moves(new[live], old[live])
+        new[live] = self.relations.fresh(int(live.sum()), call.node, keys, slot)
+        self.relations.tie_moves(new[live], old[live])
         return value.with_labels(new[inverse].reshape(value.labels.shape))
 
     def touch(
@@ -296,18 +296,18 @@ class Context:
             places = [value.explicit_addresses()]
             if not entrywise:
                 places.append(value.positions())
-        self.ledger.touch(value.labels, call.node, *places, *keys)
+        self.relations.touch(value.labels, call.node, *places, *keys)
 
     def pin_entries(self, tensors: list[Tensor], call: Call, reason: str) -> None:
         """Stop everything that the given tracked tensors hold."""
-        stop = self.stop(call, reason, tuple(Kind))
+        stop = self.stop(call, reason, tuple(SymmetryKind))
         for tensor in tensors:
             entry = self.entry(tensor)
             if isinstance(entry, NormalizedWeight):
                 continue
             if isinstance(entry, ParameterView) and entry.name not in self._entry_threads:
                 self._freeze(entry, call)
-                self.ledger.remark(np.zeros(0, dtype=np.int64), stop)
+                self.relations.remark(np.zeros(0, dtype=np.int64), stop)
                 continue
             value = self.value(tensor)
             if value is not None:
@@ -324,7 +324,7 @@ class Context:
             covered[view.index.reshape(-1)] = True
             covered = covered.reshape(view.full_shape)
         leg = RawLeg(view.name, outside, 1, 1, Role.PRODUCER, outside, site=str(call.place))
-        self.ledger.use(view.name, [leg], covered)
+        self.relations.use(view.name, [leg], covered)
 
     def unknown(self, call: Call, reason: str) -> None:
         """Stop everything that a call touches; its result belongs to the outside."""

@@ -42,7 +42,7 @@ class _Readers:
     """Which operations read which threads."""
 
     def __init__(self, context: Context) -> None:
-        reads = context.ledger.reads
+        reads = context.relations.reads
         pairs = [np.stack([distinct(threads), np.zeros_like(distinct(threads)) + node], axis=1)
                  for threads, node in reads]  # fmt: skip
         table = unique_rows(np.concatenate(pairs) if pairs else np.zeros((0, 2), np.int64))[0]
@@ -63,7 +63,7 @@ def _where(
         return None, None, "it is a functional call, not a module that could be replaced"
     if uses > 1:
         return None, None, "the module is used more than once"
-    if any(len(context.ledger.uses.get(name, ())) > 1 for name in norm.tensors.values()):
+    if any(len(context.relations.uses.get(name, ())) > 1 for name in norm.tensors.values()):
         return None, None, "its tensors are shared with another layer"
     reasons = []
     for layer in context.weights:
@@ -104,7 +104,7 @@ def _shared(context: Context, layer: WeightCall, model: nn.Module) -> str:
     if not layer.module or layer.weight is None:
         return f"`{layer.name}` is not a plain weight layer"
     for name in (layer.weight, layer.bias):
-        if name is not None and len(context.ledger.uses.get(name, ())) > 1:
+        if name is not None and len(context.relations.uses.get(name, ())) > 1:
             return f"`{layer.name}` shares its {name.rsplit('.', 1)[-1]} with another use"
     module = model.get_submodule(layer.name)
     if isinstance(module, nn.modules.conv._ConvTransposeNd) and layer.groups > 1:

@@ -1,4 +1,4 @@
-"""From a solved ledger to symmetry groups: units, legs and kinds."""
+"""From solved relations to symmetry groups: units, legs and kinds."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from invariance.symmetry._structures import IntArray, Kind, Leg, Role, SymmetryGroup
+from invariance.symmetry._structures import IntArray, Leg, Role, SymmetryGroup, SymmetryKind
 from invariance.symmetry.analysis._linear_paths import mixing_legs
 from invariance.symmetry.analysis._solve import Solution, merge, signatures, solve
 from invariance.symmetry.analysis._threads import (
     ZERO,
-    Ledger,
     RawLeg,
+    ThreadRelations,
     distinct,
     mix_hash,
     unique_rows,
@@ -22,7 +22,7 @@ from invariance.symmetry.analysis._threads import (
 
 @dataclass(frozen=True, eq=False)
 class Solved:
-    """Everything that the ledger implies about its threads.
+    """Everything that the relations imply about their threads.
 
     Attributes:
         legs: Every tensor's legs, once.
@@ -43,32 +43,34 @@ class Solved:
     movable: npt.NDArray[np.bool_]
 
 
-def settle(ledger: Ledger) -> Solved:
-    """Solve a ledger whose uses have been coupled."""
-    count = ledger.threads
+def settle(relations: ThreadRelations) -> Solved:
+    """Solve relations whose uses have been coupled."""
+    count = relations.threads
     scale = solve(
-        count, ledger.scale_equations, [t for t, _ in ledger.pins.scale], modulo_two=False
+        count, relations.scale_equations, [t for t, _ in relations.pins.scale], modulo_two=False
     )
-    sign = solve(count, ledger.sign_equations, [t for t, _ in ledger.pins.sign], modulo_two=True)
-    family = merge(count, ledger.move_ties)
-    rank = signatures(ledger)
+    sign = solve(
+        count, relations.sign_equations, [t for t, _ in relations.pins.sign], modulo_two=True
+    )
+    family = merge(count, relations.move_ties)
+    rank = signatures(relations)
     families = int(family.max()) + 1
     movable = np.ones(families, dtype=bool)
-    for threads, _ in ledger.pins.move:
+    for threads, _ in relations.pins.move:
         movable[family[threads]] = False
     # Two threads of one class that nothing tells apart: the class has no canonical order.
     order = np.lexsort((rank, family))
     twin = (family[order][1:] == family[order][:-1]) & (rank[order][1:] == rank[order][:-1])
     movable[family[order][1:][twin]] = False
-    legs = tuple(_legs_once(ledger))
+    legs = tuple(_legs_once(relations))
     labels = tuple(distinct(raw.labels[raw.labels > 0]) for raw in legs)
     return Solved(legs, labels, scale, sign, family, rank, movable)
 
 
-def _legs_once(ledger: Ledger) -> list[RawLeg]:
+def _legs_once(relations: ThreadRelations) -> list[RawLeg]:
     """Return the legs of every tensor, each entry covered by one use only."""
     legs = []
-    for uses in ledger.uses.values():
+    for uses in relations.uses.values():
         first = uses[0]
         legs.extend(first.legs)
         if first.covered is None:
@@ -95,15 +97,19 @@ def _legs_once(ledger: Ledger) -> list[RawLeg]:
 
 
 class Assembler:
-    """Builds the groups of one solved ledger."""
+    """Builds the groups of what was solved."""
 
     def __init__(
-        self, solved: Solved, order: dict[str, int], norm_weights: frozenset[str], ledger: Ledger
+        self,
+        solved: Solved,
+        order: dict[str, int],
+        norm_weights: frozenset[str],
+        relations: ThreadRelations,
     ) -> None:
         self.solved = solved
         self.order = order
         self.norm_weights = norm_weights
-        self.ledger = ledger
+        self.relations = relations
         #: Class to permutation group, and to its unit there.
         families = len(solved.movable)
         self.stream = np.full(families, -1, dtype=np.int64)
@@ -116,7 +122,7 @@ class Assembler:
         scalings = self._factors(self.solved.scale, signs=False)
         signs = self._factors(self.solved.sign, signs=True)
         mixings = self._mixings(moves, scalings)
-        kinds = list(Kind)
+        kinds = list(SymmetryKind)
         groups = [*moves, *scalings, *signs, *mixings]
         groups.sort(key=lambda group: (group.order, kinds.index(group.kind)))
         return tuple(groups)
@@ -152,7 +158,7 @@ class Assembler:
                 if not any(_same_places(leg, other) for other in known):
                     known.append(leg)
         return [
-            self._group(Kind.PERMUTATION, members.size, 0, legs.get(stream, []), stream)
+            self._group(SymmetryKind.PERMUTATION, members.size, 0, legs.get(stream, []), stream)
             for stream, members in enumerate(self.streams)
         ]
 
@@ -217,7 +223,7 @@ class Assembler:
                 members = members[np.argsort(self.place[homes[members]], kind="stable")]
             lines = table[table[:, 0] == members[0]]
             legs = self._factor_legs(solution, members, distinct(lines[:, 1]), signs=signs)
-            kind = Kind.SIGN_FLIP if signs else self._scaling_kind(legs)
+            kind = SymmetryKind.SIGN_FLIP if signs else self._scaling_kind(legs)
             groups.append(self._group(kind, members.size, members.size, legs, stream))
         return groups
 
@@ -271,11 +277,13 @@ class Assembler:
                     )
         return legs
 
-    def _scaling_kind(self, legs: list[Leg]) -> Kind:
+    def _scaling_kind(self, legs: list[Leg]) -> SymmetryKind:
         if any(leg.role is Role.STATISTIC for leg in legs):
-            return Kind.BATCHNORM_WEIGHT_SCALE
+            return SymmetryKind.BATCHNORM_WEIGHT_SCALE
         producers = {leg.parameter for leg in legs if leg.role is Role.PRODUCER}
-        return Kind.BATCHNORM_AFFINE if producers & self.norm_weights else Kind.SCALING
+        return (
+            SymmetryKind.BATCHNORM_AFFINE if producers & self.norm_weights else SymmetryKind.SCALING
+        )
 
     # -- mixing ----------------------------------------------------------------------
 
@@ -283,7 +291,7 @@ class Assembler:
         self, moves: list[SymmetryGroup], scalings: list[SymmetryGroup]
     ) -> list[SymmetryGroup]:
         blocked = np.zeros(len(self.solved.movable), dtype=bool)
-        for threads in self.ledger.mix_blocked:
+        for threads in self.relations.mix_blocked:
             blocked[self.solved.family[distinct(threads[threads >= 0])]] = True
         found = []
         for move in moves:
@@ -292,12 +300,14 @@ class Assembler:
             legs = mixing_legs(move, scalings)
             if legs is not None:
                 found.append(
-                    self._group(Kind.LINEAR_MIXING, move.size, move.size**2, legs, move.stream)
+                    self._group(
+                        SymmetryKind.LINEAR_MIXING, move.size, move.size**2, legs, move.stream
+                    )
                 )
         return found
 
     def _group(
-        self, kind: Kind, size: int, dof: int, legs: list[Leg], stream: int
+        self, kind: SymmetryKind, size: int, dof: int, legs: list[Leg], stream: int
     ) -> SymmetryGroup:
         legs = sorted(legs, key=lambda leg: self.order.get(leg.parameter, 0))
         makers = [leg for leg in legs if leg.role is Role.PRODUCER] or legs

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from invariance.core._modules import clone
 from invariance.symmetry._examples import each
-from invariance.symmetry._structures import Kind, Leg, Role, SymmetryGroup
+from invariance.symmetry._structures import Leg, Role, SymmetryGroup, SymmetryKind
 from invariance.symmetry.analysis._tracing import Call, Observer, all_tensors_in, tensors_in, watch
 
 
@@ -58,7 +58,9 @@ class HeadFinder(Observer):
         legs = tuple(self._leg(tensor, str(maker.place)) for tensor in owned)
         dof = int(features) + len(owned) - 1
         site = self._names[id(weight)]
-        return SymmetryGroup(Kind.LOGIT_SHIFT, site, int(logits), dof, legs, order=maker.node)
+        return SymmetryGroup(
+            SymmetryKind.LOGIT_SHIFT, site, int(logits), dof, legs, order=maker.node
+        )
 
     def _leg(self, tensor: Tensor, site: str) -> Leg:
         """Return the leg along a tensor's rows; powers are zero, for nothing is multiplied."""

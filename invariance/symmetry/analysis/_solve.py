@@ -1,4 +1,4 @@
-"""Solve a ledger: which factors and signs are free, and which threads move together."""
+"""Solve what relates threads: free factors and signs, and which threads move together."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from scipy.sparse import csgraph
 from invariance.symmetry._structures import IntArray
 from invariance.symmetry.analysis._threads import (
     Equations,
-    Ledger,
     RawLeg,
+    ThreadRelations,
     Use,
     distinct,
     mix_hash,
@@ -340,23 +340,23 @@ def _null_space_of_signs(
     return {last: dict.fromkeys(terms, 1) for last, terms in expressed.items()}
 
 
-def couple_uses(ledger: Ledger) -> None:
+def couple_uses(relations: ThreadRelations) -> None:
     """Make all uses of one tensor agree: it has one value, so it takes one factor.
 
     Two uses demand factors ``F = prod over legs of u ** power`` of every entry; these have to
     be equal. Where the legs lie along separate dimensions, that splits into one equation a
     row and one a column, up to a constant that one may give to the other.
     """
-    for tensor, uses in ledger.uses.items():
+    for tensor, uses in relations.uses.items():
         for second in uses[1:]:
-            _couple(ledger, tensor, uses[0], second)
+            _couple(relations, tensor, uses[0], second)
         for i, one in enumerate(uses[1:], start=1):
             if one.covered is not None or uses[0].covered is not None:
                 for other in uses[i + 1 :]:
-                    _couple(ledger, tensor, one, other)
+                    _couple(relations, tensor, one, other)
 
 
-def _couple(ledger: Ledger, tensor: str, first: Use, second: Use) -> None:
+def _couple(relations: ThreadRelations, tensor: str, first: Use, second: Use) -> None:
     both = None
     if first.covered is not None or second.covered is not None:
         shape = first.covered.shape if first.covered is not None else second.covered.shape  # type: ignore[union-attr]
@@ -369,11 +369,13 @@ def _couple(ledger: Ledger, tensor: str, first: Use, second: Use) -> None:
     if not signed:
         return
     blocks = [range(signed[0][0].labels.ndim)] if both is not None else _blocks(signed)
-    constants = ledger.fresh(len(blocks), -1_000_000 - ledger.threads)
+    constants = relations.fresh(len(blocks), -1_000_000 - relations.threads)
     for block, constant in zip(blocks, constants, strict=True):
-        _couple_block(ledger, tensor, signed, set(block), constant if len(blocks) > 1 else 0, both)
+        _couple_block(
+            relations, tensor, signed, set(block), constant if len(blocks) > 1 else 0, both
+        )
     if len(blocks) > 1:
-        ledger.relate(*((constants[i : i + 1], 1) for i in range(len(blocks))))
+        relations.relate(*((constants[i : i + 1], 1) for i in range(len(blocks))))
 
 
 def _blocks(signed: list[tuple[RawLeg, int]]) -> list[set[int]]:
@@ -387,7 +389,7 @@ def _blocks(signed: list[tuple[RawLeg, int]]) -> list[set[int]]:
 
 
 def _couple_block(
-    ledger: Ledger,
+    relations: ThreadRelations,
     tensor: str,
     signed: list[tuple[RawLeg, int]],
     block: set[int],
@@ -412,18 +414,18 @@ def _couple_block(
         terms = [
             (labels[:, i], side * getattr(leg, attribute)) for i, (leg, side) in enumerate(inside)
         ]
-        ledger.relate(*terms, (extra, -1), scale=wanted == "scale", sign=wanted == "sign")
-    _couple_moves(ledger, tensor, inside, labels, flat)
+        relations.relate(*terms, (extra, -1), scale=wanted == "scale", sign=wanted == "sign")
+    _couple_moves(relations, tensor, inside, labels, flat)
 
 
 def _couple_moves(
-    ledger: Ledger,
+    relations: ThreadRelations,
     tensor: str,
     inside: list[tuple[RawLeg, int]],
     labels: IntArray,
     flat: IntArray,
 ) -> None:
-    from invariance.symmetry._structures import Kind
+    from invariance.symmetry._structures import SymmetryKind
 
     sides = {side for _, side in inside}
     first = [i for i, (_, side) in enumerate(inside) if side > 0]
@@ -433,24 +435,24 @@ def _couple_moves(
         np.array_equal(addresses[:, first[0]], addresses[:, i]) for i in first[1:] + second
     ) if first else False  # fmt: skip
     if len(sides) == 1 or not same_places:
-        stop = ledger.stop(
-            tensor, "", "is used twice, in ways that do not move alike", (Kind.PERMUTATION,)
+        stop = relations.stop(
+            tensor, "", "is used twice, in ways that do not move alike", (SymmetryKind.PERMUTATION,)
         )
-        ledger.pin(labels.reshape(-1), stop, move=True)
+        relations.pin(labels.reshape(-1), stop, move=True)
         return
     for i in first[1:] + second:
-        ledger.tie_moves(labels[:, first[0]], labels[:, i])
-    ledger.block_mixing(labels.reshape(-1))
+        relations.tie_moves(labels[:, first[0]], labels[:, i])
+    relations.block_mixing(labels.reshape(-1))
 
 
-def signatures(ledger: Ledger) -> npt.NDArray[np.uint64]:
+def signatures(relations: ThreadRelations) -> npt.NDArray[np.uint64]:
     """Sum up what distinguishes every thread: where it was born and what reads it."""
-    total = np.zeros(ledger.threads, dtype=np.uint64)
-    for start, end, born in ledger.births:
+    total = np.zeros(relations.threads, dtype=np.uint64)
+    for start, end, born in relations.births:
         total[start:end] = born
     threads = [np.zeros(0, dtype=np.int64)]
     hashes = [np.zeros(0, dtype=np.uint64)]
-    for touched, keys in ledger.touches:
+    for touched, keys in relations.touches:
         live = touched > 0
         threads.append(touched[live])
         hashes.append(keys[live])

@@ -15,11 +15,11 @@ from invariance.core._modules import clone, in_train_mode
 from invariance.symmetry._examples import as_inputs, describe, each
 from invariance.symmetry._structures import (
     SCALING_KINDS,
-    Kind,
     Leg,
     Role,
     Stop,
     Symmetries,
+    SymmetryKind,
     WeightUse,
 )
 from invariance.symmetry.analysis._context import MOVE, SCALE, SIGN, Context, NotUnderstoodError
@@ -123,7 +123,9 @@ def _find(model: nn.Module, inputs: tuple[Any, ...]) -> Symmetries:
     shifts = [reader.head.group(reader.output) for reader in readers]
     reasons = [shift for shift in shifts if isinstance(shift, str)]
     if reasons:
-        stop = Stop("output", "", f"allows no logit shift: {reasons[0]}", (Kind.LOGIT_SHIFT,))
+        stop = Stop(
+            "output", "", f"allows no logit shift: {reasons[0]}", (SymmetryKind.LOGIT_SHIFT,)
+        )
         found = replace(found, stops=(*found.stops, stop))
     elif len({shift.site for shift in shifts if not isinstance(shift, str)}) == 1:
         assert not isinstance(shifts[0], str)
@@ -199,7 +201,7 @@ class _Reader(Observer):
             _pin_output(context, [*_outputs(self.output), *all_tensors_in(inputs)])
         _pin_partly_read(context)
         self._pin_read_buffers()
-        couple_uses(context.ledger)
+        couple_uses(context.relations)
         found = _assemble(context, self._original, self._model)
         return _without_dead_ends(found, self._model, examples)
 
@@ -270,18 +272,18 @@ class _Reader(Observer):
 
     def _pin_read_buffers(self) -> None:
         """Stop what would rewrite a buffer that something else reads as a constant."""
-        ledger = self._context.ledger
+        relations = self._context.relations
         for name, places in self._buffer_reads.items():
             unanswered = [
                 place
                 for node, place in places.items()
                 if (name, node) not in self._context.answered
             ]
-            for use in ledger.uses.get(name, ()) if unanswered else ():
+            for use in relations.uses.get(name, ()) if unanswered else ():
                 place = unanswered[0]
-                stop = ledger.stop(place, "", f"reads `{name}`, too", SCALE + SIGN + MOVE)
+                stop = relations.stop(place, "", f"reads `{name}`, too", SCALE + SIGN + MOVE)
                 for leg in use.legs:
-                    ledger.pin(leg.labels, stop, scale=True, sign=True, move=True)
+                    relations.pin(leg.labels, stop, scale=True, sign=True, move=True)
 
 
 def _without_dead_ends(
@@ -291,7 +293,7 @@ def _without_dead_ends(
     ends = [
         (place, group)
         for place, group in enumerate(found.groups)
-        if group.kind is not Kind.PERMUTATION
+        if group.kind is not SymmetryKind.PERMUTATION
         and all(leg.role is Role.PRODUCER for leg in group.legs)
     ]
     if not ends:
@@ -299,7 +301,8 @@ def _without_dead_ends(
     with torch.no_grad():
         plain = [all_tensors_in(model(*inputs)) for inputs in examples]
     values = {
-        kind: -1.0 if kind is Kind.SIGN_FLIP else 2.0 for kind in (*SCALING_KINDS, Kind.SIGN_FLIP)
+        kind: -1.0 if kind is SymmetryKind.SIGN_FLIP else 2.0
+        for kind in (*SCALING_KINDS, SymmetryKind.SIGN_FLIP)
     }
     element = Element(
         tuple(
@@ -344,13 +347,13 @@ def _context(model: nn.Module) -> Context:
 
 
 def _pin_output(context: Context, outputs: list[Tensor]) -> None:
-    ledger = context.ledger
-    stop = ledger.stop("output", "", "is what has to be kept", tuple(Kind))
+    relations = context.relations
+    stop = relations.stop("output", "", "is what has to be kept", tuple(SymmetryKind))
     for tensor in outputs:
         value = context.value(tensor)
         if value is not None:
-            ledger.pin(value.labels, stop, scale=True, sign=True, move=True)
-            ledger.touch(value.labels, 0)
+            relations.pin(value.labels, stop, scale=True, sign=True, move=True)
+            relations.touch(value.labels, 0)
 
 
 def _outputs(output: Any) -> list[Tensor]:
@@ -365,8 +368,8 @@ def _outputs(output: Any) -> list[Tensor]:
 
 def _pin_partly_read(context: Context) -> None:
     """Stop symmetries of a parameter of which this input reads only a part."""
-    ledger = context.ledger
-    for name, uses in ledger.uses.items():
+    relations = context.relations
+    for name, uses in relations.uses.items():
         read = None
         covers = [use.covered for use in uses if use.covered is not None]
         if uses and len(covers) == len(uses):
@@ -374,17 +377,19 @@ def _pin_partly_read(context: Context) -> None:
         if name in context._entry_read and len(uses) == 1:
             read = context._entry_read[name]
         if read is not None and not read.all():
-            stop = ledger.stop(name, "", "is read only in part on this input", SCALE + SIGN + MOVE)
+            stop = relations.stop(
+                name, "", "is read only in part on this input", SCALE + SIGN + MOVE
+            )
             for use in uses:
                 for leg in use.legs:
-                    ledger.pin(leg.labels, stop, scale=True, sign=True, move=True)
+                    relations.pin(leg.labels, stop, scale=True, sign=True, move=True)
 
 
 def _assemble(context: Context, original: nn.Module, copied: nn.Module) -> Symmetries:
-    ledger = context.ledger
-    solved = settle(ledger)
+    relations = context.relations
+    solved = settle(relations)
     norm_weights = frozenset(norm.tensors.get("weight", "") for norm in context.norms)
-    groups = Assembler(solved, context.first_use, norm_weights, ledger).build()
+    groups = Assembler(solved, context.first_use, norm_weights, relations).build()
     weights = tuple(
         WeightUse(call.name, call.weight, call.bias, call.node)
         for call in context.weights
@@ -400,7 +405,7 @@ def _assemble(context: Context, original: nn.Module, copied: nn.Module) -> Symme
         unused=tuple(
             name
             for name in context.parameters
-            if name not in ledger.uses and name not in context.first_use
+            if name not in relations.uses and name not in context.first_use
         ),
         frozen=tuple(n for n, p in original.named_parameters() if not p.requires_grad),
     )
@@ -408,14 +413,14 @@ def _assemble(context: Context, original: nn.Module, copied: nn.Module) -> Symme
 
 def _worth_telling(context: Context) -> tuple[Stop, ...]:
     """Return the stops at which something could have gone on but for them."""
-    ledger = context.ledger
+    relations = context.relations
     told: set[int] = set()
-    for pins in (ledger.pins.scale, ledger.pins.sign, ledger.pins.move):
+    for pins in (relations.pins.scale, relations.pins.sign, relations.pins.move):
         told.update(index for threads, index in pins if (threads > 0).any())
-    told.update(index for _, index in ledger.remarks)
-    hidden = {stop for stop in ledger.stops if stop.place in ("output", "input and output")}
+    told.update(index for _, index in relations.remarks)
+    hidden = {stop for stop in relations.stops if stop.place in ("output", "input and output")}
     return tuple(
-        stop for index, stop in enumerate(ledger.stops) if index in told and stop not in hidden
+        stop for index, stop in enumerate(relations.stops) if index in told and stop not in hidden
     )
 
 

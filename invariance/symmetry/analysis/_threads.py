@@ -2,8 +2,8 @@
 
 A **thread** is one channel of one intermediate value: all the entries of that value which a
 symmetry would have to scale, flip and move together. Every operation that changes values
-gives its result fresh threads and writes into the :class:`Ledger` how they relate to those
-of its operands; :mod:`invariance.symmetry.analysis._solve` then solves the ledger as a whole.
+gives its result fresh threads and writes into the :class:`ThreadRelations` how they relate to those
+of its operands; :mod:`invariance.symmetry.analysis._solve` then solves them as a whole.
 
 Four things may be done to a thread, each with its own relations:
 
@@ -24,7 +24,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from invariance.symmetry._structures import IntArray, Kind, Role, Stop
+from invariance.symmetry._structures import IntArray, Role, Stop, SymmetryKind
 
 UIntArray = npt.NDArray[np.uint64]
 
@@ -87,7 +87,7 @@ def unique_rows(table: IntArray) -> tuple[IntArray, IntArray]:
 
 @dataclass(frozen=True, eq=False)
 class RawLeg:
-    """A use of a tensor in terms of threads; :class:`~.structures.Leg` is its final form.
+    """A use of a tensor in terms of threads; a ``Leg`` is its final form.
 
     Attributes:
         tensor: Qualified name of the parameter or buffer.
@@ -140,7 +140,7 @@ class Pins:
     move: list[tuple[IntArray, int]] = field(default_factory=list)
 
 
-class Ledger:
+class ThreadRelations:
     """Everything that the operations of one forward pass wrote down."""
 
     def __init__(self) -> None:
@@ -158,7 +158,7 @@ class Ledger:
         self.remarks: list[tuple[IntArray, int]] = []
         self.reads: list[tuple[IntArray, int]] = []
         outside = np.array([OUTSIDE])
-        none = self.stop("input and output", "", "are what has to be kept", tuple(Kind))
+        none = self.stop("input and output", "", "are what has to be kept", tuple(SymmetryKind))
         for pins in (self.pins.scale, self.pins.sign, self.pins.move):
             pins.append((outside, none))
 
@@ -220,7 +220,7 @@ class Ledger:
 
     # -- stops -----------------------------------------------------------------------
 
-    def stop(self, place: str, operation: str, reason: str, kinds: Iterable[Kind]) -> int:
+    def stop(self, place: str, operation: str, reason: str, kinds: Iterable[SymmetryKind]) -> int:
         """Register a stop and return its index."""
         stop = Stop(place, operation, reason, tuple(kinds))
         if stop not in self._stop_index:

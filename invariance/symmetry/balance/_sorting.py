@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from invariance.core._rng import generator
-from invariance.symmetry._structures import Kind, Leg, Role, Symmetries, SymmetryGroup
+from invariance.symmetry._structures import Leg, Role, Symmetries, SymmetryGroup, SymmetryKind
 from invariance.symmetry.elements._group_elements import Element, GroupElement, Tensors, compact
 
 #: How many independent functions are tried before two units count as the same.
@@ -34,10 +34,10 @@ class Sorter:
         self._found = found
         self._tolerance = tolerance
         # For each tensor, the groups that may still reorder or flip it, and along what.
-        self._moving = self._touched(Kind.PERMUTATION)
-        self._flipping = self._touched(Kind.SIGN_FLIP)
+        self._moving = self._touched(SymmetryKind.PERMUTATION)
+        self._flipping = self._touched(SymmetryKind.SIGN_FLIP)
 
-    def _touched(self, kind: Kind) -> dict[str, list[tuple[int, tuple[int, ...]]]]:
+    def _touched(self, kind: SymmetryKind) -> dict[str, list[tuple[int, tuple[int, ...]]]]:
         table: dict[str, list[tuple[int, tuple[int, ...]]]] = {}
         for place, group in enumerate(self._found.groups):
             for leg in group.legs if group.kind is kind else ():
@@ -45,15 +45,19 @@ class Sorter:
         return table
 
     def arrange(self) -> tuple[Element, tuple[str, ...]]:
-        """Choose every sign and order, acting on :attr:`tensors`."""
+        """Choose every sign and order, acting on ``self.tensors``."""
         steps: list[tuple[int, GroupElement]] = []
         ambiguous: list[str] = []
         groups = self._found.groups
-        places = [p for p, g in enumerate(groups) if g.kind in (Kind.SIGN_FLIP, Kind.PERMUTATION)]
-        places.sort(key=lambda p: (groups[p].order, groups[p].kind is Kind.PERMUTATION))
+        places = [
+            p
+            for p, g in enumerate(groups)
+            if g.kind in (SymmetryKind.SIGN_FLIP, SymmetryKind.PERMUTATION)
+        ]
+        places.sort(key=lambda p: (groups[p].order, groups[p].kind is SymmetryKind.PERMUTATION))
         undecided = []
         for place in places:
-            if groups[place].kind is Kind.SIGN_FLIP:
+            if groups[place].kind is SymmetryKind.SIGN_FLIP:
                 if not self._decide_signs(place, steps):
                     undecided.append(place)
                 continue
@@ -107,7 +111,7 @@ class Sorter:
     def _mover(self, group: SymmetryGroup) -> int | None:
         """Return the permutation group of the same units, if there is one."""
         for place, other in enumerate(self._found.groups):
-            if other.kind is Kind.PERMUTATION and other.stream == group.stream:
+            if other.kind is SymmetryKind.PERMUTATION and other.stream == group.stream:
                 return place
         return None
 

@@ -18,10 +18,10 @@ from invariance.core._errors import TransformError
 from invariance.symmetry._structures import (
     SCALING_KINDS,
     IntArray,
-    Kind,
     Leg,
     Symmetries,
     SymmetryGroup,
+    SymmetryKind,
 )
 
 #: A module's parameters and buffers by their first name.
@@ -39,20 +39,22 @@ class GroupElement:
             or the old unit that each new unit is (permutations).
     """
 
-    kind: Kind
+    kind: SymmetryKind
     site: str
     values: Tensor
 
     @property
     def trivial(self) -> bool:
         """Whether nothing happens, beyond round-off."""
-        if self.kind is Kind.PERMUTATION:
+        if self.kind is SymmetryKind.PERMUTATION:
             return bool((self.values == torch.arange(self.values.numel())).all())
         return bool(((self.values - 1).abs() <= 1e-12).all())
 
     def inverse(self) -> GroupElement:
         """Return what undoes it."""
-        undo = torch.argsort(self.values) if self.kind is Kind.PERMUTATION else 1 / self.values
+        undo = (
+            torch.argsort(self.values) if self.kind is SymmetryKind.PERMUTATION else 1 / self.values
+        )
         return GroupElement(self.kind, self.site, undo)
 
 
@@ -75,10 +77,10 @@ class Element:
             return "the identity"
         return "; ".join(f"{part.kind} at {part.site}" for part in moved)
 
-    def part(self, site: str, kind: Kind | str) -> GroupElement | None:
+    def part(self, site: str, kind: SymmetryKind | str) -> GroupElement | None:
         """Return the first step at a site of a kind, if there is one."""
         for _, part in self.steps:
-            if part.site == site and part.kind == Kind(kind):
+            if part.site == site and part.kind == SymmetryKind(kind):
                 return part
         return None
 
@@ -114,7 +116,7 @@ class Element:
         for place, part in self.steps:
             stream = symmetries.groups[place].stream
             order = orders[stream][1] if stream in orders else None
-            if part.kind is Kind.PERMUTATION:
+            if part.kind is SymmetryKind.PERMUTATION:
                 orders[stream] = (place, part.values if order is None else order[part.values])
                 continue
             values = part.values
@@ -131,11 +133,11 @@ class Element:
 
 def act_on_leg(tensor: Tensor, group: SymmetryGroup, leg: Leg, values: Tensor) -> Tensor:
     """Let one group act on one tensor through one leg."""
-    if group.kind is Kind.PERMUTATION:
+    if group.kind is SymmetryKind.PERMUTATION:
         return _reordered(tensor, leg, values)
     if group.kind in SCALING_KINDS:
         power, shift = leg.power, leg.shift
-    elif group.kind is Kind.SIGN_FLIP:
+    elif group.kind is SymmetryKind.SIGN_FLIP:
         power, shift = leg.sign_power, 0.0
     else:
         raise TransformError(f"A {group.kind} is not one number a unit.")

@@ -31,7 +31,14 @@ from invariance.core._modules import clone, evaluation_mode
 from invariance.core._rng import generator
 from invariance.symmetry._examples import each
 from invariance.symmetry._preconditions import example_or_default, refuse_train_mode
-from invariance.symmetry._structures import SCALING_KINDS, IntArray, Kind, Leg, Role, Symmetries
+from invariance.symmetry._structures import (
+    SCALING_KINDS,
+    IntArray,
+    Leg,
+    Role,
+    Symmetries,
+    SymmetryKind,
+)
 from invariance.symmetry._verify import verify
 from invariance.symmetry.elements._group_elements import (
     Element,
@@ -111,7 +118,7 @@ def reduce_width(model: nn.Module, example_input: Any = None) -> Applied:
                     break
             if changed:
                 break
-    groups = [group for group in found.groups if group.kind is Kind.PERMUTATION]
+    groups = [group for group in found.groups if group.kind is SymmetryKind.PERMUTATION]
     total = sum(count for counts in removed.values() for count in counts.values())
     return Applied(
         model=current,
@@ -207,7 +214,7 @@ def _natural_gauge(model: nn.Module, found: Symmetries, stream: int) -> Element:
     tensors = named_tensors(model, double=True)
     own = [p for p, g in enumerate(found.groups) if g.stream == stream]
     scaling = [p for p in own if found.groups[p].kind in SCALING_KINDS]
-    flips = [p for p in own if found.groups[p].kind is Kind.SIGN_FLIP]
+    flips = [p for p in own if found.groups[p].kind is SymmetryKind.SIGN_FLIP]
     element = Element()
     # A depthwise kernel answers two scales, its own and the one before it. Such chains settle
     # after as many rounds as there are groups.
@@ -218,13 +225,13 @@ def _natural_gauge(model: nn.Module, found: Symmetries, stream: int) -> Element:
             tensor = tensors[leg.parameter].cpu()
             if leg.role is not Role.PRODUCER:
                 continue
-            if group.kind is Kind.SIGN_FLIP and leg.sign_power % 2:
+            if group.kind is SymmetryKind.SIGN_FLIP and leg.sign_power % 2:
                 total += _per_unit(
                     tensor * _fixed_noise(tensor.shape, leg, number), leg, group.size
                 )
-            elif group.kind is not Kind.SIGN_FLIP and leg.power == 1:
+            elif group.kind is not SymmetryKind.SIGN_FLIP and leg.power == 1:
                 total += _per_unit(tensor.square(), leg, group.size)
-        if group.kind is Kind.SIGN_FLIP:
+        if group.kind is SymmetryKind.SIGN_FLIP:
             values = torch.where(total < 0, -1.0, 1.0).to(torch.float64)
         else:
             values = torch.where(total > 0, total.rsqrt(), torch.ones_like(total))

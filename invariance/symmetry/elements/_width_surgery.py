@@ -21,11 +21,11 @@ from invariance.core._errors import TransformError
 from invariance.core._modules import BATCH_NORMS, clone
 from invariance.symmetry._structures import (
     IntArray,
-    Kind,
     Leg,
     Role,
     Symmetries,
     SymmetryGroup,
+    SymmetryKind,
 )
 from invariance.symmetry.elements._group_elements import compact
 
@@ -74,7 +74,7 @@ class Surgery:
         self.refused: dict[int, str] = {}
         self._lines: dict[int, list[_Line]] = {}
         for place, group in enumerate(found.groups):
-            if group.kind is Kind.PERMUTATION:
+            if group.kind is SymmetryKind.PERMUTATION:
                 try:
                     self._lines[place] = self._read(group)
                 except TransformError as error:

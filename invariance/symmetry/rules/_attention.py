@@ -75,7 +75,7 @@ def multi_head(context: Context, call: Call) -> None:
     flat = Value(result.labels.reshape(1, 1, -1), (1, 1, projected[2].size))
     inputs, addresses = features(context, call, flat, -1)
     weight = given["out_proj_weight"]
-    outputs = context.ledger.fresh(weight.shape[0], call.node, slot=2)
+    outputs = context.relations.fresh(weight.shape[0], call.node, slot=2)
     use_weight(context, call, weight, outputs[:, None], inputs[None, :], addresses[None, :])
     use_bias(context, call, given["out_proj_bias"], outputs)
     first, rest = call.out[0], call.out[1]
@@ -99,7 +99,7 @@ def _projections(
             weight = given[name]
             assert isinstance(weight, Tensor)
             inputs, addresses = features(context, call, value, -1)
-            outputs = context.ledger.fresh(weight.shape[0], call.node, slot, slot=3)
+            outputs = context.relations.fresh(weight.shape[0], call.node, slot, slot=3)
             use_weight(context, call, weight, outputs[:, None], inputs[None, :], addresses[None, :])
             made.append(outputs)
         use_bias(context, call, bias, np.concatenate(made))
@@ -107,7 +107,7 @@ def _projections(
     weight = given["in_proj_weight"]
     assert isinstance(weight, Tensor)
     block = weight.shape[0] // 3
-    outputs = context.ledger.fresh(3 * block, call.node, np.repeat(np.arange(3), block), slot=3)
+    outputs = context.relations.fresh(3 * block, call.node, np.repeat(np.arange(3), block), slot=3)
     read = [features(context, call, value, -1) for value in values]
     if tensors[0] is tensors[1] is tensors[2]:
         labels, addresses = read[0][0][None, :], read[0][1][None, :]

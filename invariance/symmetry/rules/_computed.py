@@ -104,13 +104,13 @@ def _product(context: Context, call: Call, power: int = 1) -> Demand | None:
             demand(context, call, small, still)
             return
         count = pad[along[0]] if along else 1
-        spare = context.ledger.fresh(count, call.node, slot=11)
+        spare = context.relations.fresh(count, call.node, slot=11)
         labels = spare.reshape([count if d in along else 1 for d in range(len(shape))])
         for leg in legs:
             if along and along[0] in _dims(leg):
                 if len(_dims(leg)) > 1:
                     raise NotUnderstoodError("multiplies channels that lie across each other")
-                context.ledger.tie_moves(labels, leg.labels)
+                context.relations.tie_moves(labels, leg.labels)
         flat = np.zeros((1,) * len(shape), dtype=np.int64)
         site = f"{call.place} (between)"
         own = RawLeg("", labels, 1, 1, Role.PRODUCER, flat, site=site)
@@ -135,7 +135,7 @@ def _times_constant(context: Context, call: Call, weight: Tensor, constant: Any)
             return
         if name in context.buffers and constant.shape == weight.shape:
             context.answered.add((name, call.node))
-            context.ledger.use(name, [
+            context.relations.use(name, [
                 replace(leg, tensor=name, power=0, sign_power=0, role=Role.SLOPE) for leg in legs
             ])  # fmt: skip
             return
@@ -179,7 +179,7 @@ def _matrix_product(context: Context, call: Call) -> Demand | None:
         return None
 
     def ask(legs: Legs) -> None:
-        inner = context.ledger.fresh(first.shape[1], call.node, slot=12)
+        inner = context.relations.fresh(first.shape[1], call.node, slot=12)
         flat = np.zeros((1, 1), dtype=np.int64)
         site = f"{call.place} (inner)"
         own = RawLeg("", inner[:, None], 1, 1, Role.PRODUCER, flat, site=site)
@@ -243,8 +243,8 @@ def standardised(context: Context, call: Call, weight: Tensor, gain: Tensor | No
     rows = weight.shape[1]
 
     def ask(legs: Legs) -> None:
-        ledger, site = context.ledger, str(call.place)
-        shared = ledger.fresh(1, call.node, slot=13)
+        relations, site = context.relations, str(call.place)
+        shared = relations.fresh(1, call.node, slot=13)
         flat = np.zeros((1, 1, 1), dtype=np.int64)
         asked: list[RawLeg] = []
         followed: list[RawLeg] = []
@@ -254,21 +254,21 @@ def standardised(context: Context, call: Call, weight: Tensor, gain: Tensor | No
                 followed.append(replace(leg, power=0))
             else:
                 live = distinct(leg.labels[leg.labels >= 0])
-                ledger.equate(live, np.broadcast_to(shared, live.shape))
-                ledger.block_mixing(live)
+                relations.equate(live, np.broadcast_to(shared, live.shape))
+                relations.block_mixing(live)
                 asked.append(RawLeg(
                     "", shared.reshape(1, 1, 1), leg.power, 0, leg.role, flat, site=site
                 ))  # fmt: skip
                 followed.append(replace(leg, power=0))
         if gain is None:
             total = [(np.broadcast_to(leg.labels.reshape(-1), (rows,)), leg.power) for leg in asked]
-            ledger.relate(*total, sign=False)
+            relations.relate(*total, sign=False)
         else:
-            spare = ledger.fresh(rows, call.node, slot=14)
+            spare = relations.fresh(rows, call.node, slot=14)
             for leg in (leg for leg in asked if 1 in _dims(leg)):
-                ledger.tie_moves(spare.reshape(1, rows, 1), leg.labels)
+                relations.tie_moves(spare.reshape(1, rows, 1), leg.labels)
             stop = context.stop(call, "standardises a weight", ())
-            ledger.pin(spare, stop, scale=True)
+            relations.pin(spare, stop, scale=True)
             own = RawLeg("", spare.reshape(1, rows, 1), 0, 1, Role.PRODUCER, flat, site=site)
             lines = [replace(leg, sign_power=0) for leg in asked]
             demand(context, call, gain, [
@@ -277,7 +277,7 @@ def standardised(context: Context, call: Call, weight: Tensor, gain: Tensor | No
             ])  # fmt: skip
             followed.append(own)
         for leg in followed:
-            ledger.block_mixing(leg.labels)
+            relations.block_mixing(leg.labels)
         demand(context, call, weight, followed)
 
     def realise() -> None:

@@ -58,7 +58,7 @@ def contract(
         slim = [_first(s, kept) for s in spread]
         paired = pair(context, call, slim[0], slim[1], product=True)
         tie_result(context, call, paired)
-        context.ledger.relate((paired.out, 1), (paired.first, -1), (paired.second, -1))
+        context.relations.relate((paired.out, 1), (paired.first, -1), (paired.second, -1))
         return Value(paired.result.labels, shape, paired.result.addresses)
     return _contract_channels(context, call, spread[0], spread[1], kept, shape)
 
@@ -93,7 +93,7 @@ def _contract_channels(
     grid = a.shape[:kept]
     blocks: IntArray = np.arange(int(np.prod(grid)), dtype=np.int64)
     blocks = blocks.reshape(grid + (1,) * (a.ndim - kept))
-    out = context.ledger.fresh(blocks.size, call.node, np.arange(blocks.size))
+    out = context.relations.fresh(blocks.size, call.node, np.arange(blocks.size))
     result = np.broadcast_to(out.reshape(blocks.shape), a.shape)
     shaped = [*map(int, a.shape[:kept]), *(1,) * (a.ndim - kept)]
     for slot, value in enumerate((first, second)):
@@ -103,17 +103,17 @@ def _contract_channels(
         index = np.arange(int(np.prod(own)), dtype=np.int64).reshape(own)
         context.touch(value, call, slot, index)
     live = (a != ZERO) & (b != ZERO)
-    context.ledger.tie_moves(a[live], b[live])
+    context.relations.tie_moves(a[live], b[live])
     triples = np.stack([result[live], a[live], b[live]], axis=1)
     triples = unique_rows(triples)[0]
-    context.ledger.relate((triples[:, 0], 1), (triples[:, 1], -1), (triples[:, 2], -1))
+    context.relations.relate((triples[:, 0], 1), (triples[:, 1], -1), (triples[:, 2], -1))
     if out.size > 1:
         stop = context.stop(call, "contracts channels block by block", MOVE)
-        context.ledger.pin(out, stop, move=True)
+        context.relations.pin(out, stop, move=True)
     mixed = np.intersect1d(a, b)
     if mixed.size or not _pairs_once(a[live], b[live]):
-        context.ledger.block_mixing(np.concatenate([a.reshape(-1), b.reshape(-1)]))
-    context.ledger.block_mixing(out)
+        context.relations.block_mixing(np.concatenate([a.reshape(-1), b.reshape(-1)]))
+    context.relations.block_mixing(out)
     labels = out.reshape(grid)
     if not triples.size:
         labels = np.full(grid, OUTSIDE, dtype=np.int64)
@@ -142,7 +142,7 @@ def matmul(context: Context, call: Call) -> None:
     if isinstance(left, weights) and a.dim() == 2 and b.dim() >= 2 and not both:
         value = context.operand(b)
         inputs, addresses = features(context, call, value, -2)
-        outputs = context.ledger.fresh(a.shape[0], call.node)
+        outputs = context.relations.fresh(a.shape[0], call.node)
         use_weight(context, call, a, outputs[:, None], inputs[None, :], addresses[None, :])
         ndim = call.out.dim()
         context.assign(call.out, Value(along(outputs, ndim - 2, ndim), tuple(call.out.shape)))
@@ -172,7 +172,7 @@ def _times_weight(context: Context, call: Call, x: Tensor, weight: Tensor, bias:
     """``x W + b`` with the parameter ``W`` of shape (in, out)."""
     value = context.operand(x)
     inputs, addresses = features(context, call, value, -1)
-    outputs = context.ledger.fresh(weight.shape[1], call.node)
+    outputs = context.relations.fresh(weight.shape[1], call.node)
     use_weight(context, call, weight, outputs[None, :], inputs[:, None], addresses[:, None])
     use_bias(context, call, bias, outputs)
     ndim = call.out.dim()
@@ -248,7 +248,7 @@ def _einsum_weight(
 ) -> None:
     inputs, addresses = features(context, call, context.operand(x), x_letters.index(gone))
     row, column = letters.index(free), letters.index(gone)
-    outputs = context.ledger.fresh(weight.shape[row], call.node)
+    outputs = context.relations.fresh(weight.shape[row], call.node)
     use_weight(
         context,
         call,

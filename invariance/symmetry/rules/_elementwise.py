@@ -38,7 +38,7 @@ def apply_elementwise(
     result = context.renew(value, call, zero_stays=homogeneous)
     relate(context, call, value, result, homogeneous=homogeneous, odd=odd)
     if not (homogeneous and odd):
-        context.ledger.block_mixing(value.labels)
+        context.relations.block_mixing(value.labels)
     context.assign(call.out, result)
 
 
@@ -47,14 +47,14 @@ def relate(
 ) -> None:
     """Relate the factors before and after a function applied to every entry alike."""
     if homogeneous:
-        context.ledger.equate(result.labels, value.labels, sign=False)
+        context.relations.equate(result.labels, value.labels, sign=False)
     else:
         holds = "permutation and sign flips still hold" if odd else "permutation still holds"
         stop = context.stop(call, f"{NOT_HOMOGENEOUS}; {holds}", SCALE)
         context.pin(value.labels, stop, scale=True)
         context.pin(result.labels, stop, scale=True)
     if odd:
-        context.ledger.equate(result.labels, value.labels, scale=False)
+        context.relations.equate(result.labels, value.labels, scale=False)
     else:
         reason = "is not an odd function: no sign flip through it"
         stop = context.stop(call, reason, SIGN)
@@ -168,10 +168,10 @@ def comparison(context: Context, call: Call) -> None:
         return
     context.touch(value, call, entrywise=True)
     result = context.renew(value, call)
-    context.ledger.relate((result.labels, 1))  # a truth has neither factor nor sign
+    context.relations.relate((result.labels, 1))  # a truth has neither factor nor sign
     stop = context.stop(call, "is not an odd function: no sign flip through it", SIGN)
     context.pin(value.labels, stop, sign=True)
-    context.ledger.block_mixing(value.labels)
+    context.relations.block_mixing(value.labels)
     context.assign(call.out, result)
 
 
@@ -181,8 +181,8 @@ def negation(context: Context, call: Call) -> None:
     value = context.operand(call.args[0])
     context.touch(value, call, entrywise=True)
     result = context.renew(value, call)
-    context.ledger.relate((result.labels, 1))
-    context.ledger.relate((value.labels, 1))
+    context.relations.relate((result.labels, 1))
+    context.relations.relate((value.labels, 1))
     context.assign(call.out, result)
 
 
@@ -203,7 +203,7 @@ def monomial(context: Context, call: Call) -> None:
         raise NotUnderstoodError("raises to a power that is not a ratio of small numbers")
     context.touch(value, call, entrywise=True)
     result = context.renew(value, call)
-    context.ledger.relate(
+    context.relations.relate(
         (result.labels, ratio.denominator), (value.labels, -ratio.numerator), sign=False
     )
     if ratio.denominator > 1:  # a root: the sign of its argument may not change
@@ -212,8 +212,8 @@ def monomial(context: Context, call: Call) -> None:
         context.pin(result.labels, stop, sign=True)
     else:
         parity = 0 if name in ("abs", "absolute") else ratio.numerator % 2
-        context.ledger.relate((result.labels, 1), (value.labels, parity), scale=False)
-    context.ledger.block_mixing(value.labels)
+        context.relations.relate((result.labels, 1), (value.labels, parity), scale=False)
+    context.relations.block_mixing(value.labels)
     context.assign(call.out, result)
 
 
@@ -227,14 +227,14 @@ def prelu(context: Context, call: Call) -> None:
     apply_elementwise(context, call, homogeneous=True, odd=False, tensor=tensor)
     if int(np.prod(view.shape)) == 1:
         context.note_use(view.name)
-        context.ledger.use(view.name, [])
+        context.relations.use(view.name, [])
         return
     dim = 1 if len(value.shape) > 1 else 0
     others = [d for d in value.varying if d != dim]
     if others:
         stop = context.stop(call, "has slopes for channels that are not its threads'", MOVE)
         context.pin(value.labels, stop, move=True)
-        context.ledger.use(view.name, [])
+        context.relations.use(view.name, [])
         return
     labels = np.broadcast_to(value.labels.reshape(-1), view.shape)
     addresses = np.zeros(view.shape, dtype=np.int64)
@@ -242,4 +242,4 @@ def prelu(context: Context, call: Call) -> None:
         addresses = np.broadcast_to(value.addresses.take(0, axis=0).reshape(-1), view.shape)
     context.note_use(view.name)
     leg = RawLeg(view.name, labels, 0, 0, Role.SLOPE, addresses, site=str(call.place))
-    context.ledger.use(view.name, [leg])
+    context.relations.use(view.name, [leg])

@@ -46,9 +46,9 @@ def batch_norm(context: Context, call: Call) -> None:
     channels = value.shape[dim]
     inputs, addresses = features(context, call, value, dim)
     plain = value.addresses is None
-    outputs = context.ledger.fresh(channels, call.node, 0 if plain else addresses)
-    context.ledger.tie_moves(outputs, inputs)
-    context.ledger.block_mixing(np.concatenate([inputs, outputs]))
+    outputs = context.relations.fresh(channels, call.node, 0 if plain else addresses)
+    context.relations.tie_moves(outputs, inputs)
+    context.relations.block_mixing(np.concatenate([inputs, outputs]))
     site = str(call.place)
     tensors: dict[str, str] = {}
     flat = np.zeros(1, dtype=np.int64) if plain else addresses
@@ -66,11 +66,11 @@ def batch_norm(context: Context, call: Call) -> None:
     variance = [leg(tensors["running_var"], inputs, 2, 0, Role.STATISTIC)]
     if gamma is None:
         variance.append(leg(tensors["running_var"], outputs, -2, 0, Role.STATISTIC))
-        context.ledger.equate(outputs, inputs, scale=False)
-    context.ledger.use(
+        context.relations.equate(outputs, inputs, scale=False)
+    context.relations.use(
         tensors["running_mean"], [leg(tensors["running_mean"], inputs, 1, 1, Role.STATISTIC)]
     )
-    context.ledger.use(tensors["running_var"], variance)
+    context.relations.use(tensors["running_var"], variance)
     for role, tensor in (("weight", gamma), ("bias", beta)):
         if tensor is None:
             continue
@@ -156,13 +156,13 @@ def normalized_layer(
             tuple(slice(None) if value.labels.shape[d] > 1 else slice(1) for d in range(lead))
         ]
         within = slim.reshape((-1, *slim.shape[lead:]))
-    context.ledger.touch(cells, call.node, block, within)
+    context.relations.touch(cells, call.node, block, within)
     if not value.even:  # positions in front of the normalised ones tell threads apart, too
         context.touch(value, call)
     first = cells.max(axis=0)
     if cells.shape[0] > 1:  # positions differ: the affine part ties them
-        context.ledger.tie_moves(np.broadcast_to(first, cells.shape), cells)
-        context.ledger.equate(np.broadcast_to(first, cells.shape), cells)
+        context.relations.tie_moves(np.broadcast_to(first, cells.shape), cells)
+        context.relations.equate(np.broadcast_to(first, cells.shape), cells)
     fine = gamma is not None or beta is not None
     spread = np.broadcast_to(first, shape) if fine else first
     keys: IntArray | int = 0
@@ -173,17 +173,17 @@ def normalized_layer(
     elif addresses is not None:
         keys = addresses.reshape((-1, *addresses.shape[lead:]))[0]
     keys = np.broadcast_to(keys, spread.shape).reshape(-1)
-    outputs = context.ledger.fresh(spread.size, call.node, keys).reshape(spread.shape)
-    context.ledger.tie_moves(outputs, spread)
-    context.ledger.block_mixing(np.concatenate([first.reshape(-1), outputs.reshape(-1)]))
+    outputs = context.relations.fresh(spread.size, call.node, keys).reshape(spread.shape)
+    context.relations.tie_moves(outputs, spread)
+    context.relations.block_mixing(np.concatenate([first.reshape(-1), outputs.reshape(-1)]))
     live = distinct(first[first >= 0])
     if not root_mean_square and live.size > 1:
-        context.ledger.equate(live[1:], np.broadcast_to(live[0], live[1:].shape), scale=False)
+        context.relations.equate(live[1:], np.broadcast_to(live[0], live[1:].shape), scale=False)
     flat = np.zeros((1,) * count, dtype=np.int64)
     if gamma is None:
         stop = context.stop(call, "has no weight that could take up a factor", SCALE)
         context.pin(outputs, stop, scale=True)
-        context.ledger.equate(outputs, np.broadcast_to(spread, outputs.shape), scale=False)
+        context.relations.equate(outputs, np.broadcast_to(spread, outputs.shape), scale=False)
     _affine(context, call, gamma,
             [(outputs, 1, 1, Role.PRODUCER), (spread, 0, 1, Role.STATISTIC)], flat)  # fmt: skip
     _affine(context, call, beta, [(outputs, 1, 1, Role.PRODUCER)], flat)
@@ -223,18 +223,18 @@ def _group_norm(
     group = np.zeros(channels, dtype=np.int64)
     if groups is not None:
         group = np.repeat(np.arange(groups), channels // groups)
-        context.ledger.touch(inputs, call.node, 5, group)
+        context.relations.touch(inputs, call.node, 5, group)
         # The mean of a group is shared: its channels flip together.
         leader = inputs[(group * (channels // groups))]
-        context.ledger.equate(inputs, leader, scale=False)
-    outputs = context.ledger.fresh(channels, call.node, group)
-    context.ledger.tie_moves(outputs, inputs)
-    context.ledger.block_mixing(np.concatenate([inputs, outputs]))
+        context.relations.equate(inputs, leader, scale=False)
+    outputs = context.relations.fresh(channels, call.node, group)
+    context.relations.tie_moves(outputs, inputs)
+    context.relations.block_mixing(np.concatenate([inputs, outputs]))
     flat = np.zeros(1, dtype=np.int64)
     if gamma is None:
         stop = context.stop(call, "has no weight that could take up a factor", SCALE)
         context.pin(outputs, stop, scale=True)
-        context.ledger.equate(outputs, inputs, scale=False)
+        context.relations.equate(outputs, inputs, scale=False)
     _affine(context, call, gamma,
             [(outputs, 1, 1, Role.PRODUCER), (inputs, 0, 1, Role.STATISTIC)], flat)  # fmt: skip
     _affine(context, call, beta, [(outputs, 1, 1, Role.PRODUCER)], flat)

@@ -56,12 +56,12 @@ def pair(context: Context, call: Call, first: Value, second: Value, *, product: 
     out = np.where(dead, ZERO, OUTSIDE)
     cluster = _clusters(a[live], b[live]) if tied else np.arange(int(live.sum()))
     count = int(cluster.max()) + 1 if cluster.size else 0
-    out[live] = context.ledger.fresh(count, call.node)[cluster]
+    out[live] = context.relations.fresh(count, call.node)[cluster]
     moved = compress(out[inverse].reshape(labels[0].shape))
     result = Value(moved, shape, _joint_addresses(first, second, moved, shape))
     if tied:
-        context.ledger.tie_moves(out[live], a[live])
-        context.ledger.tie_moves(out[live], b[live])
+        context.relations.tie_moves(out[live], a[live])
+        context.relations.tie_moves(out[live], b[live])
     return Pairing(result, out[live], a[live], b[live], tied)
 
 
@@ -129,16 +129,16 @@ def _tie_or_pin(
             alike = even and not vary[1 - one] - vary[one]
             nothing = bool((value.labels == ZERO).all())
             keys.append(0 if alike or nothing else value.explicit_addresses())
-        context.ledger.touch(first.labels, call.node, 1, *keys)
-        context.ledger.touch(second.labels, call.node, 2, *keys)
+        context.relations.touch(first.labels, call.node, 1, *keys)
+        context.relations.touch(second.labels, call.node, 2, *keys)
         if product:
-            context.ledger.block_mixing(first.labels)
-            context.ledger.block_mixing(second.labels)
+            context.relations.block_mixing(first.labels)
+            context.relations.block_mixing(second.labels)
         return True
     # A product with one number for many channels is linear and alike in these channels.
     for one in (0, 1):
         if not (product and broadcast[one] and not broadcast[1 - one]):
-            context.ledger.block_mixing((first, second)[one].labels)
+            context.relations.block_mixing((first, second)[one].labels)
     stop = None
     values = (first, second)
     for one, other in ((0, 1), (1, 0)):
@@ -172,7 +172,7 @@ def tie_result(context: Context, call: Call, paired: Pairing) -> None:
     if paired.tied:
         return
     wide = paired.first if distinct(paired.first).size == paired.out.size else paired.second
-    context.ledger.tie_moves(paired.out, wide)
+    context.relations.tie_moves(paired.out, wide)
     if distinct(wide).size != paired.out.size:
         stop = context.stop(call, "combines every channel with every other", MOVE)
         context.pin(paired.out, stop, move=True)
@@ -234,9 +234,9 @@ def _with_constant(
     else:
         zero = alike and _is_zero(constant)
         result = context.renew(Value(wide.labels, shape, wide.addresses), call, zero_stays=zero)
-    context.ledger.relate((result.labels, 1), (wide.labels, -power))
+    context.relations.relate((result.labels, 1), (wide.labels, -power))
     if power != 1:
-        context.ledger.block_mixing(wide.labels)
+        context.relations.block_mixing(wide.labels)
     context.assign(call.out, result)
 
 
@@ -260,8 +260,8 @@ def equal_pair(context: Context, call: Call, a: Value, b: Value) -> Pairing:
     """Combine two values that have to share one factor; assign the result."""
     paired = pair(context, call, a, b, product=False)
     tie_result(context, call, paired)
-    context.ledger.equate(paired.out, paired.first)
-    context.ledger.equate(paired.out, paired.second)
+    context.relations.equate(paired.out, paired.first)
+    context.relations.equate(paired.out, paired.second)
     context.assign(call.out, paired.result)
     return paired
 
@@ -297,9 +297,9 @@ def _product(context: Context, call: Call, first: Any, second: Any, *, power: in
         return
     paired = pair(context, call, a, b, product=True)
     tie_result(context, call, paired)
-    context.ledger.relate((paired.out, 1), (paired.first, -1), (paired.second, -power))
+    context.relations.relate((paired.out, 1), (paired.first, -1), (paired.second, -power))
     if power < 0:
-        context.ledger.block_mixing(paired.second)
+        context.relations.block_mixing(paired.second)
     context.assign(call.out, paired.result)
 
 
@@ -317,7 +317,7 @@ def extremum(context: Context, call: Call) -> None:
         paired = equal_pair(context, call, a, b)
         stop = context.stop(call, "is not an odd function: no sign flip through it", SIGN)
         context.pin(paired.out, stop, sign=True)
-        context.ledger.block_mixing(paired.out)
+        context.relations.block_mixing(paired.out)
         return
     if a is None:
         a, second = b, first
@@ -326,7 +326,7 @@ def extremum(context: Context, call: Call) -> None:
     result = context.value(call.out)
     assert result is not None
     relate(context, call, result, result, homogeneous=True, odd=False)
-    context.ledger.block_mixing(result.labels)
+    context.relations.block_mixing(result.labels)
 
 
 @rule("where")
@@ -343,7 +343,7 @@ def where(context: Context, call: Call) -> None:
     for value in (a, b):
         if value is not None:
             constant_operand(context, call, value, condition, multiply=True)
-            context.ledger.block_mixing(value.labels)
+            context.relations.block_mixing(value.labels)
     if a is None or b is None:
         value, constant = (a, second) if a is not None else (b, first)
         assert value is not None
@@ -360,5 +360,5 @@ def masked_fill(context: Context, call: Call) -> None:
     if context.entry(mask) is not None or value is None:
         raise NotUnderstoodError("fills by a mask that depends on the input")
     constant_operand(context, call, value, mask, multiply=True)
-    context.ledger.block_mixing(value.labels)
+    context.relations.block_mixing(value.labels)
     _with_constant(context, call, value, fill, multiply=False)

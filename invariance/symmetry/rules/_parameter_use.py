@@ -23,7 +23,7 @@ def use_parameter(context: Context, view: ParameterView, legs: Sequence[RawLeg])
     """Note a use of a parameter through a view of it (legs are in the view's layout)."""
     context.note_use(view.name)
     if view.index is None:
-        context.ledger.use(view.name, list(legs))
+        context.relations.use(view.name, list(legs))
         return
     index = view.index.reshape(-1)
     count = int(np.prod(view.full_shape))
@@ -36,7 +36,7 @@ def use_parameter(context: Context, view: ParameterView, legs: Sequence[RawLeg])
             )
             for leg in legs
         ]
-        context.ledger.use(view.name, reshaped)
+        context.relations.use(view.name, reshaped)
         return
     if np.bincount(index, minlength=1).max() > 1:
         raise NotUnderstoodError("reads entries of a parameter more than once")
@@ -50,6 +50,6 @@ def use_parameter(context: Context, view: ParameterView, legs: Sequence[RawLeg])
             full[index] = np.broadcast_to(array, view.shape).reshape(-1)
             arrays.append(compress(full.reshape(view.full_shape)))
         mapped.append(replace(leg, labels=arrays[0], addresses=arrays[1]))
-    context.ledger.use(
+    context.relations.use(
         view.name, mapped, None if covered.all() else covered.reshape(view.full_shape)
     )

@@ -83,16 +83,16 @@ def _cell(
     gates = _GATES[name]
     from_input, from_state, *biases = weights
     size = from_state.shape[1]
-    ledger = context.ledger
-    hidden = ledger.fresh(size, call.node, place, slot=20)
-    cell = ledger.fresh(size, call.node, place, slot=21) if name == "lstm" else hidden
-    before = ledger.fresh(
+    relations = context.relations
+    hidden = relations.fresh(size, call.node, place, slot=20)
+    cell = relations.fresh(size, call.node, place, slot=21) if name == "lstm" else hidden
+    before = relations.fresh(
         size * len(gates), call.node, place * 8 + np.repeat(np.arange(len(gates)), size), slot=22
     )
     for threads in (cell, *before.reshape(len(gates), size)):
-        ledger.tie_moves(threads, hidden)
-    ledger.touch(inputs, call.node, 30 + place)
-    ledger.touch(hidden, call.node, 31 + place)
+        relations.tie_moves(threads, hidden)
+    relations.touch(inputs, call.node, 30 + place)
+    relations.touch(hidden, call.node, 31 + place)
     flat = np.zeros((1, 1), dtype=np.int64)
     use_weight(context, call, from_input, before[:, None], inputs[None, :], addresses[None, :])
     site = f"{call.place} (state)"
@@ -102,9 +102,9 @@ def _cell(
     ])  # fmt: skip
     for bias in biases:
         use_bias(context, call, bias, before)
-    ledger.block_mixing(np.concatenate([hidden, cell, before]))
+    relations.block_mixing(np.concatenate([hidden, cell, before]))
     if name == "rnn_relu":
-        ledger.equate(before, hidden, sign=False)
+        relations.equate(before, hidden, sign=False)
         stop = context.stop(call, "is not an odd function: no sign flip through it", SIGN)
         context.pin(np.concatenate([before, hidden]), stop, sign=True)
         return hidden, cell
@@ -112,8 +112,8 @@ def _cell(
     context.pin(np.concatenate([before, hidden, cell]), stop, scale=True)
     for odd, threads in zip(gates, before.reshape(len(gates), size), strict=True):
         if odd:
-            ledger.equate(threads, hidden, scale=False)
-            ledger.equate(cell, hidden, scale=False)
+            relations.equate(threads, hidden, scale=False)
+            relations.equate(cell, hidden, scale=False)
         else:
             context.pin(threads, context.stop(call, "has gates that are not odd", SIGN), sign=True)
     return hidden, cell

@@ -25,7 +25,7 @@ def pool(context: Context, call: Call, space: int, *, odd: bool) -> None:
     result = context.renew(value, call, zero_stays=True)
     relate(context, call, value, result, homogeneous=True, odd=odd)
     if not odd:
-        context.ledger.block_mixing(value.labels)
+        context.relations.block_mixing(value.labels)
     context.assign(call.out, Value(result.labels, tuple(call.out.shape), result.addresses))
 
 
@@ -100,12 +100,12 @@ def reduce(
         leader = flat.max(axis=0)
         if not kept:
             leader = leader.reshape((1,) * leader.ndim)
-        fresh = context.ledger.fresh(leader.size, call.node)
+        fresh = context.relations.fresh(leader.size, call.node)
         fresh = fresh.reshape(leader.shape)
-        context.ledger.equate(np.broadcast_to(fresh, flat.shape), flat, sign=odd)
-        context.ledger.block_mixing(labels)
+        context.relations.equate(np.broadcast_to(fresh, flat.shape), flat, sign=odd)
+        context.relations.block_mixing(labels)
         if kept:
-            context.ledger.tie_moves(np.broadcast_to(fresh, flat.shape), flat)
+            context.relations.tie_moves(np.broadcast_to(fresh, flat.shape), flat)
         if not value.even:
             stop = context.stop(call, "reduces positions that differ by channel", MOVE)
             context.pin(np.concatenate([labels.reshape(-1), fresh.reshape(-1)]), stop, move=True)
@@ -120,7 +120,7 @@ def reduce(
         result = context.renew(value, call, zero_stays=True)
         relate(context, call, value, result, homogeneous=True, odd=odd)
         if not odd:
-            context.ledger.block_mixing(labels)
+            context.relations.block_mixing(labels)
         places = result.addresses
         if places is not None and any(places.shape[d] > 1 for d in dims):
             if not value.even:
@@ -226,7 +226,7 @@ def softmax_along(
     context.touch(value, call, _index(value, others) if dim in value.varying else 0)
     result = context.renew(value, call)
     relate(context, call, value, result, homogeneous=False, odd=False)
-    context.ledger.block_mixing(value.labels)
+    context.relations.block_mixing(value.labels)
     if out is not None:
         context.assign(out, result)
     return result
@@ -253,7 +253,7 @@ def largest(context: Context, call: Call) -> None:
     _along_positions(context, call, value, dim % len(value.shape))
     result = context.renew(value, call, zero_stays=True)
     relate(context, call, value, result, homogeneous=True, odd=False)
-    context.ledger.block_mixing(value.labels)
+    context.relations.block_mixing(value.labels)
     context.assign(call.out[0], Value(result.labels, tuple(call.out[0].shape), result.addresses))
     _outside(context, call.out[1])
 

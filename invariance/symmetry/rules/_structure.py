@@ -124,7 +124,7 @@ def padding(context: Context, call: Call) -> None:
     padded = [ndim - 1 - i // 2 for i, n in enumerate(pads) if n]
     context.touch(value, call)
     result = context.renew(value, call, zero_stays=not fill)
-    context.ledger.equate(result.labels, value.labels)
+    context.relations.equate(result.labels, value.labels)
     if mode == "constant" and fill:
         stop = context.stop(call, "pads with a constant that is not zero", SCALE + SIGN)
         context.pin(value.labels, stop, scale=True, sign=True)

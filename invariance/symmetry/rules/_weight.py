@@ -45,8 +45,8 @@ def features(context: Context, call: Call, value: Value, dim: int) -> tuple[IntA
     if columns.shape[1] > 1:
         pairs = np.stack([np.broadcast_to(first[:, None], columns.shape), columns], axis=-1)
         unique = unique_rows(pairs.reshape(-1, 2))[0]
-        context.ledger.tie_moves(unique[:, 0], unique[:, 1])
-        context.ledger.equate(unique[:, 0], unique[:, 1])
+        context.relations.tie_moves(unique[:, 0], unique[:, 1])
+        context.relations.equate(unique[:, 0], unique[:, 1])
     addresses = np.zeros(1, dtype=np.int64)
     if value.addresses is not None:
         cells = np.moveaxis(value.addresses, dim, 0)
@@ -83,14 +83,14 @@ def use_weight(
     if isinstance(entry, NormalizedWeight) and entry.dim == _only_dim(out_labels):
         # W = g v / |v| by rows: g scales the rows; the norm of a row allows no factor on a
         # column, except one for all, which g takes; it allows signs and permutations.
-        uniform = context.ledger.fresh(1, call.node, slot=7)
-        spare = context.ledger.fresh(weight.shape[entry.dim], call.node, slot=8)
+        uniform = context.relations.fresh(1, call.node, slot=7)
+        spare = context.relations.fresh(weight.shape[entry.dim], call.node, slot=8)
         live = distinct(in_labels[in_labels >= 0])
-        context.ledger.equate(live, np.broadcast_to(uniform, live.shape), sign=False)
+        context.relations.equate(live, np.broadcast_to(uniform, live.shape), sign=False)
         stop = context.stop(
             call, "has a normalised weight: one factor for all its inputs together", SCALE
         )
-        context.ledger.remark(live, stop)
+        context.relations.remark(live, stop)
         rows = np.where(np.arange(weight.dim()) == entry.dim, weight.shape[entry.dim], 1)
         gain_rows = out_labels.reshape(rows)
         gain = [
@@ -102,14 +102,14 @@ def use_weight(
             RawLeg(entry.direction, spare.reshape(rows), 1, 0, Role.PRODUCER, flat, site=site),
             RawLeg(entry.direction, in_labels, 0, -1, Role.CONSUMER, in_addresses, site=site),
         ]
-        context.ledger.tie_moves(spare.reshape(rows), out_labels)
+        context.relations.tie_moves(spare.reshape(rows), out_labels)
         stop = context.stop(call, "has a weight norm that flips with its weight", SIGN)
         context.pin(spare, stop, sign=True)
-        context.ledger.block_mixing(both)
+        context.relations.block_mixing(both)
         context.note_use(entry.direction)
         context.note_use(entry.gain)
-        context.ledger.use(entry.gain, gain)
-        context.ledger.use(entry.direction, direction)
+        context.relations.use(entry.gain, gain)
+        context.relations.use(entry.direction, direction)
         return None
     if isinstance(entry, Computed):
         legs = [
@@ -136,7 +136,7 @@ def use_weight(
 
 def _ask_or_pin(context: Context, call: Call, weight: Any, legs: list[RawLeg]) -> None:
     """Ask a computed weight to follow; where it cannot, everything stays as it is."""
-    start = context.ledger.threads
+    start = context.relations.threads
     try:
         demand(context, call, weight, legs)
     except NotUnderstoodError as error:
@@ -145,7 +145,7 @@ def _ask_or_pin(context: Context, call: Call, weight: Any, legs: list[RawLeg]) -
             f"has a weight that {error}: its inputs and outputs stay as they are",
             SCALE + SIGN + MOVE,
         )
-        born = np.arange(start, context.ledger.threads)
+        born = np.arange(start, context.relations.threads)
         for threads in (born, *(leg.labels for leg in legs)):
             context.pin(threads, stop, scale=True, sign=True, move=True)
         value = context.operand(weight)
@@ -176,9 +176,9 @@ def use_bias(context: Context, call: Call, bias: Any, out: IntArray) -> str | No
     if isinstance(entry, Computed):
         entry = context.operand(bias)
     if isinstance(entry, Value):
-        context.ledger.equate(np.broadcast_to(entry.labels.reshape(-1), out.shape), out)
-        context.ledger.tie_moves(np.broadcast_to(entry.labels.reshape(-1), out.shape), out)
-        context.ledger.block_mixing(np.concatenate([entry.labels.reshape(-1), out]))
+        context.relations.equate(np.broadcast_to(entry.labels.reshape(-1), out.shape), out)
+        context.relations.tie_moves(np.broadcast_to(entry.labels.reshape(-1), out.shape), out)
+        context.relations.block_mixing(np.concatenate([entry.labels.reshape(-1), out]))
         return None
     stop = context.stop(call, "adds a constant bias", SCALE + SIGN + MOVE)
     context.pin(out, stop, scale=True, sign=True, move=True)
@@ -198,7 +198,7 @@ def linear_map(
     """Write down a linear layer and return its output's value."""
     value = context.operand(x)
     inputs, addresses = features(context, call, value, -1)
-    outputs = context.ledger.fresh(weight.shape[0], call.node)
+    outputs = context.relations.fresh(weight.shape[0], call.node)
     name = use_weight(context, call, weight, outputs[:, None], inputs[None, :], addresses[None, :])
     bias_name = use_bias(context, call, bias, outputs)
     shape = (*value.shape[:-1], weight.shape[0])
@@ -242,7 +242,7 @@ def convolution(context: Context, call: Call) -> None:
             context, call, weight, inputs, addresses, groups, transposed=False
         )
     else:
-        outputs = result = context.ledger.fresh(weight.shape[0], call.node)
+        outputs = result = context.relations.fresh(weight.shape[0], call.node)
         name = use_weight(
             context,
             call,
@@ -271,7 +271,7 @@ def transposed_convolution(context: Context, call: Call) -> None:
             context, call, weight, inputs, addresses, groups, transposed=True
         )
     else:
-        outputs = result = context.ledger.fresh(weight.shape[1], call.node)
+        outputs = result = context.relations.fresh(weight.shape[1], call.node)
         name = use_weight(
             context,
             call,
@@ -302,8 +302,8 @@ def _grouped(
     depthwise = own == 1 and made == 1
     group_in = np.repeat(np.arange(groups), own)
     group_out = np.repeat(np.arange(groups), made)
-    context.ledger.touch(inputs, call.node, 3, 0 if depthwise else group_in)
-    outputs = context.ledger.fresh(groups * made, call.node, 0 if depthwise else group_out)
+    context.relations.touch(inputs, call.node, 3, 0 if depthwise else group_in)
+    outputs = context.relations.fresh(groups * made, call.node, 0 if depthwise else group_out)
     extra = (1,) * (weight.dim() - 2)
     if transposed:
         out_labels = outputs.reshape(groups, 1, made)
@@ -316,12 +316,12 @@ def _grouped(
             for a in (inputs, addresses)
         )
     if depthwise:
-        context.ledger.tie_moves(outputs, inputs)
+        context.relations.tie_moves(outputs, inputs)
         out_labels, in_labels = compress(out_labels), compress(in_labels)
     elif own == 1:
         stop = context.stop(call, "makes several channels of each", MOVE)
         context.pin(np.concatenate([inputs, outputs]), stop, move=True)
-    context.ledger.block_mixing(np.concatenate([inputs, outputs]))
+    context.relations.block_mixing(np.concatenate([inputs, outputs]))
     name = use_weight(context, call, weight, out_labels, in_labels, in_addresses)
     return outputs, outputs, name
 
@@ -335,7 +335,7 @@ def embedding(context: Context, call: Call) -> None:
     entry = context.entry(weight)
     if not isinstance(entry, ParameterView) or not _is_index(context, index):
         raise NotUnderstoodError("looks up rows of something that is not a parameter")
-    outputs = context.ledger.fresh(weight.shape[1], call.node)
+    outputs = context.relations.fresh(weight.shape[1], call.node)
     flat = np.zeros((1, 1), dtype=np.int64)
     leg = RawLeg(entry.name, outputs[None, :], 1, 1, Role.PRODUCER, flat, site=str(call.place))
     use_parameter(context, entry, [leg])
@@ -355,7 +355,7 @@ def embedding_bag(context: Context, call: Call) -> None:
     samples = context.value(call.argument(8, "per_sample_weights"))
     if samples is not None and (samples.labels > OUTSIDE).any():
         raise NotUnderstoodError("weighs rows by something that depends on parameters")
-    outputs = context.ledger.fresh(weight.shape[1], call.node)
+    outputs = context.relations.fresh(weight.shape[1], call.node)
     flat = np.zeros((1, 1), dtype=np.int64)
     leg = RawLeg(entry.name, outputs[None, :], 1, 1, Role.PRODUCER, flat, site=str(call.place))
     use_parameter(context, entry, [leg])
@@ -371,15 +371,15 @@ def bilinear(context: Context, call: Call) -> None:
     names = ("input1", "input2", "weight", "bias")
     first, second, weight, bias = (call.argument(i, n) for i, n in enumerate(names))
     read = [features(context, call, context.operand(x), -1) for x in (first, second)]
-    outputs = context.ledger.fresh(weight.shape[0], call.node)
+    outputs = context.relations.fresh(weight.shape[0], call.node)
     flat = np.zeros((1, 1, 1), dtype=np.int64)
     legs = [RawLeg("", along(outputs, 0, 3), 1, 1, Role.PRODUCER, flat, site=str(call.place))]
     for dim, (labels, addresses) in enumerate(read, start=1):
         site = f"{call.place} (input {dim})"
         lines = along(labels, dim, 3), along(addresses, dim, 3)
         legs.append(RawLeg("", lines[0], -1, -1, Role.CONSUMER, lines[1], site=site))
-    context.ledger.touch(read[0][0], call.node, 1)
-    context.ledger.touch(read[1][0], call.node, 2)
+    context.relations.touch(read[0][0], call.node, 1)
+    context.relations.touch(read[1][0], call.node, 2)
     if isinstance(context.entry(weight), (ParameterView, Computed)):
         _ask_or_pin(context, call, weight, legs)
     else:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invariance.cells import CellEngine, MappedNetwork, Policy
+from invariance.cells import CellEngine, ComparisonPolicy, MappedNetwork
 from invariance.cells._mapped_network import EXAMPLE_ROWS
 from invariance.core._arguments import as_seed, as_tolerance
 from invariance.core._errors import UsageError, unknown_name
@@ -61,7 +61,7 @@ class BoundMeasure:
         network = self.network
         if network is None or network.example.dtype != dtype:
             network = mapped(self.model, self.x, dtype)
-        policy = Policy(
+        policy = ComparisonPolicy(
             rtol=self.rtol,
             zero=zero,
             seed=self.seed,
@@ -91,7 +91,7 @@ def bind(
     name: str | None = None,
     network: MappedNetwork | None = None,
 ) -> BoundMeasure:
-    """Bind a measure to a model and data; see :func:`assert_invariant` for the arguments."""
+    """Bind a measure to a model and data, as :func:`invariance.testing.assert_invariant` says."""
     require_evaluation_mode(model)
     rtol, seed = as_tolerance(rtol), as_seed(seed)
     bound = bind_measure(measure, name)

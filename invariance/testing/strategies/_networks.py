@@ -101,7 +101,8 @@ def architectures(**options: Any) -> st.SearchStrategy[DrawnNetwork]:
         options: Passed to :func:`invariance.testing.strategies._architectures.networks`.
 
     Returns:
-        A strategy for :func:`cases`; what a drawn network does not admit is not drawn.
+        A strategy for :func:`invariance.testing.strategies.cases`; what a drawn network does
+        not admit is not drawn.
     """
 
     def wrap(network: Network) -> DrawnNetwork:

@@ -132,7 +132,7 @@ def formula(module: nn.Module) -> Formula:
     return make(module)
 
 
-class Activation:
+class ActivationLayer:
     """A parameter-free elementwise layer."""
 
     def __init__(self, what: Formula, *, in_place: bool) -> None:

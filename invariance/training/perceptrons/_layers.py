@@ -100,7 +100,7 @@ def _affine(bias: Tensor | None, along: int, left: Tensor, right: Tensor, out: T
         torch.baddbmm(bias.unsqueeze(along), left, right, out=out)
 
 
-class Slope:
+class SlopeLayer:
     """PReLU: negative inputs times a learned slope, shared or one a unit."""
 
     def __init__(self, modules: Sequence[nn.PReLU], rule: Rule) -> None:

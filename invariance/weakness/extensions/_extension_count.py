@@ -32,7 +32,7 @@ from invariance.weakness._features import Precision, check_labels, frozen_featur
 from invariance.weakness.extensions._closure import WORK_LIMIT, closure_work, count_restrictions
 from invariance.weakness.extensions._tree import BudgetError, ExtensionTree, Node
 from invariance.weakness.separability._certificates import INFEASIBLE_TOLERANCE
-from invariance.weakness.separability._certified import Ledger, Status
+from invariance.weakness.separability._certified import CertificateBook, Status
 from invariance.weakness.separability._conditioning import (
     Conditioned,
     condition,
@@ -182,10 +182,10 @@ class _Counter:
         self.undecided = self.solves = 0
 
     def run(self, method: Method, budget: int, pool: int, repeats: int, seed: int) -> Estimate:
-        ledger = Ledger(self.data, self.labels, self.n_classes, self.tolerance)
-        separator = separate_policy(ledger)
+        book = CertificateBook(self.data, self.labels, self.n_classes, self.tolerance)
+        separator = separate_policy(book)
         if separator is None:
-            return self._without_policy(ledger.policy)
+            return self._without_policy(book.policy)
         tree = self._tree(separator)
         partial = complete = None
         if method != "estimate":

@@ -20,7 +20,7 @@ from invariance.weakness.separability._certificates import EPSILON
 from invariance.weakness.separability._conditioning import Conditioned
 from invariance.weakness.separability._kernels import (
     Factors,
-    Problem,
+    SeparationProblem,
     State,
     load,
     resume,
@@ -122,7 +122,7 @@ def check_separator(points: Points, separator: Array, scores: Array, given: Indi
 
 @compiled
 def _expand(
-    problem: Problem,
+    problem: SeparationProblem,
     factors: Factors,
     state: State,
     points: Points,

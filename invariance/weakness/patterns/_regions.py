@@ -26,7 +26,8 @@ class RegionCounts:
         shared: Number of regions that hold both.
         free_points: Number of unseen points that lie in free regions.
         units: Width of the layer.
-        near_boundary: Bits that round-off could flip (see :class:`Patterns`).
+        near_boundary: Bits that round-off could flip (see
+            :class:`~invariance.weakness.patterns._patterns.Patterns`).
     """
 
     train: tuple[int, ...]

@@ -19,7 +19,7 @@ DEPENDENT = 1e-11
 MAX_STEPS = 20_000
 
 
-class Outcome(IntEnum):
+class SolverOutcome(IntEnum):
     """How a run of the active-set method ended."""
 
     STUCK = 0

@@ -13,14 +13,14 @@ from invariance.weakness.separability._active_set import Combination
 from invariance.weakness.separability._certificates import EPSILON, check_witnesses, norm_bounds
 from invariance.weakness.separability._conditioning import Conditioned
 from invariance.weakness.separability._exact_proofs import is_exactly_infeasible
-from invariance.weakness.separability._pair_sweep import Sweep
+from invariance.weakness.separability._pair_sweep import PairSweep
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 Pair = tuple[int, int]
 
 #: The key of the training set itself among pairs (probe, class).
-POLICY: Pair = (-1, -1)
+TRAINING_SET: Pair = (-1, -1)
 #: Rows up to which rational arithmetic costs less than a millisecond or two.
 _SMALL = 10
 
@@ -34,7 +34,7 @@ class Status(IntEnum):
 
 
 @dataclass(frozen=True, eq=False)
-class Verdicts:
+class PairVerdicts:
     """Certified verdicts on every pair of one network.
 
     Attributes:
@@ -115,7 +115,7 @@ def _strongest_proof(data: Conditioned, entry: Combination, labels: Indices) -> 
 
 
 @dataclass(eq=False)
-class Ledger:
+class CertificateBook:
     """Collects witnesses and combinations, checks each, and keeps what they prove.
 
     Attributes:
@@ -172,7 +172,7 @@ class Ledger:
             self.policy = Status.FEASIBLE
         return bool(check.separates[0])
 
-    def add_sweep(self, probes: Indices, sweep: Sweep) -> None:
+    def add_sweep(self, probes: Indices, sweep: PairSweep) -> None:
         """Take over what a sweep has proved, and check the combinations that it found."""
         block, target = np.nonzero(sweep.owner >= 0)
         probe = probes[block]
@@ -227,7 +227,7 @@ class Ledger:
             self._count += self.n_classes
 
     def add_combinations(self, combinations: Mapping[Pair, Combination]) -> None:
-        """Check Farkas combinations, by pair or for :data:`POLICY`, and keep the proofs."""
+        """Check Farkas combinations, by pair or for :data:`TRAINING_SET`, and keep the proofs."""
         keys = list(combinations)
         entries = [combinations[key] for key in keys]
         labels = [self._labels_of(key, entry.points) for key, entry in combinations.items()]
@@ -237,7 +237,7 @@ class Ledger:
                 continue
             if proof == Proof.RETAINED:
                 self.retained_only.add(key)
-            if key == POLICY:
+            if key == TRAINING_SET:
                 self.policy = Status.INFEASIBLE
                 self.status[:] = Status.INFEASIBLE
             else:
@@ -245,11 +245,11 @@ class Ledger:
             self.combinations[key] = entry
             self.norm_bound_of[key] = float(bound)
 
-    def verdicts(self, solves: int = 0, steps: int = 0) -> Verdicts:
+    def verdicts(self, solves: int = 0, steps: int = 0) -> PairVerdicts:
         """Close the book."""
         data = self.data
         width = data.equilibrated.shape[1] + data.dead.shape[1]
-        return Verdicts(
+        return PairVerdicts(
             policy=self.policy,
             status=self.status,
             free=data.free,

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy import sparse
 from scipy.optimize import linprog
 
-from invariance.weakness.separability._active_set import Combination, Outcome
+from invariance.weakness.separability._active_set import Combination, SolverOutcome
 from invariance.weakness.separability._pair_sweep import separate
 
 Array = npt.NDArray[np.float64]
@@ -34,7 +34,7 @@ def candidates(
         outcome, separator, combination = separate(points, labelled, labels, start, stop=stop)
         if combination is not None:
             yield combination
-        elif outcome == Outcome.SEPARATED:
+        elif outcome == SolverOutcome.SEPARATED:
             yield separator
     yield from _linear_program(points, labelled, labels, n_classes)
 

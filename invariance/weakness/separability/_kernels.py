@@ -43,7 +43,7 @@ _DEPENDENT_SQUARE = DEPENDENT**2
 MOST_ACTIVE = 2048
 
 
-class Problem(NamedTuple):
+class SeparationProblem(NamedTuple):
     """Labelled points, and a separator's scores on them.
 
     Attributes:
@@ -137,13 +137,13 @@ def saved_state(factors: Factors, size: int, separator: Array) -> State:
 
 def workspace(
     rows: Array, labels: Indices, n_classes: int, *, most_active: int = MOST_ACTIVE
-) -> tuple[Problem, Factors]:
+) -> tuple[SeparationProblem, Factors]:
     """Lay out labelled rows for the kernels, with room for their active rows."""
     count, width = rows.shape
     total = n_classes * width
     # Untouched pages of an empty array cost nothing.
     room, slots = min(total, most_active), min(count, most_active)
-    problem = Problem(
+    problem = SeparationProblem(
         rows=np.ascontiguousarray(rows),
         columns=np.ascontiguousarray(rows.T),
         labels=np.ascontiguousarray(labels),
@@ -196,7 +196,7 @@ def score(columns: Array, separator: Array, scores: Array) -> None:
 
 
 @compiled_inside
-def _add(problem: Problem, point: int, other: int, step: float) -> None:
+def _add(problem: SeparationProblem, point: int, other: int, step: float) -> None:
     """Let the scores follow a separator that moves by ``step`` along one row."""
     plus, minus = problem.scores[problem.labels[point]], problem.scores[other]
     products = problem.products[problem.slot_of[point]]
@@ -339,7 +339,7 @@ def drop_row(factors: Factors, size: int, which: int) -> None:
 
 @compiled_inside
 def resume(  # noqa: PLR0912 - one loop, compiled whole
-    problem: Problem, factors: Factors, size: int, separator: Array, stop: float
+    problem: SeparationProblem, factors: Factors, size: int, separator: Array, stop: float
 ) -> tuple[int, int, int, int, int]:
     """Run Goldfarb and Idnani's method on from ``size`` active rows.
 
@@ -405,7 +405,7 @@ def resume(  # noqa: PLR0912 - one loop, compiled whole
 
 
 @compiled_inside
-def load(state: State, problem: Problem, factors: Factors, separator: Array) -> int:
+def load(state: State, problem: SeparationProblem, factors: Factors, separator: Array) -> int:
     """Continue from ``state``; return how many rows are active."""
     size, total = state.multipliers.size, state.separator.size
     for k in range(size):
@@ -435,7 +435,7 @@ def load(state: State, problem: Problem, factors: Factors, separator: Array) -> 
 
 @compiled
 def solve_on(
-    problem: Problem, factors: Factors, state: State, separator: Array, stop: float
+    problem: SeparationProblem, factors: Factors, state: State, separator: Array, stop: float
 ) -> tuple[int, int, int]:
     """Run :func:`resume` from ``state``; return the outcome, the active rows and the steps."""
     size = load(state, problem, factors, separator)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
 from invariance.weakness._features import check_labels, frozen_features
-from invariance.weakness.separability._active_set import Outcome
+from invariance.weakness.separability._active_set import SolverOutcome
 from invariance.weakness.separability._kernels import (
     first_state,
     saved_state,
@@ -137,8 +137,8 @@ def _margins(rows: Array, labels: Indices, n_classes: int) -> tuple[float, Array
     problem, factors = workspace(rows[:n_train], labels, n_classes)
     separator = np.zeros((n_classes, rows.shape[1]))
     outcome, size, _ = solve_on(problem, factors, first_state(separator), separator, _STOP)
-    if outcome != Outcome.SEPARATED:
-        margins[:] = 0.0 if outcome == Outcome.INSEPARABLE else np.nan
+    if outcome != SolverOutcome.SEPARATED:
+        margins[:] = 0.0 if outcome == SolverOutcome.INSEPARABLE else np.nan
         return 0.0, margins
     policy = saved_state(factors, size, separator.copy())
     for probe, row in enumerate(rows[n_train:]):
@@ -149,9 +149,9 @@ def _margins(rows: Array, labels: Indices, n_classes: int) -> tuple[float, Array
             problem.labels[-1] = target
             # The policy's active rows stay dual feasible: only the probe's are left to add.
             outcome, _, _ = solve_on(problem, factors, policy, separator, _STOP)
-            if outcome == Outcome.SEPARATED:
+            if outcome == SolverOutcome.SEPARATED:
                 margins[probe, target] = _margin(separator, problem.rows, problem.labels)
-            elif outcome == Outcome.STUCK:
+            elif outcome == SolverOutcome.STUCK:
                 margins[probe, target] = np.nan
     return _margin(policy.separator, rows[:n_train], labels), margins
 

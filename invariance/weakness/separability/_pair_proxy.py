@@ -27,7 +27,7 @@ from invariance.weakness.separability._conditioning import (
     condition,
     default_rank_tolerance,
 )
-from invariance.weakness.separability._separability import Status, Verdicts, settle_pairs
+from invariance.weakness.separability._separability import PairVerdicts, Status, settle_pairs
 from invariance.weakness.separability._threads import available_cores, one_library_thread
 
 
@@ -169,7 +169,7 @@ def _count(
     return _estimate(verdicts, prepared.points.rank, keep_certificates)
 
 
-def _estimate(verdicts: Verdicts, rank: int, keep_certificates: bool) -> Estimate:
+def _estimate(verdicts: PairVerdicts, rank: int, keep_certificates: bool) -> Estimate:
     status = verdicts.status.copy()
     status.setflags(write=False)
     feasible = int((status == Status.FEASIBLE).sum())

@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from invariance.core._compiled import compiled, compiled_inside
-from invariance.weakness.separability._active_set import EARLY_STOP, Combination, Outcome
+from invariance.weakness.separability._active_set import EARLY_STOP, Combination, SolverOutcome
 from invariance.weakness.separability._certificates import EPSILON
 from invariance.weakness.separability._conditioning import Conditioned
 from invariance.weakness.separability._kernels import (
     Factors,
-    Problem,
+    SeparationProblem,
     dots,
     lowest_margin,
     resume,
@@ -47,7 +47,7 @@ _ROOM = 256
 
 
 @dataclass(eq=False)
-class Sweep:
+class PairSweep:
     """What one block's sweep found; combinations are not yet checked.
 
     Attributes:
@@ -68,7 +68,7 @@ class Sweep:
     steps: int
 
 
-class Proof(NamedTuple):
+class SweepProof(NamedTuple):
     """Given features of training points and a block's probes, and a classifier to change.
 
     Attributes:
@@ -102,7 +102,7 @@ class Results(NamedTuple):
     """Room for what one call of the compiled sweep returns.
 
     Attributes:
-        owner: ``(b, K)``; see :class:`Sweep`.
+        owner: ``(b, K)``; see :class:`PairSweep`.
         margin: ``(b, K)``.
         witnesses: ``(w, K, p)``.
         ends: ``(c, 3)`` probe and class of an inseparable pair, and where its rows end.
@@ -120,10 +120,10 @@ class Results(NamedTuple):
 
 @compiled_inside
 def _prove(  # noqa: PLR0912 - one loop after another, compiled whole
-    problem: Problem,
+    problem: SeparationProblem,
     factors: Factors,
     size: int,
-    proof: Proof,
+    proof: SweepProof,
     first: int,
     results: Results,
     index: int,
@@ -215,9 +215,9 @@ def _keep_combination(
 
 @compiled
 def _sweep(  # noqa: PLR0912 - one loop, compiled whole
-    problem: Problem,
+    problem: SeparationProblem,
     factors: Factors,
-    proof: Proof,
+    proof: SweepProof,
     unseen: Array,
     base: Array,
     start: Array,
@@ -294,7 +294,7 @@ def _sweep(  # noqa: PLR0912 - one loop, compiled whole
 
 def separate_training(
     points: Array, labels: Indices, n_classes: int
-) -> tuple[Outcome, Array, Combination | None]:
+) -> tuple[SolverOutcome, Array, Combination | None]:
     """Find the minimum-norm separator of the first ``len(labels)`` points.
 
     Shapes: ``points (m, r)``, ``labels (n,)``; returns ``(K, r)``.
@@ -305,7 +305,7 @@ def separate_training(
 
 def separate(
     points: Array, labelled: Indices, labels: Indices, start: Array, *, stop: float = EARLY_STOP
-) -> tuple[Outcome, Array, Combination | None]:
+) -> tuple[SolverOutcome, Array, Combination | None]:
     """Find the separator of labelled points that is nearest to ``start``.
 
     Shapes: ``points (m, r)``, ``labelled (k,)``, ``labels (k,)``, ``start (K, r)``; returns ``(K,
@@ -328,11 +328,11 @@ def separate(
     )  # fmt: skip
     if not refuted:
         reached = smallest_margin(rows @ separator.T, labels) >= 0.99 * stop
-        return Outcome.SEPARATED if reached else Outcome.STUCK, separator, None
+        return SolverOutcome.SEPARATED if reached else SolverOutcome.STUCK, separator, None
     (end,) = results.ends[:1, 2].tolist()
     entries = results.entries[:end]
     combination = Combination(labelled[entries[:, 0]], entries[:, 1], results.weights[:end])
-    return Outcome.INSEPARABLE, separator, combination
+    return SolverOutcome.INSEPARABLE, separator, combination
 
 
 def smallest_margin(scores: Array, labels: Indices) -> float:
@@ -351,7 +351,7 @@ def sweep_pairs(
     settled: Flags,
     *,
     keep_witnesses: bool = True,
-) -> Sweep:
+) -> PairSweep:
     """Settle the pairs of a block of probes, sharing each separator among them.
 
     Shapes: ``labels (n,)``, ``separator (K, r)``, ``probes (b,)``, ``settled (b, K)``.
@@ -394,17 +394,17 @@ def sweep_pairs(
                 results.weights[begin:end],
             )
             begin = end
-    return Sweep(owner, margin, np.concatenate(witnesses), combinations, solves, steps)
+    return PairSweep(owner, margin, np.concatenate(witnesses), combinations, solves, steps)
 
 
 def _proof(
-    labels: Indices, given: Array, lifted: Array, classifier: Array, problem: Problem
-) -> Proof:
+    labels: Indices, given: Array, lifted: Array, classifier: Array, problem: SeparationProblem
+) -> SweepProof:
     """Lay out what separators are proved on: training points and probes ``given``."""
     lengths = np.linalg.norm(given, axis=1)
     unit = np.ascontiguousarray((given / np.where(lengths > 0.0, lengths, 1.0)[:, None]).T)
     slots = len(problem.point_of)
-    return Proof(
+    return SweepProof(
         labels=np.ascontiguousarray(labels),
         unit=unit,
         lifted=lifted,
@@ -420,7 +420,7 @@ def _proof(
 
 
 def _results(
-    owner: Indices, margin: Array, proof: Proof, factors: Factors, witnesses: int
+    owner: Indices, margin: Array, proof: SweepProof, factors: Factors, witnesses: int
 ) -> Results:
     """Make room for one call's findings."""
     room = _ROOM * 32 + len(factors.multipliers) + 1

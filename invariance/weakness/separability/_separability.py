@@ -7,9 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from invariance.weakness.separability._active_set import Combination, Outcome
+from invariance.weakness.separability._active_set import Combination, SolverOutcome
 from invariance.weakness.separability._certificates import INFEASIBLE_TOLERANCE
-from invariance.weakness.separability._certified import POLICY, Ledger, Pair, Status, Verdicts
+from invariance.weakness.separability._certified import (
+    TRAINING_SET,
+    CertificateBook,
+    Pair,
+    PairVerdicts,
+    Status,
+)
 from invariance.weakness.separability._conditioning import Conditioned
 from invariance.weakness.separability._fallback import candidates
 from invariance.weakness.separability._pair_sweep import (
@@ -22,7 +28,7 @@ from invariance.weakness.separability._pair_sweep import (
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
-__all__ = ["Status", "Verdicts", "settle_pairs"]
+__all__ = ["PairVerdicts", "Status", "settle_pairs"]
 
 #: Length of the least-squares classifier for one-hot targets, and where mending it stops.
 _LENGTH, _DEPTH = 10.0, 0.1
@@ -39,20 +45,20 @@ def settle_pairs(
     tolerance: float = INFEASIBLE_TOLERANCE,
     keep_witnesses: bool = True,
     workers: int = 1,
-) -> Verdicts:
+) -> PairVerdicts:
     """Decide every (probe, class) pair and certify each verdict.
 
     Shapes: ``labels (n,)``.
     """
-    ledger = Ledger(conditioned, labels, n_classes, tolerance, keep_witnesses)
-    separator = separate_policy(ledger)
+    book = CertificateBook(conditioned, labels, n_classes, tolerance, keep_witnesses)
+    separator = separate_policy(book)
     if separator is None:
-        return ledger.verdicts()
-    ledger.settle_free(separator)
+        return book.verdicts()
+    book.settle_free(separator)
     probes = np.flatnonzero(~conditioned.free)
     count = max(1, -(-len(probes) // BLOCK), min(workers, len(probes) // _PROBES_A_THREAD))
     blocks = np.array_split(probes, count)
-    settled = [ledger.status[block] == Status.FEASIBLE for block in blocks]
+    settled = [book.status[block] == Status.FEASIBLE for block in blocks]
     solves = steps = 0
     with ThreadPoolExecutor(min(workers, count)) as pool:
         sweeps = pool.map(
@@ -63,39 +69,39 @@ def settle_pairs(
             settled,
         )
         for block, sweep in zip(blocks, sweeps, strict=True):
-            ledger.add_sweep(block, sweep)
+            book.add_sweep(block, sweep)
             solves, steps = solves + sweep.solves, steps + sweep.steps
-    for probe, target in np.argwhere(ledger.status == Status.UNDECIDED).tolist():
-        _insist(ledger, (probe, target))
-    return ledger.verdicts(solves, steps)
+    for probe, target in np.argwhere(book.status == Status.UNDECIDED).tolist():
+        _insist(book, (probe, target))
+    return book.verdicts(solves, steps)
 
 
-def separate_policy(ledger: Ledger) -> Array | None:
-    """Separate the training points, and enter the proof in the ledger either way.
+def separate_policy(book: CertificateBook) -> Array | None:
+    """Separate the training points, and enter the proof in the book either way.
 
     Shapes: returns ``(K, r)``.
     """
-    data = ledger.data
+    data = book.data
     labelled, points = np.arange(data.n_train), data.points[: data.n_train]
     # The least-squares classifier is deep inside, or nearly so: a few rows mend it.
     normal = points.T @ points
     normal[np.diag_indices_from(normal)] += _RIDGE * np.trace(normal)
-    goal = (ledger.labels == np.arange(ledger.n_classes)[:, None]) @ points
+    goal = (book.labels == np.arange(book.n_classes)[:, None]) @ points
     start = _LENGTH * np.linalg.solve(normal, goal.T).T
     outcome, separator, combination = separate(
-        data.points, labelled, ledger.labels, start, stop=_DEPTH
+        data.points, labelled, book.labels, start, stop=_DEPTH
     )
-    if outcome == Outcome.SEPARATED and ledger.add_separators(separator[None]):
-        return _with_margins_of_one(separator, points, ledger.labels)
+    if outcome == SolverOutcome.SEPARATED and book.add_separators(separator[None]):
+        return _with_margins_of_one(separator, points, book.labels)
     if combination is not None:
-        ledger.add_combinations({POLICY: combination})
-    if not ledger.policy_is_settled():
-        for candidate in candidates(data.points, labelled, ledger.labels, ledger.n_classes):
+        book.add_combinations({TRAINING_SET: combination})
+    if not book.policy_is_settled():
+        for candidate in candidates(data.points, labelled, book.labels, book.n_classes):
             if isinstance(candidate, Combination):
-                ledger.add_combinations({POLICY: candidate})
-            elif ledger.add_separators(candidate[None]):
-                return _with_margins_of_one(candidate, points, ledger.labels)
-            if ledger.policy_is_settled():
+                book.add_combinations({TRAINING_SET: candidate})
+            elif book.add_separators(candidate[None]):
+                return _with_margins_of_one(candidate, points, book.labels)
+            if book.policy_is_settled():
                 break
     return None
 
@@ -106,18 +112,18 @@ def _with_margins_of_one(separator: Array, points: Array, labels: Indices) -> Ar
     return result
 
 
-def _insist(ledger: Ledger, pair: Pair) -> None:
+def _insist(book: CertificateBook, pair: Pair) -> None:
     """Try the fallback methods on one pair until one of their answers can be proved."""
-    data = ledger.data
+    data = book.data
     probe, target = pair
     if data.free[probe]:
         return  # the rank is ambiguous here: what a solver says would depend on the cut
     labelled = np.append(np.arange(data.n_train), data.n_train + probe)
-    labels = np.append(ledger.labels, target)
-    for candidate in candidates(data.points, labelled, labels, ledger.n_classes):
+    labels = np.append(book.labels, target)
+    for candidate in candidates(data.points, labelled, labels, book.n_classes):
         if isinstance(candidate, Combination):
-            ledger.add_combinations({pair: candidate})
+            book.add_combinations({pair: candidate})
         else:
-            ledger.add_separators(candidate[None])
-        if ledger.status[pair] != Status.UNDECIDED:
+            book.add_separators(candidate[None])
+        if book.status[pair] != Status.UNDECIDED:
             return

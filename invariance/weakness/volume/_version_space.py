@@ -31,7 +31,7 @@ from invariance.core._errors import MeasureError, unknown_name
 from invariance.core._estimate import Estimate
 from invariance.core._rng import generator
 from invariance.weakness._features import check_labels, frozen_features
-from invariance.weakness.separability._active_set import Outcome
+from invariance.weakness.separability._active_set import SolverOutcome
 from invariance.weakness.separability._conditioning import condition, default_rank_tolerance
 from invariance.weakness.separability._pair_sweep import separate_training
 from invariance.weakness.volume._chain_diagnostics import effective_sample_size, split_r_hat
@@ -358,13 +358,13 @@ def _centre(cone: Cone) -> tuple[Array, float]:
     lengths = np.linalg.norm(cone.rows, axis=1, keepdims=True)
     unit = np.divide(cone.rows, lengths, out=np.zeros_like(cone.rows), where=lengths > 0.0)
     outcome, separator, _ = separate_training(unit, cone.labels, cone.n_classes)
-    if outcome == Outcome.INSEPARABLE:
+    if outcome == SolverOutcome.INSEPARABLE:
         raise MeasureError(
             "The training points are not linearly separable in the network's last features, so "
             "no classifier fits them and the version space is empty. Train to full accuracy, "
             "or leave out the points that the network gets wrong."
         )
-    if outcome != Outcome.SEPARATED:
+    if outcome != SolverOutcome.SEPARATED:
         raise MeasureError(
             "Whether the training points are linearly separable stayed undecided at float64 "
             "precision: the version space is empty or too thin to sample."

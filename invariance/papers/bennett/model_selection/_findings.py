@@ -11,7 +11,7 @@ from invariance.papers.recipes._claim_shapes import (
     NO_RANK,
     NO_RANK_WORDS,
     POSITIVE,
-    Row,
+    TableRow,
     dependent_difference,
     fixed_claim,
     fixed_table,
@@ -102,7 +102,7 @@ def _same(group: str, name: str) -> bool:
 
 
 def _claims(
-    name: str, main: Sequence[Record], rows: Sequence[Row], options: Options
+    name: str, main: Sequence[Record], rows: Sequence[TableRow], options: Options
 ) -> list[Claim]:
     settings = main[0].config.settings
     published = settings["task"] == "mnist" and settings["n_train"] == PUBLISHED_SMALL_SIZE

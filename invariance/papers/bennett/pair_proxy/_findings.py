@@ -16,7 +16,7 @@ from invariance.papers.recipes._claim_shapes import (
     NO_RANK,
     NO_RANK_WORDS,
     POSITIVE,
-    Row,
+    TableRow,
     dependent_difference,
     fixed_claim,
     fixed_table,
@@ -147,7 +147,7 @@ def _notes(main: Sequence[Record], options: Options) -> tuple[str, ...]:
 def _claims(
     name: str,
     members: Sequence[Record],
-    rows: Sequence[Row],
+    rows: Sequence[TableRow],
     groups: Sequence[str],
     options: Options,
 ) -> list[Claim]:
@@ -269,7 +269,7 @@ def _claims(
     return claims
 
 
-def _subsets_claim(name: str, rows: Sequence[Row], groups: Sequence[str]) -> Claim:
+def _subsets_claim(name: str, rows: Sequence[TableRow], groups: Sequence[str]) -> Claim:
     others = [group for group in groups if group != name]
     *_, mean, low, high, equal = subset_table(rows, others, ("pair_proxy",)).rows[0]
     differ = "" if equal is None else f"; p = {float(equal):.2g} that all are alike"

@@ -21,7 +21,7 @@ FACTORS = (1.0, 2.0, 5.0, 10.0, 20.0)
 AXES: Mapping[str, int] = {"beta": 0, "gamma": 1}
 
 
-class Law(NamedTuple):
+class AxisLaw(NamedTuple):
     """``Tr H(a) = A / a^2 + C + B a^2`` along one axis."""
 
     a: float
@@ -33,7 +33,7 @@ class Law(NamedTuple):
         return self.a / factor**2 + self.c + self.b * factor**2
 
 
-def law_of(blocks: Mapping[str, float], first: int) -> Law:
+def law_of(blocks: Mapping[str, float], first: int) -> AxisLaw:
     """Read the law along one axis off the traces of the parameters' blocks.
 
     The scaled layer's weight and bias shrink their curvature, the next layer's weight grows
@@ -43,7 +43,7 @@ def law_of(blocks: Mapping[str, float], first: int) -> Law:
     scaled, following = weights[first], weights[first + 1]
     a = blocks[scaled] + blocks[scaled.removesuffix("weight") + "bias"]
     b = blocks[following]
-    return Law(a, b, sum(blocks.values()) - a - b)
+    return AxisLaw(a, b, sum(blocks.values()) - a - b)
 
 
 def kind_of(record: Record) -> str:

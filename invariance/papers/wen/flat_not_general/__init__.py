@@ -8,7 +8,7 @@ from invariance.papers.wen.flat_not_general._constructions import (
     minimum_trace,
     realise,
 )
-from invariance.papers.wen.flat_not_general._memoriser_or_generaliser import Row, contest
+from invariance.papers.wen.flat_not_general._memoriser_or_generaliser import RankingRow, contest
 from invariance.papers.wen.flat_not_general._networks import build
 from invariance.papers.wen.flat_not_general._problem import Problem, draw_problem, parity
 from invariance.papers.wen.flat_not_general._published_constants import (
@@ -23,8 +23,8 @@ __all__ = [
     "Phase",
     "Problem",
     "PublishedConstant",
+    "RankingRow",
     "Recipe",
-    "Row",
     "Sharpness",
     "build",
     "construct",

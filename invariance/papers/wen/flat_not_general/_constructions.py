@@ -51,7 +51,7 @@ from torch import Tensor, nn
 from invariance.core._errors import UsageError
 from invariance.papers.wen.flat_not_general._networks import BatchNormalised, build
 
-Kind = Literal["memoriser", "generaliser"]
+ConstructionKind = Literal["memoriser", "generaliser"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Construction:
         signs: ``(m,)`` sign of each readout.
     """
 
-    kind: Kind
+    kind: ConstructionKind
     architecture: str
     bias: bool
     directions: Tensor
@@ -94,7 +94,9 @@ class Construction:
         return bool((levels @ self.signs == self.divisor * y.round().to(torch.int64)).all())
 
 
-def construct(kind: Kind, x: Tensor, y: Tensor, *, architecture: str, bias: bool) -> Construction:
+def construct(
+    kind: ConstructionKind, x: Tensor, y: Tensor, *, architecture: str, bias: bool
+) -> Construction:
     """Write a network down for a training set.
 
     Args:

@@ -10,7 +10,7 @@ import sympy
 
 from invariance.measures._registry import all_measures
 from invariance.papers.wen.flat_not_general._constructions import (
-    Kind,
+    ConstructionKind,
     batch_norm_limit,
     construct,
     exact_trace,
@@ -18,7 +18,7 @@ from invariance.papers.wen.flat_not_general._constructions import (
     minimum_trace,
     realise,
 )
-from invariance.papers.wen.flat_not_general._memoriser_or_generaliser import Row, contest
+from invariance.papers.wen.flat_not_general._memoriser_or_generaliser import RankingRow, contest
 from invariance.papers.wen.flat_not_general._problem import Problem, draw_problem
 from invariance.papers.wen.flat_not_general._published_constants import (
     PublishedConstant,
@@ -129,7 +129,7 @@ def training_table(records: Sequence[Record]) -> Table:
 def constructions_table(data: Problem) -> Table:
     """Show the networks in closed form beside the minimum that they attain."""
     rows: list[tuple[str | float | None, ...]] = []
-    kinds: tuple[Kind, ...] = ("memoriser", "generaliser")
+    kinds: tuple[ConstructionKind, ...] = ("memoriser", "generaliser")
     for architecture, bias in (("plain", False), ("plain", True), ("layer", True), ("batch", True)):
         for kind in kinds:
             if kind == "memoriser" and not bias:
@@ -172,7 +172,7 @@ def constructions_table(data: Problem) -> Table:
     )  # fmt: skip
 
 
-def contest_table(without: Sequence[Row], with_bias: Sequence[Row]) -> Table:
+def contest_table(without: Sequence[RankingRow], with_bias: Sequence[RankingRow]) -> Table:
     """Show what every measure says of memoriser and generaliser."""
     rows = [
         (

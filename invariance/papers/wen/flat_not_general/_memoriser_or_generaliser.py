@@ -28,7 +28,7 @@ from invariance.measures._registry import Measure, all_measures, get_measure
 from invariance.papers.wen.flat_not_general._constructions import construct, realise
 from invariance.papers.wen.flat_not_general._problem import Problem
 
-Verdict = Literal["right way", "wrong way", "cannot tell", "depends", "does not apply"]
+RankingVerdict = Literal["right way", "wrong way", "cannot tell", "depends", "does not apply"]
 
 #: Measures of which more is said to be better; of the others, sharpness and norms, less is.
 MORE_IS_BETTER = frozenset(
@@ -68,7 +68,7 @@ SAME = 1e-6
 
 
 @dataclass(frozen=True)
-class Row:
+class RankingRow:
     """One measure of both networks.
 
     Attributes:
@@ -89,7 +89,7 @@ class Row:
     invariant: bool
     memoriser: float | None
     generaliser: float | None
-    verdict: Verdict
+    verdict: RankingVerdict
     note: str = ""
     least_slope: float | None = None
 
@@ -100,7 +100,7 @@ def contest(
     output_bias: bool,
     n_unseen: int = 100,
     names: Iterable[str] | None = None,
-) -> list[Row]:
+) -> list[RankingRow]:
     """Measure memoriser and generaliser, both of width n with a hidden bias.
 
     The memoriser is a family: each unit is 1 at its own point with any slope that is steep
@@ -125,14 +125,14 @@ def contest(
         invariant = Group.NEURON_SCALING in measure.invariant_under
         if name in NEEDS_GRADIENT:
             reason = "It climbs the gradient, which is zero at an interpolating network."
-            rows.append(Row(name, reading, invariant, None, None, "does not apply", reason))
+            rows.append(RankingRow(name, reading, invariant, None, None, "does not apply", reason))
             continue
         inputs = _inputs(measure, data, reading, n_unseen)
         try:
             found = [measure(two_logits(m) if reading == "(-f, f)" else m, **inputs) for m in pair]
         except InvarianceError as error:
             reason = str(error).splitlines()[0]
-            rows.append(Row(name, reading, invariant, None, None, "does not apply", reason))
+            rows.append(RankingRow(name, reading, invariant, None, None, "does not apply", reason))
             continue
         values = [float(one) for one in found]
         noise = math.hypot(*(one.stderr or 0.0 for one in found))
@@ -141,7 +141,7 @@ def contest(
         if verdict != other:
             verdict = "depends"
         rows.append(
-            Row(name, reading, invariant, memoriser, generaliser, verdict, least_slope=least)
+            RankingRow(name, reading, invariant, memoriser, generaliser, verdict, least_slope=least)
         )
     return rows
 
@@ -166,7 +166,7 @@ def least_slope(memoriser: nn.Module, data: Problem) -> nn.Module:
     return gentle
 
 
-def judge(name: str, memoriser: float, generaliser: float, noise: float = 0.0) -> Verdict:
+def judge(name: str, memoriser: float, generaliser: float, noise: float = 0.0) -> RankingVerdict:
     """Say which way a measure orders the two networks."""
     scale = max(abs(memoriser), abs(generaliser))
     if not abs(memoriser - generaliser) > max(SAME * scale, 3 * noise, 1e-12):
@@ -211,7 +211,7 @@ def two_logits(model: nn.Module) -> nn.Module:
 
 
 def reading_of(measure: Measure) -> str:
-    """Say on what a measure is taken; see :class:`Row`."""
+    """Say on what a measure is taken; see :class:`RankingRow`."""
     if not measure.fields:
         return "weights"
     return "f" if "loss" in inspect.signature(measure.function).parameters else "(-f, f)"

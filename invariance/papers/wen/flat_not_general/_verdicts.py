@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
-from invariance.papers.wen.flat_not_general._memoriser_or_generaliser import Row
+from invariance.papers.wen.flat_not_general._memoriser_or_generaliser import RankingRow
 from invariance.papers.wen.flat_not_general._published_constants import PublishedConstant
 from invariance.studies._study import Record
 from invariance.studies.claims._claims import Basis, Claim, Region
@@ -35,8 +35,8 @@ _SEEDS = "Interval: Student's t over seeds; each seed has its own data, weights 
 
 def claims(
     cells: Cells,
-    rows: Sequence[Row],
-    with_bias: Sequence[Row],
+    rows: Sequence[RankingRow],
+    with_bias: Sequence[RankingRow],
     constants: Sequence[PublishedConstant],
 ) -> list[Claim]:
     """Judge every claim."""
@@ -114,7 +114,7 @@ def claims(
     ]  # fmt: skip
 
 
-def _exact(rows: Sequence[Row], constants: Sequence[PublishedConstant]) -> list[Claim]:
+def _exact(rows: Sequence[RankingRow], constants: Sequence[PublishedConstant]) -> list[Claim]:
     trace = next((row for row in rows if row.measure == "hessian_trace"), None)
     gap = math.nan
     if trace is not None and trace.memoriser is not None and trace.generaliser is not None:
@@ -144,7 +144,7 @@ def _exact(rows: Sequence[Row], constants: Sequence[PublishedConstant]) -> list[
     return found
 
 
-def _family(rows: Sequence[Row]) -> list[Claim]:
+def _family(rows: Sequence[RankingRow]) -> list[Claim]:
     """Judge what tells memorisers from the generaliser over the whole family."""
     found = []
     for row in rows:
