@@ -40,7 +40,7 @@ def rejudge(path: Path, study: Study) -> dict[str, Any]:
         findings = study.analyse(records, options)
     except (KeyError, StopIteration):
         claims = judged([_sampled_again(claim, study) for claim in results["claims"]])
-        new = {"claims": [plain(claim.to_dict(), claim.name) for claim in claims]}
+        new: dict[str, Any] = {"claims": [plain(claim.to_dict(), claim.name) for claim in claims]}
         notes = [note for note in results["notes"] if note != CLAIMS_ONLY] + [CLAIMS_ONLY]
     else:
         folder = path.parent / "figures"
@@ -67,11 +67,11 @@ def record_of(entry: Mapping[str, Any]) -> Record:
             f"Network {entry['id']} is not what its settings say ({config.id}): the file was "
             "changed by hand, or written by a version that spelled settings differently."
         )
-    entry = json.loads(json.dumps(entry))
-    for place, word in entry.pop("not_finite", {}).items():
-        _put(entry, place, {"inf": math.inf, "-inf": -math.inf}.get(word, math.nan))
-    measured = {k: v for k, v in entry.items() if k not in RESERVED}
-    return Record(config, entry["facts"], measured)
+    copy: dict[str, Any] = json.loads(json.dumps(entry))
+    for place, word in copy.pop("not_finite", {}).items():
+        _put(copy, place, {"inf": math.inf, "-inf": -math.inf}.get(word, math.nan))
+    measured = {k: v for k, v in copy.items() if k not in RESERVED}
+    return Record(config, copy["facts"], measured)
 
 
 def _put(content: Any, place: str, value: float) -> None:

@@ -225,8 +225,7 @@ def test_a_planted_answer_is_found():
     findings = analyse(records, Options(quick=True))
     verdicts = {claim.name: claim.verdict for claim in findings.claims}
     assert verdicts["better-sam"] == "supported"
-    # Ten of ten seeds: 0.69 to 1, too wide for a half after Holm over all claims.
-    assert verdicts["sharper-and-better-sam"] == "open"
+    assert verdicts["sharper-and-better-sam"] == "supported"
     assert verdicts["sharper-sam_sharpness"] == "supported"
     assert verdicts["about-the-function-sam_sharpness"] == "contradicted"
     factor = next(c for c in findings.claims if c.name == "sharper-at-equal-loss-sam_sharpness")
@@ -264,8 +263,8 @@ def test_blocks_that_disagree_are_shown_apart():
         "open",
     )  # every resample says a half: no interval
     verdicts = {claim.name: claim.verdict for claim in findings.claims}
-    assert verdicts["sharper-and-better-sam digits, mlp, n = 9"] == "open"
-    assert verdicts["sharper-and-better-sam mnist, mlp, n = 9"] == "open"
+    assert verdicts["sharper-and-better-sam digits, mlp, n = 9"] == "supported"
+    assert verdicts["sharper-and-better-sam mnist, mlp, n = 9"] == "contradicted"
     table = findings.tables[0]
     assert table.title == "What the claims pool, block by block"
     shares = {row[:2]: row[-1] for row in table.rows}

@@ -150,7 +150,9 @@ def push(
 
     def move(by: Tensor) -> None:
         with torch.no_grad():
-            for part, change in zip(parts, by.split([p.numel() for p in parts]), strict=True):
+            for part, change in zip(
+                parts, torch.split(by, [p.numel() for p in parts]), strict=True
+            ):
                 part.add_(change.view_as(part))
 
     def loss() -> Tensor:
