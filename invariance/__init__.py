@@ -20,6 +20,7 @@ from invariance.core._version import __version__
 
 if TYPE_CHECKING:
     from invariance import (
+        atlas,
         curvature,
         data,
         measures,
@@ -70,6 +71,7 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBPACKAGES = (
+    "atlas",
     "curvature",
     "data",
     "measures",
@@ -98,6 +100,7 @@ __all__ = [
     "TransformError",
     "UsageError",
     "__version__",
+    "atlas",
     "canonicalize",
     "check",
     "curvature",

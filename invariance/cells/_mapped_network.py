@@ -82,6 +82,10 @@ class MappedNetwork:
         """
         return self._put(transform, measure)[0]
 
+    def admits(self, transform: Transform) -> bool:
+        """Whether the last map that was tried is this one, and kept the function."""
+        return id(transform) in self._kept
+
     def function_row(self, transform: Transform) -> FunctionRow:
         """Apply ``transform`` and return the comparison of the two functions."""
         return self._put(transform, "any measure")[1]

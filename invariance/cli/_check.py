@@ -92,13 +92,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace, project: Project, requests: list[Request]) -> int:
+    from invariance.core._text import printable
     from invariance.testing.project._verdicts import exit_code, run_requests, to_json
 
     outcomes = run_requests(requests, root=project.root)
     if options.json != "-":
         for outcome in outcomes:
             if outcome.status != "untried":
-                sys.stdout.write(f"[{outcome.status}] on {outcome.model}: {outcome.message}\n")
+                line = f"[{outcome.status}] on {outcome.model}: {outcome.message}\n"
+                sys.stdout.write(printable(line))
     _say_untried(outcome.message for outcome in outcomes if outcome.status == "untried")
     _write_json(options.json, to_json(outcomes, requests))
     code = exit_code(outcomes)
@@ -109,14 +111,17 @@ def _check(options: argparse.Namespace, project: Project, requests: list[Request
 
 def _say_untried(messages: Iterable[str]) -> None:
     """Print each reason once, where errors go: one module may hold every measure."""
+    from invariance.core._text import printable
+
     for message in dict.fromkeys(messages):
-        sys.stderr.write(f"invariance: not tried: {message}\n")
+        sys.stderr.write(printable(f"invariance: not tried: {message}\n"))
 
 
 def _snapshot(
     options: argparse.Namespace, project: Project, requests: list[Request], path: Path
 ) -> int:
     from invariance.core._files import require_writable
+    from invariance.core._text import printable
     from invariance.testing.project._snapshot import compare, load_snapshot, render, save_snapshot
     from invariance.testing.project._verdicts import describe_requests
 
@@ -134,7 +139,7 @@ def _snapshot(
         changes = compare(recorded, rows)
         text, code = render(changes, path), int(bool(changes))
     if options.json != "-":
-        sys.stdout.write("\n\n".join([*map(str, rows.values()), text]) + "\n")
+        sys.stdout.write(printable("\n\n".join([*map(str, rows.values()), text]) + "\n"))
     _write_json(
         options.json,
         {

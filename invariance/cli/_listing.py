@@ -20,10 +20,12 @@ def add_parser(subparsers: Any) -> None:
 def list_measures(options: argparse.Namespace) -> int:
     """Print the master table: each measure's declaration under each group."""
     from rich.table import Table
+    from rich.text import Text
 
     import invariance.measures  # noqa: F401 - importing fills the registry
     from invariance.cli._progress import list_console
     from invariance.core._groups import Group
+    from invariance.core._text import printable
     from invariance.measures._registry import all_measures, get_measure
 
     # Letters for headings: a dozen names side by side fit no terminal of 80 columns.
@@ -36,13 +38,14 @@ def list_measures(options: argparse.Namespace) -> int:
     for name in all_measures():
         entry = get_measure(name)
         declared = [entry.declared([g]) if entry.claims([g]) else "" for g in Group]
-        table.add_row(name, *(symbols.get(word, "?") for word in declared))
+        table.add_row(printable(name), *(symbols.get(word, "?") for word in declared))
     console = list_console()
     console.print(table)
     legend = (f"{letter}={group.value}" for letter, group in letters.items())
     console.print("under  " + "   ".join(legend), highlight=False)
     for name in all_measures():
-        console.print(f"[bold]{name}[/bold]  {get_measure(name).summary}", highlight=False)
+        line = Text.assemble((printable(name), "bold"), f"  {printable(get_measure(name).summary)}")
+        console.print(line, highlight=False)
     return 0
 
 

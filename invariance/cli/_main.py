@@ -6,27 +6,43 @@ Importing this module is cheap: torch is imported only when a command runs.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import NoReturn
 
+from invariance.cli import _atlas as atlas
 from invariance.cli import _check as check
 from invariance.cli import _listing as listing
 from invariance.cli import _report as report
 from invariance.cli import _studies as studies
 from invariance.cli import _study as study
 from invariance.cli._streams import Streams
+from invariance.core._foreign import no_sudden_end
 from invariance.core._reproducible import ask_for_reproducible_kernels
 
 #: Modules that each offer ``add_parser(subparsers)``; add a subcommand here.
-COMMANDS = (report, check, study, studies, listing)
+COMMANDS = (report, check, study, studies, listing, atlas)
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest choice to one that does not exist."""
+
+    def error(self, message: str) -> NoReturn:
+        known = re.search(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message)
+        if known:
+            close = get_close_matches(known[1], re.findall(r"[\w-]+", known[2]), n=1)
+            message += f". Did you mean {close[0]!r}?" if close else ""
+        super().error(message)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser with all subcommands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="invariance",
         description=(
             "Rescale networks without changing their function, and see which measures of "
@@ -54,7 +70,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         from invariance.core._files import working_folder
 
         working_folder()  # every command imports, reads or writes relative to it
-        code: int = options.run(options)
+        with no_sudden_end():  # a user's module may call os._exit(0)
+            code: int = options.run(options)
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted; files already written are whole.\n")
         return INTERRUPTED

@@ -27,6 +27,10 @@ class EndedProgramError(MeasureError):
     """A measure called ``sys.exit``; nothing that it was tried on counts as tried."""
 
 
+class UnevaluatedError(MeasureError):
+    """A measure refused a network that a map of its own claim led to: the claim was not tried."""
+
+
 class ModelError(InvarianceError, ValueError):
     """A model cannot be built, trained or measured as asked."""
 

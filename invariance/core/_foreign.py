@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,26 @@ def foreign(what: str) -> Iterator[None]:
         raise
     except BaseException as error:
         raise UsageError(f"{what} {account(error)}.") from error
+
+
+@contextmanager
+def no_sudden_end() -> Iterator[None]:
+    """Let ``os._exit`` raise ``SystemExit`` in this process, so that no code ends it unheard.
+
+    Processes that are forked from this one end by it as ever.
+    """
+    real, here = os._exit, os.getpid()
+
+    def leave(status: int) -> None:
+        if os.getpid() != here:
+            real(status)
+        raise SystemExit(status)
+
+    os._exit = leave  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        os._exit = real
 
 
 def account(error: BaseException) -> str:

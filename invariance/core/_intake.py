@@ -55,10 +55,13 @@ class Adapted(nn.Module):
         adapted_inputs: What the rows index: names or places to ``(n, ...)`` tensors; ``None``
             where the model reads a tensor.
         adapted_choice: From what the model returns to the tensor that is measured.
+        adapted_shape: The shape of one row of that tensor, where it is no vector: rows are then
+            returned flattened, ``(n, K)``.
     """
 
     adapted_inputs: Mapping[str, Tensor] | tuple[Tensor, ...] | None = None
     adapted_choice: Callable[[Any], Tensor] | None = None
+    adapted_shape: tuple[int, ...] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of rows ``x``, or of the rows that ``x`` numbers."""
@@ -77,7 +80,10 @@ class Adapted(nn.Module):
             else:
                 rows = {name: self._rows(v, number) for name, v in self.adapted_inputs.items()}
                 out = self.adapted_call(**rows)
-        return out if self.adapted_choice is None else self.adapted_choice(out)
+        if self.adapted_choice is not None:
+            out = self.adapted_choice(out)
+        logits: Tensor = out
+        return logits if self.adapted_shape is None else logits.reshape(logits.shape[0], -1)
 
     def adapted_call(self, *args: Any, **kwargs: Any) -> Any:
         """Call the user's own ``forward``."""
@@ -92,11 +98,13 @@ def _adapt(
     model: nn.Module,
     inputs: Mapping[str, Tensor] | tuple[Tensor, ...] | None,
     choice: Callable[[Any], Tensor] | None,
+    shape: tuple[int, ...] | None = None,
 ) -> nn.Module:
     """Return a shallow copy of ``model`` that is called with rows and returns a tensor."""
     if isinstance(model, Adapted):
         inputs = model.adapted_inputs if inputs is None else inputs
         choice = model.adapted_choice if choice is None else choice
+        shape = model.adapted_shape if shape is None else shape
         kind = type(model)
     else:
         base = type(model)
@@ -116,7 +124,13 @@ def _adapt(
     new.__class__ = kind
     new.__dict__["adapted_inputs"] = inputs
     new.__dict__["adapted_choice"] = choice
+    new.__dict__["adapted_shape"] = shape
     return new
+
+
+def output_shape(model: nn.Module) -> tuple[int, ...] | None:
+    """The shape of one row of outputs as the user's model gives them; ``None`` for ``(K,)``."""
+    return model.adapted_shape if isinstance(model, Adapted) else None
 
 
 def with_output(model: nn.Module, choose: Callable[[Any], Tensor]) -> nn.Module:
@@ -231,7 +245,7 @@ def _is_batches(x: object) -> bool:
     if isinstance(x, DataLoader):
         return True
     if isinstance(x, list | tuple):
-        return not all(isinstance(item, Tensor | np.ndarray) for item in x)
+        return not x or not all(isinstance(item, Tensor | np.ndarray) for item in x)
     return isinstance(x, Iterable)
 
 
@@ -315,8 +329,8 @@ def _joined(xs: list[Any], name: str) -> Any:
 
 
 def _returning_tensor(module: nn.Module, rows: Tensor) -> nn.Module:
-    """The module itself if it returns a tensor, else one that returns its ``.logits``."""
-    if _surely_returns_tensor(module) or not rows.ndim or not len(rows):
+    """The module itself if it returns ``(n, K)``, else one that returns its ``.logits`` so."""
+    if _surely_returns_rows(module, rows) or not rows.ndim or not len(rows):
         return module
     probe = clone(module).eval()
     row = rows[:2].detach().clone()
@@ -333,9 +347,7 @@ def _returning_tensor(module: nn.Module, rows: Tensor) -> nn.Module:
             "small perturbations and second derivatives are lost. Compute in the dtype of the "
             "parameters there: x.to(self.weight.dtype)."
         )
-    if isinstance(out, Tensor):
-        return module
-    chosen = _logits(out)
+    chosen = out if isinstance(out, Tensor) else _logits(out)
     if chosen is None:
         keys = f" with {sorted(map(str, out))}" if isinstance(out, Mapping) else ""
         raise ModelError(
@@ -343,7 +355,11 @@ def _returning_tensor(module: nn.Module, rows: Tensor) -> nn.Module:
             "tensor of outputs. Say which: "
             "inv.models.with_output(model, lambda out: out[0]), or whatever holds the logits."
         )
-    return _adapt(module, None, _logits)  # type: ignore[arg-type]
+    vectors = chosen.ndim in (0, 2) or chosen.shape[0] != row.shape[0]
+    if chosen is out and vectors:
+        return module
+    choice = None if chosen is out else _logits
+    return _adapt(module, None, choice, None if vectors else tuple(chosen.shape[1:]))  # type: ignore[arg-type]
 
 
 def _logits(out: Any) -> Tensor | None:
@@ -352,15 +368,15 @@ def _logits(out: Any) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
-def _surely_returns_tensor(module: nn.Module) -> bool:
-    """Whether types alone say that it returns a tensor of its own dtype (spares a forward pass)."""
-    if not all(type(part).__module__.startswith("torch.nn.") for part in module.modules()):
+def _surely_returns_rows(module: nn.Module, rows: Tensor) -> bool:
+    """Whether types alone say that it returns ``(n, K)`` (spares a forward pass)."""
+    parts = list(module) if type(module) is nn.Sequential else [module]
+    if not parts or any(list(part.children()) for part in parts):
         return False
-    while type(module) is nn.Sequential and len(module):
-        module = module[-1]
-    kind = type(module)
-    return kind.__module__.startswith("torch.nn.modules") and not isinstance(
-        module, nn.RNNBase | nn.RNNCellBase | nn.MultiheadAttention | nn.Sequential
+    if not all(type(part).__module__.startswith("torch.nn.modules") for part in parts):
+        return False
+    return type(parts[-1]) is nn.Linear and (
+        rows.ndim == 2 or any(type(part) is nn.Flatten for part in parts)
     )
 
 

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from invariance.core._errors import DataError, MeasureError, ModelError
 from invariance.core._forward import reading, run
+from invariance.core._intake import takes_any
 from invariance.core._modules import (
     all_finite,
     clone,
@@ -27,8 +28,7 @@ from invariance.core._modules import (
 )
 from invariance.core._reads import Reads, left_behind
 from invariance.curvature._batches import Batches, Data, collect_batches
-from invariance.curvature.losses._resolve import Loss, LossLike, resolve_loss
-from invariance.curvature.products._output_space import summed
+from invariance.curvature.losses._resolve import Loss, LossLike, loss_on
 from invariance.curvature.products._parameter_space import ParameterSpace, select_parameters
 
 #: Rows of the head of the data that are run again to catch randomness and coupled rows.
@@ -68,7 +68,7 @@ class Objective:
 
     def value(self, parameters: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
         """Return these rows' share of the loss; the shares of all chunks sum to it."""
-        return summed(self.loss, self.forward(parameters, x), y) / self.total_mass
+        return self.loss.total(self.forward(parameters, x), y) / self.total_mass
 
     def leaves(self) -> tuple[Tensor, ...]:
         """Return the point as fresh leaves that require gradients."""
@@ -124,6 +124,7 @@ class Objective:
         return words
 
 
+@takes_any(streams=True)
 def build_objective(
     model: nn.Module,
     x: Data,
@@ -139,8 +140,8 @@ def build_objective(
     """
     require_deterministic(model)
     space = select_parameters(model, parameters)
-    resolved = resolve_loss(loss, model)
     batches = collect_batches(x, y)
+    resolved = loss_on(loss, batches, model)
     try:
         copy = clone(model)
     except Exception as error:

@@ -53,7 +53,7 @@ from invariance.curvature.exact._result import (
     Wants,
 )
 from invariance.curvature.losses._base import Draws
-from invariance.curvature.losses._resolve import Loss, LossLike, resolve_loss
+from invariance.curvature.losses._resolve import Loss, LossLike, loss_on
 from invariance.curvature.products._operators import HessianOperator
 
 Method: TypeAlias = Literal["auto", "exact", "sampled", "estimate"]
@@ -193,8 +193,8 @@ def prepare(
     parameters: Iterable[str] | None,
 ) -> Prepared:
     """Check a network and its data, once for all that follows."""
-    resolved = resolve_loss(loss, model)
     batches = collect_batches(x, y)
+    resolved = loss_on(loss, batches, model)
     names = parameter_names(model, parameters)
     require_deterministic(model)
     steps = read_perceptron(model) if batches.first()[0].ndim == 2 else None
@@ -538,6 +538,7 @@ def exact_parameters(
     x: Data,
     y: Tensor | None = None,
     *,
+    loss: LossLike = "cross_entropy",
     parameters: Iterable[str] | None = None,
     max_products: int = DEFAULT_MAX_PRODUCTS,
 ) -> tuple[list[str], list[str]]:
@@ -545,7 +546,7 @@ def exact_parameters(
 
     Shapes: ``x (n, ...)``.
     """
-    swept, rest, _ = prepare(model, x, y, "cross_entropy", parameters).split("auto")
+    swept, rest, _ = prepare(model, x, y, loss, parameters).split("auto")
     if _by_products(model, rest, "auto", max_products):
         return [*swept, *rest], []
     return list(swept), list(rest)

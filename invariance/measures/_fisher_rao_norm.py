@@ -15,8 +15,7 @@ from invariance.core._modules import require_deterministic, weight_layers
 from invariance.curvature._batches import check_budget, collect_batches
 from invariance.curvature.exact._directional import directional_chunks, frozen_state, move_like
 from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET
-from invariance.curvature.losses._custom import CustomLoss
-from invariance.curvature.losses._resolve import LossLike, resolve_loss
+from invariance.curvature.losses._resolve import LossLike, loss_on
 from invariance.curvature.products._parameter_space import select_parameters
 from invariance.measures._registry import measure
 
@@ -60,7 +59,8 @@ def fisher_rao_norm(
         model: The network, in eval mode if it has BatchNorm or dropout.
         x: ``(n, ...)`` inputs.
         y: ``(n,)`` labels.
-        loss: Cross-entropy or mean squared error; others have no Fisher information.
+        loss: Cross-entropy, mean squared error, or another of torch's likelihoods; others have
+            no Fisher information.
         memory_budget: Bytes for temporaries.
 
     Returns:
@@ -80,19 +80,15 @@ def fisher_rao_norm(
         >>> abs(float(fisher_rao_norm(model, x, y)) - 3 / 16 * math.log(3) ** 2) < 1e-12
         True
     """
-    resolved = resolve_loss(loss, model)
-    if isinstance(resolved, CustomLoss):
-        raise MeasureError(
-            f"The loss {resolved.name!r} names no predictive distribution, so it has no Fisher "
-            "information. Use 'cross_entropy' or 'mse'."
-        )
+    batches = collect_batches(x, y)
+    resolved = loss_on(loss, batches, model)
     require_deterministic(model)
     check_budget(memory_budget)
     state = frozen_state(model)
     theta = {name: state[name] for name in select_parameters(model).names}
     total, mass = 0.0, 0.0
-    for f, u, labels in directional_chunks(model, x, y, theta, resolved, memory_budget):
-        root = resolved.hessian_factor(f, labels).root
+    for f, u, labels in directional_chunks(model, batches, None, theta, resolved, memory_budget):
+        root = resolved.fisher_root(f, labels)
         total += float((root.mT @ u.unsqueeze(-1)).square().sum().cpu().double())
         mass += float(resolved.masses(f, labels).sum())
     if mass <= 0:
@@ -145,21 +141,20 @@ def fisher_rao_closed_form(
     """
     if kind not in ("model", "empirical"):
         raise MeasureError(f"kind must be 'model' or 'empirical'. Got {kind!r}.")
-    resolved = resolve_loss(loss, model)
-    if kind == "model" and isinstance(resolved, CustomLoss):
-        raise MeasureError(f"The loss {resolved.name!r} names no predictive distribution.")
+    batches = collect_batches(x, y)
+    resolved = loss_on(loss, batches, model)
     require_deterministic(model)
     layers = len(weight_layers(model))
     like = next(iter(model.parameters()))
     total, mass = 0.0, 0.0
     with torch.no_grad():
-        for bx, by in collect_batches(x, y):
+        for bx, by in batches:
             with reading(model, bx):
                 f = run(model, move_like(bx, like))
             labels = by.to(f.device)
             resolved.check(f, labels)
             if kind == "model":
-                root = resolved.hessian_factor(f, labels).root
+                root = resolved.fisher_root(f, labels)
                 rows = (root.mT @ f.unsqueeze(-1)).square()
             else:
                 rows = (resolved.gradients(f, labels) * f).sum(-1).square()

@@ -13,7 +13,8 @@ from invariance.core._groups import Group
 from invariance.core._modules import lifted, require_deterministic
 from invariance.curvature._batches import check_batch, check_budget
 from invariance.curvature.exact._directional import frozen_state, move_like
-from invariance.curvature.losses._resolve import CrossEntropy, softmax_root
+from invariance.curvature.losses._positions import Positionwise
+from invariance.curvature.losses._resolve import resolve_loss, softmax_root
 from invariance.curvature.products._parameter_space import select_parameters
 from invariance.measures._registry import measure
 
@@ -80,10 +81,13 @@ def information_geometric_sharpness(
     with torch.no_grad(), reading(model, x):
         outputs = run(model, rows)
     labels = y.to(outputs.device)
-    loss = CrossEntropy()
+    loss = resolve_loss("cross_entropy", model)
     loss.check(outputs, labels)
     if y.is_floating_point() or bool((y < 0).any()):
         raise MeasureError("Information-geometric sharpness needs integer labels, none ignored.")
+    labels_in = labels
+    if isinstance(loss, Positionwise):  # every position is an observation
+        outputs, labels = loss.positions(outputs, labels)
     n, k = outputs.shape
     if k == 1:
         return Estimate(0.0, method="a softmax over one class is constant")
@@ -99,6 +103,8 @@ def information_geometric_sharpness(
 
     jacobians = vmap(jacrev(row_outputs), in_dims=(None, 0))(theta, rows)
     jacobian = space.join([jacobians[name] for name in space.names], lead=2).double()
+    if isinstance(loss, Positionwise):
+        jacobian = loss.split(jacobian.movedim(-1, 0), labels_in).movedim(0, -1)
     logits = outputs.double()
     root = softmax_root(logits)  # (n, K, K - 1)
     score = (root.mT @ jacobian).flatten(0, 1)

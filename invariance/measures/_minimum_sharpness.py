@@ -29,7 +29,7 @@ from invariance.curvature._trace_diagonal import (
 )
 from invariance.curvature.exact._mlp import sweep_perceptrons
 from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET, Wants
-from invariance.curvature.losses._resolve import Loss, LossLike, resolve_loss
+from invariance.curvature.losses._resolve import Loss, LossLike, loss_on
 from invariance.measures._registry import measure
 from invariance.measures.shared._folded_weights import folded_model
 from invariance.symmetry.balance._scalings import ScalingDesign, ScalingLeg, minimise_over_scalings
@@ -96,12 +96,12 @@ def minimum_sharpness(
     """
     if group not in ("layer", "neuron"):
         raise MeasureError(f"group must be 'layer' or 'neuron'. Got {group!r}.")
-    resolved = resolve_loss(loss, model)
+    batches = collect_batches(x, y)
     require_deterministic(model)
+    resolved = loss_on(loss, batches, model)
     parsed = read_perceptron(model)
     if parsed is not None and isinstance(x, Tensor) and x.ndim == 2:
         steps = _homogeneous_steps(parsed)
-        batches = collect_batches(x, y)
         sums = sweep_perceptrons(
             steps, batches, batches.rows, resolved, Wants(diagonal=True), memory_budget
         )
@@ -186,7 +186,7 @@ def _general(
             "homogeneous, or no unit lies between two weights."
         )
     names = [name for name, _ in folded.named_parameters()]
-    _, estimated = exact_parameters(folded, x, y, parameters=names)
+    _, estimated = exact_parameters(folded, x, y, loss=loss, parameters=names)
     if estimated:  # told before any curvature is computed
         raise MeasureError(
             "Minimum sharpness needs an exact diagonal of the Hessian, and here that of "

@@ -15,13 +15,14 @@ from invariance.measures._registry import measure
 from invariance.measures.shared._folded_weights import folded_weights
 
 #: A product of norms answers factors on whole layers, and orthogonal maps within one.
-#: BatchNorm is folded first.
+#: BatchNorm is folded first. The matrices are read as the layers use them, in any coordinates.
 _LAYERWISE = (
     Group.LAYER_SCALING,
     Group.PERMUTATION,
     Group.SIGN_FLIP,
     Group.BATCHNORM_FOLD,
     Group.BATCHNORM_SCALING,
+    Group.COORDINATES,
 )
 
 

@@ -37,6 +37,7 @@ _ROUND_OFF = 64.0
         Group.LOGIT_SHIFT,
         Group.BATCHNORM_FOLD,
         Group.BATCHNORM_SCALING,
+        Group.COORDINATES,  # weight and features are read as the layer uses them
     ],
     streams=True,
 )

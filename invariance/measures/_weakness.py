@@ -37,6 +37,7 @@ SAME_FEATURES_UP_TO_ROTATION = frozenset(
         Group.SIGN_FLIP,
         Group.LOGIT_SHIFT,
         Group.BATCHNORM_FOLD,
+        Group.BATCHNORM_SCALING,
         Group.COORDINATES,
     }
 )

@@ -26,6 +26,8 @@ How each kind acts on the tensor ``theta`` of a leg:
 * linear mixing, an invertible ``A``: a leg with ``power = +1`` is multiplied by ``A`` along its
   units, one with ``power = -1`` by ``A`` inverse transposed (addresses and further dimensions
   stay in place). Only legs of :attr:`Role.PRODUCER` and :attr:`Role.CONSUMER` occur.
+* translations, one number ``c`` a unit: ``theta' = theta + c[units]``, without influence on
+  the function whatever the other parameters are.
 
 ``leg.role`` says what the tensor is to the unit: a producer makes it (rows of the weight
 before, its bias, an embedding's columns), a consumer reads it linearly (columns of the weight
@@ -60,6 +62,7 @@ class SymmetryKind(StrEnum):
     BATCHNORM_AFFINE = "batchnorm_affine"
     BATCHNORM_WEIGHT_SCALE = "batchnorm_weight_scale"
     LOGIT_SHIFT = "logit_shift"
+    TRANSLATION = "translation"
 
 
 #: The kinds whose elements are one positive factor a unit.
@@ -123,7 +126,8 @@ class SymmetryGroup:
         site: The group's name for a reader: the parameter that first produces it.
         size: How many units there are.
         dof: Degrees of freedom: ``size`` for scalings and sign flips (the latter discrete),
-            ``size ** 2`` for linear mixing, 0 for a permutation (a finite group).
+            ``size ** 2`` for linear mixing, ``size`` for translations, 0 for a permutation (a
+            finite group).
         legs: Where it touches parameters and buffers.
         order: Position in the order of execution, to sort by.
         stream: Label of the family of units: two groups of different kinds with an equal

@@ -32,6 +32,7 @@ from invariance.transforms._reparametrize_maps import (
 )
 from invariance.transforms._sign_flip import SignFlip
 from invariance.transforms._split_units import SplitUnits
+from invariance.transforms._translation import Translation
 
 #: One transform for every kind of map of which members are drawn, in the order of a check.
 KINDS: tuple[type[Transform], ...] = (
@@ -71,6 +72,7 @@ __all__ = [
     "SignFlip",
     "SplitUnits",
     "Transform",
+    "Translation",
     "Unparametrize",
     "Verification",
     "WeightNorm",

@@ -74,6 +74,7 @@ def test_unknown_command_is_a_usage_error(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["reprot"])
     assert stop.value.code == 2
+    assert "Did you mean 'report'?" in capsys.readouterr().err
 
 
 def test_lists(capsys):

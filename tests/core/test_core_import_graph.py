@@ -23,6 +23,7 @@ ORDER = (
     "cells",
     "reporting",
     "checking testing",
+    "atlas",
     "studies",
     "papers",
     "cli",

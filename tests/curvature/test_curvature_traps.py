@@ -243,7 +243,7 @@ def test_bad_data_is_refused():
         HessianOperator(model, x, y + 2)
     with pytest.raises(DataError, match="targets y are needed"):
         HessianOperator(model, x)
-    with pytest.raises(DataError, match="not a pair"):
+    with pytest.raises(DataError, match="targets y are needed"):
         HessianOperator(model, [x])
     with pytest.raises(DataError, match="leave y out"):
         HessianOperator(model, [(x, y)], y)

@@ -78,6 +78,12 @@ def move(analysis, number, seed, *, powers_of_two=False):
         order = rng.permutation(group.size)
         identity = (order == np.arange(group.size)).all()
         actor.permute(group, np.roll(order, 1) if identity else order)
+    elif group.kind is SymmetryKind.TRANSLATION:
+        numbers = np.append(rng.standard_normal(group.size), 0.0)
+        tensors = dict(actor.model.named_parameters())
+        with torch.no_grad():
+            for leg in group.legs:
+                tensors[leg.parameter].add_(torch.from_numpy(numbers[leg.units]))
     elif group.kind is SymmetryKind.LINEAR_MIXING:
         mix_by_hand(actor.model, group, rng)
     return actor.model
@@ -159,15 +165,19 @@ class _FormulaNorm(nn.Module):
 def _with_formula_norms(model):
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            kind = nn.modules.batchnorm._BatchNorm
+            if isinstance(child, kind) and child.running_mean is not None:
                 setattr(module, name, _FormulaNorm(child))
     return model
 
 
-def diagonal_null_directions(model, make_inputs, *, statistics=True, skip=(), least=3, most=400):
+def diagonal_null_directions(
+    model, make_inputs, *, statistics=True, skip=(), least=3, most=400, plain=False
+):
     """Count the directions ``d`` with ``J diag(theta) d = 0`` for all inputs and parameters.
 
     Dense and independent of the engine: the Jacobian at several random parameters, stacked.
+    With ``plain`` those with ``J d = 0`` are counted: translations.
     """
     model = _with_formula_norms(copy.deepcopy(model))
     stacked = []
@@ -189,7 +199,7 @@ def diagonal_null_directions(model, make_inputs, *, statistics=True, skip=(), le
             warnings.filterwarnings("ignore", message=".*performance drop.*")
             jacobian = jacrev(function)(values)
         rows = next(iter(jacobian.values())).shape[0]
-        flat = [(jacobian[n] * values[n]).reshape(rows, -1) for n in values]
+        flat = [(jacobian[n] * (1 if plain else values[n])).reshape(rows, -1) for n in values]
         stacked.append(torch.cat(flat, dim=1).detach())
         if draw + 1 >= least and rows * (draw + 1) >= 2 * stacked[0].shape[1]:
             break

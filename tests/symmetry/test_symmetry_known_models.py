@@ -74,6 +74,8 @@ KNOWN = {
             "sign_flip": (10, 289),
             "linear_mixing": (16, 1024),
             "logit_shift": (1, 33),
+            # two layers of 32 keys, 32 + 64 inputs and two biases; a patch, a bias, 16 positions
+            "translation": (13, 2 * (32 + 32 + 64 + 2) + 49 + 1 + 16),
         },
     ),
 }

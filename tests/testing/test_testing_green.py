@@ -20,6 +20,7 @@ from invariance.testing.project._verdicts import MeasureOutcome, exit_code
 ROOT = Path(__file__).parents[2]
 
 MODULE = '''
+import os
 import sys
 import torch
 import invariance as inv
@@ -52,6 +53,26 @@ def leaves_when_scaled(model, x, y):
 
 def fails(model, x, y):
     raise OSError("own mistake")
+
+
+def ends_at_once(model, x, y):
+    os._exit(0)
+
+
+def ends_when_scaled(model, x, y):
+    return os._exit(0) if moved(model) else right(model, x, y)
+
+
+def refuses_when_scaled(model, x, y):
+    if moved(model):
+        raise inv.MeasureError("no such \x1b[31mnetwork")
+    return right(model, x, y)
+
+
+def moved(model):
+    known = inv.models.mlp((4, 5, 3), seed=1, dtype=torch.float64)
+    first, again = (next(net.parameters()).detach().double().norm() for net in (model, known))
+    return not torch.allclose(first, again, rtol=1e-4)
 
 
 def network():
@@ -110,6 +131,9 @@ def check(name, *functions, words=()):
         ("leaves", 2, "tried to end the program (sys.exit(0))"),
         ("leaves_when_scaled", 2, "tried to end the program (sys.exit(None))"),
         ("leaving_{name}:f", 2, "tried to end the program"),
+        ("ends_at_once", 2, "tried to end the program (sys.exit(0))"),
+        ("ends_when_scaled", 2, "tried to end the program (sys.exit(0))"),
+        ("refuses_when_scaled", 2, "could not be compared under"),
         ("syntax_{name}:f", 2, "is no valid Python"),
         ("importing_{name}:f", 2, "'no_such_thing_at_all', which is not installed"),
         ("raising_{name}:f", 2, "LookupError: at import"),
@@ -127,6 +151,41 @@ def test_a_measure_that_cannot_be_tried_is_not_green_and_the_others_are_tried(
     assert message in printed.out + printed.err
     assert "[holds]" in printed.out
     assert check(name, function, "wrong") == 1  # the broken claim is what counts
+
+
+def test_a_refusal_of_what_is_not_claimed_leaves_the_claim(project, capsys):
+    _, name = project
+    assert check(name, "refuses_when_scaled", words=["--groups", "permutation"]) == 0
+    assert check(name, "refuses_when_scaled") == 2
+    told = capsys.readouterr().err
+    assert "no such" in told
+    assert "\x1b" not in told
+
+
+def test_an_assertion_does_not_pass_over_a_map_without_a_value(net):
+    model, x, y = net
+    known = inv.measures.parameter_norm(model).value
+
+    def shy(model, x, y):
+        if abs(float(inv.measures.parameter_norm(model)) / known - 1) > 1e-9:
+            raise inv.MeasureError("not this one")
+        return float(model(x).detach().sum())
+
+    with pytest.raises(inv.MeasureError, match="A claim holds only where it was tried"):
+        inv.testing.assert_invariant(shy, model, x, y, groups=["layer_scaling", "permutation"])
+    inv.testing.assert_invariant(shy, model, x, y, groups=["permutation"])
+
+
+def test_processes_that_the_program_forks_end_as_ever():
+    from invariance.core._foreign import no_sudden_end
+
+    with no_sudden_end():
+        child = os.fork()
+        if child == 0:
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        with pytest.raises(SystemExit):
+            os._exit(0)
 
 
 @pytest.mark.parametrize(

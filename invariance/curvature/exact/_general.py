@@ -107,7 +107,10 @@ def sweep_module(
             chunk = max(1, memory_budget // _row_bytes(model, plan, row, wants))
             pair = move_like(bx[:2], like)
             with torch.no_grad():
-                if not check_rows_independent(run(model, row), run(model, pair)[:1]):
+                alone = run(model, row)
+                if draws is None:  # the root of the loss's Hessian has up to K columns a row
+                    chunk = max(1, min(chunk, memory_budget // (2 * alone.numel() * alone.nbytes)))
+                if not check_rows_independent(alone, run(model, pair)[:1]):
                     raise MeasureError(
                         "A row's outputs depend on the other rows of its batch, so the loss is "
                         "not a mean over rows. Remove what mixes rows, or put it in eval mode."

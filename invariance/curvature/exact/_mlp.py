@@ -33,16 +33,20 @@ from invariance.core._perceptron import (
 from invariance.curvature._batches import Sums, Tally, check_budget
 from invariance.curvature.exact._curved import Remainder
 from invariance.curvature.exact._result import Wants
-from invariance.curvature.losses._base import Draws, HessianFactor, Loss
+from invariance.curvature.losses._base import Draws, Loss
+from invariance.curvature.losses._resolve import CrossEntropy
 
 #: Aim for temporaries of this many bytes a chunk on the CPU: they then stay in its cache.
 _CACHE_BYTES = 16 * 2**20
+
+#: Outputs from which the last layer is passed without forming a root of the loss's Hessian.
+_MANY = 24
 
 #: Columns a block when multiplying by a triangular matrix, which halves its products.
 _TRIANGLE_BLOCK = 64
 
 
-def bytes_per_row(steps: Sequence[Step], channels: int) -> int:
+def bytes_per_row(steps: Sequence[Step], channels: int, *, rootless: bool = False) -> int:
     """Estimate the temporaries that one row of one model needs in :func:`sweep_chunk`, in bytes."""
     widths = [0]
     stored, itemsize = 0, 4
@@ -62,8 +66,11 @@ def bytes_per_row(steps: Sequence[Step], channels: int) -> int:
         stored += 3 * max(square, sorted(widths)[-1] * sorted(widths)[-2])
     # Activations and slopes are kept; two cotangent blocks of the widest layers are alive
     # at once, and a squared copy of one for the diagonal; the root is made from a few like it.
-    top = sorted(widths)[-2:]
     out = widths[-1]
+    if rootless:  # no cotangent of the outputs is formed
+        top = sorted([0, *widths[:-1]])[-2:]
+        return itemsize * (2 * stored + 3 * out + channels * (sum(top) + top[-1]))
+    top = sorted(widths)[-2:]
     return itemsize * (2 * stored + channels * (sum(top) + top[-1]) + 4 * out * channels)
 
 
@@ -133,21 +140,27 @@ class _Sweep:
 
     def __init__(
         self,
-        factor: HessianFactor,
+        cotangents: Tensor,
+        signs: Tensor | None,
+        samples: int | None,
         remainder: Remainder | None,
         wants: Wants,
         triangle: tuple[Tensor, bool] | None,
         sums: Sums,
     ) -> None:
-        self.cotangents = factor.root.mT.clone(memory_format=torch.contiguous_format)
-        self.signs = factor.signs
-        self.samples = factor.samples
+        self.cotangents = cotangents
+        #: ``H = cotangents^T partner`` where they are not the same, and ``H = D partner`` with
+        #: the diagonal D while the cotangents still are one.
+        self.partner: Tensor | None = None
+        self.unit: Tensor | None = None
+        self.signs = signs
+        self.samples = samples
         self.remainder = remainder
         self.wants = wants
         self.triangle = triangle
         self.sums = sums
         #: Kind ``"trace"`` is keyed by parameter, as is ``"scaled"``, and ``"kappa"`` by layer.
-        self.tally = Tally(factor.samples)
+        self.tally = Tally(samples)
 
     def slope(self, step: Slope, inputs: Tensor) -> None:
         """Pass an activation."""
@@ -158,9 +171,18 @@ class _Sweep:
         else:
             first = step.slope(inputs)
         # In place: the cotangents are this sweep's own, and fresh memory costs page faults.
-        self.cotangents.mul_(first.unsqueeze(-2))
+        self._scale(first)
         if self.remainder is not None:
             self.remainder.through_activation(first, second)
+
+    def _scale(self, factor: Tensor) -> None:
+        """Pass an elementwise product with ``factor (*lead, n or 1, d)``."""
+        if self.unit is None:
+            self.cotangents.mul_(factor.unsqueeze(-2))
+        else:
+            self.unit = self.unit * factor
+        if self.partner is not None:
+            self.partner.mul_(factor.unsqueeze(-2))
 
     def norm(self, step: Norm, inputs: Tensor) -> None:
         """Add the affine blocks of a BatchNorm (f is linear in gain and shift), and pass it."""
@@ -179,7 +201,7 @@ class _Sweep:
                 spread = None if self.samples is None else self.tally.variances(rows.mT).sum(-2)
                 self.sums.add_diagonal(name, rows.sum((-3, -2)), spread)
         scale = step.scale
-        self.cotangents.mul_(scale.unsqueeze(-2).unsqueeze(-2))
+        self._scale(scale.unsqueeze(-2))
         if self.remainder is not None:
             self.remainder.scale(scale.unsqueeze(-2))
 
@@ -188,26 +210,61 @@ class _Sweep:
 
         Shapes: ``inputs (*lead, n, in)``.
         """
-        weight, bias = qualified(step.name, "weight"), qualified(step.name, "bias")
         entries = self.wants.diagonal or self.wants.scales is not None
         squares = self._squares() if entries else None
         energy = self._energy() if squares is None else squares.sum(-1)
-        norms = torch.linalg.vector_norm(inputs, dim=-1, keepdim=True).square()
-        self.tally.add("trace", weight, norms * energy)
-        if step.bias is not None:
-            self.tally.add("trace", bias, energy)
-        if squares is not None:
-            self._entries(step, inputs, squares)
+        norms = self._blocks(step, inputs, energy, squares)
         if below < 0:
             if self.wants.relative_flatness:
                 self.tally.add("kappa", step.name, norms * self._carried(step))
             return
-        self.cotangents = _product(self.cotangents, step.weight)
+        if self.unit is None:
+            self.cotangents = _product(self.cotangents, step.weight)
+        else:
+            self.cotangents = self.unit.unsqueeze(-1) * step.weight
+            self.unit = None
+        if self.partner is not None:
+            self.partner = _product(self.partner, step.weight)
+        self._pass_remainder(step, below)
+        if self.wants.relative_flatness:
+            self.tally.add("kappa", step.name, norms * self._energy())
+
+    def last(self, step: Dense, inputs: Tensor, diagonal: Tensor, below: int) -> None:
+        """Add the blocks of the last layer, through which the cotangents have been pulled.
+
+        Shapes: ``inputs (n, in)``, ``diagonal (n, K)``.
+        """
+        squares = diagonal.unsqueeze(-2)
+        norms = self._blocks(step, inputs, squares.sum(-1), squares)
+        if self.wants.relative_flatness:
+            self.tally.add("kappa", step.name, norms * self._energy())
+        if below < 0:
+            return
+        columns, width = self.cotangents.shape[-2:]
+        if below and columns > 2 * width:
+            # H has rank ``width`` at most, and itself has fewer columns than its root.
+            self.partner = self.cotangents.mT @ self.cotangents
+            self.unit = self.partner.new_ones(len(self.partner), width)
+            self.cotangents = self.partner.new_empty(0)
+        self._pass_remainder(step, below)
+
+    def _blocks(
+        self, step: Dense, inputs: Tensor, energy: Tensor, squares: Tensor | None
+    ) -> Tensor:
+        """Add the traces and entries of a linear layer; returns its inputs' squared norms."""
+        norms: Tensor = torch.linalg.vector_norm(inputs, dim=-1, keepdim=True).square()
+        self.tally.add("trace", qualified(step.name, "weight"), norms * energy)
+        if step.bias is not None:
+            self.tally.add("trace", qualified(step.name, "bias"), energy)
+        if squares is not None and (self.wants.diagonal or self.wants.scales is not None):
+            self._entries(step, inputs, squares)
+        return norms
+
+    def _pass_remainder(self, step: Dense, below: int) -> None:
+        """Pass a linear layer with what smooth activations add."""
         if self.remainder is not None:
             whole = below > 1 or (below > 0 and self.wants.relative_flatness)
             self.remainder.through_linear(step.weight, whole=whole)
-        if self.wants.relative_flatness:
-            self.tally.add("kappa", step.name, norms * self._energy())
 
     def _entries(self, step: Dense, inputs: Tensor, squares: Tensor) -> None:
         """Add what a linear layer's single entries make: diagonals and scaled traces."""
@@ -234,16 +291,23 @@ class _Sweep:
 
     def _squares(self) -> Tensor:
         """Return the diagonal of the Hessian here, draw by draw: ``(*lead, n, S, d)``."""
-        squares = self.cotangents.square()
+        if self.unit is not None and self.partner is not None:
+            total = (self.unit * self.partner.diagonal(dim1=-2, dim2=-1)).unsqueeze(-2)
+            return self._with_remainder(total)
+        squares = self.cotangents * (self.cotangents if self.partner is None else self.partner)
         if self.signs is not None:
             squares = squares * self.signs.unsqueeze(-1)
-        draws = self.samples or 1
-        total = _by_draw(squares, self.samples)
+        return self._with_remainder(_by_draw(squares, self.samples))
+
+    def _with_remainder(self, squares: Tensor) -> Tensor:
+        """Add the diagonal of what smooth activations make, shared by all draws."""
         more = None if self.remainder is None else self.remainder.diagonal
-        return total if more is None else total + more.unsqueeze(-2) / draws
+        return squares if more is None else squares + more.unsqueeze(-2) / squares.shape[-2]
 
     def _energy(self) -> Tensor:
         """Return the trace of the Hessian here, draw by draw: ``(*lead, n, S)``."""
+        if self.partner is not None:
+            return self._squares().sum(-1)
         energy = _energy(self.cotangents, self.signs, self.samples)
         more = None if self.remainder is None else self.remainder.diagonal
         return energy if more is None else energy + more.sum(-1, keepdim=True) / energy.shape[-1]
@@ -251,13 +315,22 @@ class _Sweep:
     def _carried(self, step: Dense) -> Tensor:
         """Return ``tr(W^T H W)`` of each row without forming anything of W's wide side."""
         matrix, lower = self.triangle or triangular_factor(step)
-        energy = (
+        if self.partner is not None:
+            left = self.cotangents if self.unit is None else torch.diag_embed(self.unit)
+            both = _product(left, matrix) * _product(self.partner, matrix)
+            energy = both.sum((-2, -1)).unsqueeze(-1)
+        else:
+            energy = self._one_sided(matrix, lower=lower)
+        more = None if self.remainder is None else self.remainder.carried(step.weight)
+        return energy if more is None else energy + more.unsqueeze(-1) / energy.shape[-1]
+
+    def _one_sided(self, matrix: Tensor, *, lower: bool) -> Tensor:
+        """Return the energies of the cotangents times a matrix."""
+        return (
             _triangle_energy(self.cotangents, matrix, self.signs, self.samples)
             if lower
             else _energy(_product(self.cotangents, matrix), self.signs, self.samples)
         )
-        more = None if self.remainder is None else self.remainder.carried(step.weight)
-        return energy if more is None else energy + more.unsqueeze(-1) / energy.shape[-1]
 
 
 def sweep_perceptrons(
@@ -285,7 +358,9 @@ def sweep_perceptrons(
     count = lead.numel()
     outputs = dense[-1].weight.shape[-2]
     channels = loss.columns(outputs) if draws is None else draws.columns()
-    at_once = chunk_rows(bytes_per_row(steps, channels), memory_budget, weight.device)
+    rootless = draws is None and _passes_rootless(steps, loss)
+    per_row = bytes_per_row(steps, channels, rootless=rootless)
+    at_once = chunk_rows(per_row, memory_budget, weight.device)
     group = max(1, min(count, at_once // rows))
     chunk = max(1, at_once // group)
     first = 0 if names is None else first_step(steps, names)
@@ -311,6 +386,14 @@ def sweep_perceptrons(
                     sweep_chunk(part, where, labels, loss, draws, wants, triangle, sums, first)
             found.append(sums)
     return Sums.joined(found)
+
+
+def _passes_rootless(steps: Sequence[Step], loss: Loss) -> bool:
+    """Whether the last layer is passed by :meth:`CrossEntropy.factor_times`."""
+    last = steps[-1]
+    if not isinstance(last, Dense) or last.weight.ndim != 2:
+        return False
+    return isinstance(loss, CrossEntropy) and last.weight.shape[0] > _MANY
 
 
 def is_curved(steps: Sequence[Step], names: Collection[str] | None = None) -> bool:
@@ -340,20 +423,30 @@ def sweep_chunk(
         outputs = step.forward(outputs)
     flat, labels = outputs.flatten(0, -2), y.flatten(0, 1) if outputs.ndim > 2 else y
     loss.check(flat, labels)
-    find = loss.hessian_factor if draws is None else draws.factor
-    root, signs, samples = find(flat, labels)
-    sums.columns = max(sums.columns, root.shape[-1])
     rows = outputs.shape[:-1]
-    factor = HessianFactor(
-        root.reshape(*rows, *root.shape[1:]),
-        None if signs is None else signs.reshape(*rows, signs.shape[1]),
-        samples,
-    )
     remainder = None
     if any(isinstance(step, Slope) and step.smooth for step in steps[first:]):
         remainder = Remainder(loss.gradients(flat, labels).reshape(outputs.shape))
-    state = _Sweep(factor, remainder, wants, triangle, sums)
-    for position in range(len(steps) - 1, first - 1, -1):
+    start = len(steps) - 1
+    last = steps[start]
+    if draws is None and _passes_rootless(steps, loss):
+        assert isinstance(last, Dense)
+        assert isinstance(loss, CrossEntropy)
+        diagonal, pulled = loss.factor_times(flat, labels, last.weight)
+        state = _Sweep(pulled, None, None, remainder, wants, triangle, sums)
+        below = sum(isinstance(other, Dense) for other in steps[first:start])
+        state.last(last, trail[start], diagonal, below if start > first else -1)
+        start -= 1
+    else:
+        find = loss.hessian_factor if draws is None else draws.factor
+        root, signs, samples = find(flat, labels)
+        sums.columns = max(sums.columns, root.shape[-1])
+        # A copy: it is changed in place, and a root may be the loss's own.
+        cotangents = root.mT.clone(memory_format=torch.contiguous_format)
+        cotangents = cotangents.reshape(*rows, *cotangents.shape[1:])
+        signs = None if signs is None else signs.reshape(*rows, signs.shape[1])
+        state = _Sweep(cotangents, signs, samples, remainder, wants, triangle, sums)
+    for position in range(start, first - 1, -1):
         step, inputs = steps[position], trail[position]
         if isinstance(step, Slope):
             state.slope(step, inputs)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from invariance.core._errors import MeasureError
+
 
 class HessianFactor(NamedTuple):
     """A signed square root of every row's Hessian in f: ``H_n = root diag(signs) root^T``.
@@ -65,9 +67,32 @@ class Loss(ABC):
         """Return the ``(n,)`` weights whose sum divides the sum of :meth:`values`."""
         return outputs.new_ones(outputs.shape[0])
 
+    def total(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return the sum of :meth:`values`, in one call where they would take one a row."""
+        return self.values(outputs, y).sum()
+
+    def fisher_root(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return a root of every row's Fisher matrix of the outputs.
+
+        Args:
+            outputs: ``(n, K)`` network outputs, the parameters of the predictive distribution.
+            y: Targets; only their weights enter.
+
+        Returns:
+            ``(n, K, R)``.
+
+        Raises:
+            MeasureError: The loss is not known to be a negative log-likelihood.
+        """
+        raise MeasureError(
+            f"The loss {self.name!r} names no predictive distribution, so it has no Fisher "
+            "information. Use 'cross_entropy', 'mse', or one of torch's NLLLoss, "
+            "BCEWithLogitsLoss and PoissonNLLLoss."
+        )
+
     def mean(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return the scalar loss of one batch, as PyTorch's mean reduction has it."""
-        return self.values(outputs, y).sum() / self.masses(outputs, y).sum()
+        return self.total(outputs, y) / self.masses(outputs, y).sum()
 
     @abstractmethod
     def gradients(self, outputs: Tensor, y: Tensor) -> Tensor:

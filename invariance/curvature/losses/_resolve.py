@@ -11,9 +11,9 @@ Summing both over batches and dividing once weights a ragged last batch exactly.
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -21,11 +21,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from invariance.core._errors import DataError, MeasureError, unknown_name
+from invariance.core._forward import reading, run
+from invariance.core._intake import output_shape
 from invariance.core._modules import all_finite, computes_as_its_class, origin
 from invariance.core._reads import state_of
-from invariance.curvature._batches import check_outputs
+from invariance.curvature._batches import Batches, check_outputs
 from invariance.curvature.losses._base import HessianFactor, Loss, draw_signs
-from invariance.curvature.losses._custom import CustomLoss
+from invariance.curvature.losses._custom import PROBE_ROWS, CustomLoss
+from invariance.curvature.losses._elementwise import (
+    BinaryCrossEntropy,
+    Elementwise,
+    MeanSquaredError,
+    PoissonLikelihood,
+)
+from invariance.curvature.losses._positions import Positionwise
 
 __all__ = [
     "CrossEntropy",
@@ -34,6 +43,7 @@ __all__ = [
     "Loss",
     "LossLike",
     "MeanSquaredError",
+    "loss_on",
     "resolve_loss",
     "softmax_root",
 ]
@@ -177,6 +187,21 @@ class CrossEntropy(Loss):
         """Return ``K - 1``."""
         return outputs - 1
 
+    def factor_times(self, outputs: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the Hessians' diagonals, and the root's columns pulled through a linear layer.
+
+        Args:
+            outputs: ``(n, K)`` network outputs.
+            y: Targets of those rows.
+            weight: ``(K, h)``.
+
+        Returns:
+            ``(n, K)`` and ``(n, K - 1, h)``; neither takes a ``(K, K)`` matrix.
+        """
+        total = self._totals(outputs, y).unsqueeze(-1)
+        pulled = softmax_root_times(outputs, weight).mul_(total.sqrt().unsqueeze(-1))
+        return softmax_energies(outputs) * total, pulled
+
     def sampled_factor(
         self, outputs: Tensor, y: Tensor, count: int, draws: torch.Generator
     ) -> HessianFactor:
@@ -185,47 +210,50 @@ class CrossEntropy(Loss):
         scale = (self._totals(outputs, y) / count).sqrt()[..., None, None]
         return HessianFactor(softmax_mix(outputs, signs) * scale, None, count)
 
+    def fisher_root(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return a root of ``w_y (diag p - p p^T)``."""
+        return softmax_root(outputs) * self.masses(outputs, y).sqrt()[..., None, None]
+
 
 @dataclass(frozen=True, eq=False)
-class MeanSquaredError(Loss):
-    """Mean over rows and outputs of ``(f - y)^2``, as ``torch.nn.MSELoss`` has it."""
+class NegativeLogLikelihood(CrossEntropy):
+    """``torch.nn.NLLLoss()`` of log-probabilities, which is linear in them: ``-w_y f_y``.
+
+    Its curvature is that of the network alone. As a likelihood it is the softmax's, whose Fisher
+    matrix in the log-probabilities is ``diag(p)``.
+    """
 
     @property
     def name(self) -> str:
         """Name for ``Estimate.method``."""
-        return "mean squared error"
-
-    def check(self, outputs: Tensor, y: Tensor) -> None:
-        """Refuse targets of another shape: PyTorch would broadcast them."""
-        check_outputs(outputs)
-        if y.shape != outputs.shape:
-            raise DataError(
-                f"Targets of the mean squared error must have the outputs' shape "
-                f"{tuple(outputs.shape)}. Got {tuple(y.shape)}; reshape y."
-            )
-        if not all_finite(y):
-            raise DataError("Targets contain NaN or infinity. Remove those rows.")
+        return super().name.replace("cross-entropy", "negative log-likelihood")
 
     def values(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Return the mean over outputs of the squared difference, ``(n,)``."""
-        return (outputs - y.to(outputs)).square().mean(-1)
+        """Return the ``(n,)`` numerators ``-w_y f_y``."""
+        return -(self._targets(outputs, y) * outputs).sum(-1)
 
     def gradients(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Return ``2 (f - y) / K``."""
-        return (outputs - y.to(outputs)) * (2.0 / outputs.shape[-1])
+        """Return ``-w_y e_y`` for each row."""
+        return -self._targets(outputs, y)
 
     def hessian_factor(self, outputs: Tensor, y: Tensor) -> HessianFactor:
-        """Return ``sqrt(2 / K)`` times the identity for every row."""
-        n, k = outputs.shape
-        root = math.sqrt(2.0 / k) * torch.eye(k, dtype=outputs.dtype, device=outputs.device)
-        return HessianFactor(root.expand(n, k, k), None)
+        """Return a root of zero, without a column."""
+        return HessianFactor(outputs.new_zeros(*outputs.shape, 0), None)
+
+    def fisher_root(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return ``sqrt(w_y p)`` on a diagonal."""
+        weight = self.masses(outputs, y).unsqueeze(-1) * outputs.exp()
+        return torch.diag_embed(weight.sqrt())
+
+    def columns(self, outputs: int) -> int:
+        """Return 0."""
+        return 0
 
     def sampled_factor(
         self, outputs: Tensor, y: Tensor, count: int, draws: torch.Generator
     ) -> HessianFactor:
-        """Return random signs times ``sqrt(2 / K)``."""
-        signs = draw_signs((*outputs.shape, count), outputs, draws)
-        return HessianFactor(signs * math.sqrt(2.0 / outputs.shape[-1] / count), None, count)
+        """Return a root of zero, without a column."""
+        return HessianFactor(outputs.new_zeros(*outputs.shape, 0), None, count)
 
 
 def resolve_loss(
@@ -235,9 +263,11 @@ def resolve_loss(
 
     Args:
         loss: ``"cross_entropy"``, ``"mse"``, ``torch.nn.CrossEntropyLoss(...)``,
-            ``torch.nn.MSELoss()``, their functional forms, a callable
-            ``(outputs, y) -> scalar mean over rows``, or a :class:`Loss`. A subclass of a
-            torch loss with a ``forward`` of its own is a callable like any other.
+            ``torch.nn.MSELoss()``, ``NLLLoss``, ``BCEWithLogitsLoss`` or ``PoissonNLLLoss``,
+            their functional forms, alone or in a ``functools.partial``, a callable
+            ``(outputs, y) -> scalar`` mean, weighted mean or sum over rows, or a
+            :class:`Loss`. A subclass of a torch loss with a ``forward`` of its own is a
+            callable like any other.
         models: What is measured: a callable whose value depends on their parameters at fixed
             outputs is refused when it is checked.
 
@@ -246,7 +276,7 @@ def resolve_loss(
 
     Raises:
         UsageError: An unknown name.
-        MeasureError: A reduction other than the mean, or not a loss at all.
+        MeasureError: A loss without reduction, or not a loss at all.
 
     Example:
         >>> import torch
@@ -255,31 +285,175 @@ def resolve_loss(
         >>> round(float(loss.mean(logits, labels)), 6)  # ln 4
         1.386294
     """
+    shape = next((found for m in models if (found := output_shape(m)) is not None), None)
     if isinstance(loss, Loss):
-        return loss
+        return _shaped(loss, shape)
     if isinstance(loss, str):
         named: dict[str, Loss] = {"cross_entropy": CrossEntropy(), "mse": MeanSquaredError()}
         if loss not in named:
             raise unknown_name("loss", loss, named)
-        return named[loss]
-    if getattr(loss, "reduction", "mean") != "mean":
+        return _shaped(named[loss], shape)
+    if isinstance(loss, type):
         raise MeasureError(
-            f"The loss must average over rows: use reduction='mean'. Got {loss.reduction!r}."  # type: ignore[union-attr]
+            f"The loss must be an instance. Got the class {loss.__name__}; call it: "
+            f"{loss.__name__}()."
         )
-    if isinstance(loss, nn.CrossEntropyLoss) and _is_as_written(loss, nn.CrossEntropyLoss):
-        return CrossEntropy(loss.weight, loss.label_smoothing, loss.ignore_index)
-    if (isinstance(loss, nn.MSELoss) and _is_as_written(loss, nn.MSELoss)) or loss is F.mse_loss:
-        return MeanSquaredError()
-    if loss is F.cross_entropy:
-        return CrossEntropy()
+    module = _as_module(loss)
+    if getattr(module, "reduction", None) == "none":
+        raise MeasureError(
+            "The loss returns a value for every entry: use reduction='mean' or 'sum'. "
+            "Got reduction='none'."
+        )
+    known = _known(module)
+    if known is not None:
+        known = _shaped(known, shape)
+        return SumReduced(known) if getattr(module, "reduction", "") == "sum" else known
     if callable(loss):
-        return CustomLoss(
-            loss, {k: v for model in models for k, v in state_of(origin(model)).items()}
-        )
+        watched = {k: v for model in models for k, v in state_of(origin(model)).items()}
+        return CustomLoss(loss, watched, shape)
     raise MeasureError(
         "The loss must be a name, a torch.nn loss or a callable (outputs, y) -> scalar. "
         f"Got {type(loss).__name__}."
     )
+
+
+#: Functional losses, and the modules that compute the same from the same keywords.
+_MODULES: dict[object, type[nn.Module]] = {
+    F.cross_entropy: nn.CrossEntropyLoss,
+    F.mse_loss: nn.MSELoss,
+    F.nll_loss: nn.NLLLoss,
+    F.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss,
+    F.poisson_nll_loss: nn.PoissonNLLLoss,
+}
+
+
+def _as_module(loss: object) -> object:
+    """The module of a functional loss, alone or in a ``functools.partial``."""
+    if isinstance(loss, functools.partial) and loss.func in _MODULES and not loss.args:
+        try:
+            return _MODULES[loss.func](**loss.keywords)
+        except TypeError:
+            return loss
+    if isinstance(loss, nn.Module) or not callable(loss):
+        return loss
+    return _MODULES[loss]() if loss in _MODULES else loss
+
+
+def _known(loss: object) -> Loss | None:
+    """What is known in closed form of a torch loss, whatever its reduction."""
+    kinds = tuple(_MODULES.values())
+    if not (isinstance(loss, kinds) and isinstance(loss, nn.Module)):
+        return None
+    if not any(isinstance(loss, kind) and _is_as_written(loss, kind) for kind in kinds):
+        return None
+    if isinstance(loss, nn.CrossEntropyLoss):
+        return CrossEntropy(loss.weight, loss.label_smoothing, loss.ignore_index)
+    if isinstance(loss, nn.MSELoss):
+        return MeanSquaredError()
+    if isinstance(loss, nn.NLLLoss):
+        return NegativeLogLikelihood(loss.weight, 0.0, loss.ignore_index)
+    if isinstance(loss, nn.BCEWithLogitsLoss) and loss.weight is None and loss.pos_weight is None:
+        return BinaryCrossEntropy()
+    if isinstance(loss, nn.PoissonNLLLoss) and loss.log_input:
+        return PoissonLikelihood(full=loss.full)
+    return None
+
+
+def _shaped(loss: Loss, shape: tuple[int, ...] | None) -> Loss:
+    """A loss of outputs that the model gives in another shape than ``(n, K)``."""
+    if shape is None or isinstance(loss, Positionwise):
+        return loss
+    if isinstance(loss, SumReduced):
+        return replace(loss, inner=_shaped(loss.inner, shape))
+    if isinstance(loss, Elementwise | CustomLoss):
+        return replace(loss, shape=shape)
+    if isinstance(loss, CrossEntropy) and not shape:
+        raise DataError(
+            "The model has one output a row, of shape (n,), and cross-entropy needs one a class. "
+            "For a yes or no take torch.nn.BCEWithLogitsLoss(), for regression loss='mse'."
+        )
+    return Positionwise(loss, shape) if isinstance(loss, CrossEntropy) else loss
+
+
+def loss_on(loss: LossLike, batches: Batches, *models: nn.Module) -> Loss:
+    """Resolve a loss for some data: what a sum or a user's function averages over is found out."""
+    resolved = resolve_loss(loss, *models)
+    if isinstance(resolved, SumReduced):
+        return replace(resolved, rows=batches.rows)
+    if isinstance(resolved, CustomLoss) and models and not resolved.reduction:
+        x, y = batches.first()
+        like = next(iter(models[0].parameters()), x)
+        with torch.no_grad(), reading(models[0], x):
+            outputs = run(
+                models[0],
+                x[:PROBE_ROWS].to(like.device, like.dtype)
+                if x.is_floating_point()
+                else x[:PROBE_ROWS].to(like.device),
+            )
+        labels = (by.to(outputs.device) for _, by in batches)
+        return resolved.probed(outputs, y[:PROBE_ROWS].to(outputs.device), labels, batches.rows)
+    return resolved
+
+
+@dataclass(frozen=True, eq=False)
+class SumReduced(Loss):
+    """The sum over rows of what another loss averages: its denominator is one.
+
+    Attributes:
+        inner: The loss that averages.
+        rows: Rows of the data in all, over which the one is spread.
+    """
+
+    inner: Loss
+    rows: int = 0
+
+    @property
+    def name(self) -> str:
+        """Name for ``Estimate.method``."""
+        return f"sum of the {self.inner.name}"
+
+    def check(self, outputs: Tensor, y: Tensor) -> None:
+        """Refuse what the inner loss refuses."""
+        self.inner.check(outputs, y)
+
+    def scale(self, outputs: Tensor) -> float:
+        """Return K where the inner loss averages over a row's entries, which a sum does not."""
+        return float(outputs.shape[-1]) if isinstance(self.inner, Elementwise) else 1.0
+
+    def values(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return the rows' shares of the sum."""
+        return self.inner.values(outputs, y) * self.scale(outputs)
+
+    def masses(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return one over the number of rows: one in all."""
+        share = 1.0 / (self.rows or outputs.shape[-2])
+        masses: Tensor = outputs.new_full(outputs.shape[:-1], share)
+        return masses
+
+    def gradients(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return the gradient of each row's share."""
+        return self.inner.gradients(outputs, y) * self.scale(outputs)
+
+    def hessian_factor(self, outputs: Tensor, y: Tensor) -> HessianFactor:
+        """Return a root of the Hessian of each row's share."""
+        found = self.inner.hessian_factor(outputs, y)
+        return found._replace(root=found.root * self.scale(outputs) ** 0.5)
+
+    def columns(self, outputs: int) -> int:
+        """Return what the inner loss has."""
+        return self.inner.columns(outputs)
+
+    def sampled_factor(
+        self, outputs: Tensor, y: Tensor, count: int, draws: torch.Generator
+    ) -> HessianFactor:
+        """Return random columns of each row's share."""
+        found = self.inner.sampled_factor(outputs, y, count, draws)
+        return found._replace(root=found.root * self.scale(outputs) ** 0.5)
+
+    def fisher_root(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return a root of each row's Fisher matrix, summed too."""
+        root: Tensor = self.inner.fisher_root(outputs, y) * self.scale(outputs) ** 0.5
+        return root
 
 
 def _is_as_written(loss: nn.Module, base: type[nn.Module]) -> bool:
@@ -305,10 +479,9 @@ def softmax_root(outputs: Tensor) -> Tensor:
 
     Shapes: ``outputs (..., K)``; returns ``(..., K, K - 1)``.
     """
-    k = outputs.shape[-1]
     p = outputs.softmax(-1)
     q = p.sqrt()
-    others = p @ (1 - torch.eye(k, dtype=p.dtype, device=p.device))
+    others = _sum_of_others(p)
     head = 1 + q[..., :1]
     tail = q[..., 1:]
     lower = -(tail.square().unsqueeze(-1) * (tail / head).unsqueeze(-2))
@@ -334,3 +507,44 @@ def softmax_mix(outputs: Tensor, signs: Tensor) -> Tensor:
     others = mixed.scatter(-2, place, 0.0).sum(-2, keepdim=True)
     mixed = torch.addcmul(mixed, p.unsqueeze(-1), head + others, value=-1)
     return mixed.scatter(-2, place, head * rest - likeliest * others)
+
+
+def _sum_of_others(p: Tensor) -> Tensor:
+    """Return ``sum_{c != i} p_c`` for every i, without the difference ``1 - p_i``."""
+    before = p.cumsum(-1).roll(1, -1)
+    after = p.flip(-1).cumsum(-1).roll(1, -1)
+    before[..., 0] = after[..., 0] = 0
+    return before + after.flip(-1)
+
+
+def softmax_energies(outputs: Tensor) -> Tensor:
+    """Return the diagonal of the softmax's covariance, ``p_i (1 - p_i)``, ``(..., K)``."""
+    p = outputs.softmax(-1)
+    return p * _sum_of_others(p)
+
+
+def softmax_root_times(outputs: Tensor, weight: Tensor) -> Tensor:
+    """Return ``root^T W`` for the root of :func:`softmax_root`, which is not formed.
+
+    Column j of the root is ``q_j (e_j - v)`` with one v for all j, and sums to zero. So with w_t
+    the weights of the likeliest class and ``d_i = w_i - w_t``, row j of the product is
+
+        q_j (d_j - u),  u = q_0 d_0 + (sum_i p_i d_i - p_0 d_0) / (1 + q_0),
+
+    in which every term is small where the network is confident: no digits cancel.
+
+    Shapes: ``outputs (n, K)``, ``weight (K, h)``; returns ``(n, K - 1, h)``.
+    """
+    p = outputs.softmax(-1)
+    top = p.argmax(-1, keepdim=True)
+    rest = p.scatter(-1, top, 0.0)
+    likeliest = weight[top.squeeze(-1)]
+    mean = rest @ weight - rest.sum(-1, keepdim=True) * likeliest
+    first, q = weight[0] - likeliest, p.sqrt()
+    shift = q[:, :1] * first + (mean - p[:, :1] * first) / (1 + q[:, :1])
+    rows = (weight[1:] - (likeliest + shift).unsqueeze(1)).mul_(q[:, 1:].unsqueeze(-1))
+    # Where w_j is w_t itself, what is left is the shift alone.
+    inner = (top > 0).squeeze(-1).nonzero().squeeze(-1)
+    at = top[inner, 0]
+    rows[inner, at - 1] = -q[inner, at].unsqueeze(-1) * shift[inner]
+    return rows

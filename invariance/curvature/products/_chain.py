@@ -29,7 +29,6 @@ from invariance.curvature.products._output_space import (
     OuterProduct,
     OutputMatrixKind,
     outer_product,
-    row_gradients,
 )
 from invariance.curvature.products._parameter_space import ParameterSpace
 
@@ -128,7 +127,7 @@ class Chain:
         outer = product if a.ndim == 2 else _unmerge(product, a.shape)
         if kind is not None:
             return ChainState(tuple(inputs), tuple(slopes), (), (), outer)
-        signal = (row_gradients(self.loss, flat, y) / self.total_mass).reshape(a.shape)
+        signal = (self.loss.gradients(flat, y) / self.total_mass).reshape(a.shape)
         signals: list[Tensor] = []
         bends: list[Tensor | None] = []
         for slope, curve, weight in zip(

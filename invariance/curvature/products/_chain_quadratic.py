@@ -23,11 +23,7 @@ from torch import Tensor
 
 from invariance.core._perceptron import derivatives
 from invariance.curvature.products._chain import Chain
-from invariance.curvature.products._output_space import (
-    OutputMatrixKind,
-    outer_product,
-    row_gradients,
-)
+from invariance.curvature.products._output_space import OutputMatrixKind, outer_product
 
 
 class ChainQuadratic:
@@ -68,7 +64,7 @@ class ChainQuadratic:
             outer = outer_product(self._kind or "ggn", chain.loss, a, y, chain.total_mass)
             total = total + (first * outer(first)).sum()
         if second is not None:
-            total = total + (row_gradients(chain.loss, a, y) * second).sum() / chain.total_mass
+            total = total + (chain.loss.gradients(a, y) * second).sum() / chain.total_mass
         return total
 
     def _linear(

@@ -15,7 +15,6 @@ from invariance.curvature._symmetry_probe import require_symmetric
 from invariance.curvature.losses._resolve import Loss
 from invariance.curvature.products._chain import Chain, ChainLayer, read_chain
 from invariance.curvature.products._engines import load_forward_rules
-from invariance.curvature.products._output_space import summed
 from invariance.curvature.products._parameter_space import ParameterSpace
 
 
@@ -168,7 +167,7 @@ class VmapStack(ModelStack):
             def value(theta: tuple[Tensor, ...]) -> Tensor:
                 state = {**rest, **dict(zip(self.space.names, theta, strict=True))}
                 out = run(self._model, self.x, {**state, **own})
-                return summed(loss, out, self.y) / mass
+                return loss.total(out, self.y) / mass
 
             moved = torch.func.jvp(torch.func.grad(value), (point,), (self.space.split(vector),))[1]
             return self.space.join(moved)

@@ -9,7 +9,8 @@ outputs and B block-diagonal over rows. This file is B; the engines supply J.
 * ``empirical_fisher``: B_n = c c^T with the given target, so that the matrix is the mean of
   the outer products of the rows' gradients.
 
-A row of weight (mass) m counts as m rows.
+A row of weight (mass) m counts as m rows, and every position or entry that a loss averages over
+as a row of its own, except in the empirical matrix of an elementwise loss, whose rows are whole.
 """
 
 from __future__ import annotations
@@ -20,9 +21,14 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from invariance.core._errors import MeasureError
-from invariance.curvature.losses._custom import CustomLoss
-from invariance.curvature.losses._resolve import CrossEntropy, Loss, MeanSquaredError
+from invariance.curvature.losses._elementwise import Elementwise
+from invariance.curvature.losses._positions import Positionwise
+from invariance.curvature.losses._resolve import (
+    CrossEntropy,
+    Loss,
+    NegativeLogLikelihood,
+    SumReduced,
+)
 
 OutputMatrixKind: TypeAlias = Literal["ggn", "fisher", "empirical_fisher"]
 
@@ -37,8 +43,19 @@ def outer_product(
 
     Shapes: ``outputs (n, K)``.
     """
+    if isinstance(loss, SumReduced):
+        factor = loss.scale(outputs) ** (2 if kind == "empirical_fisher" else 1)
+        return outer_product(kind, loss.inner, outputs, y, total_mass / factor)
+    if isinstance(loss, Positionwise):
+        single = outer_product(kind, loss.inner, *loss.positions(outputs, y), total_mass)
+        return lambda u: loss.merge(single(loss.split(u, y)), y)
     if kind == "empirical_fisher":
         return _rank_one(loss, outputs, y, total_mass)
+    if isinstance(loss, NegativeLogLikelihood):
+        if kind == "ggn":
+            return torch.zeros_like
+        weight = loss.masses(outputs, y).unsqueeze(-1) * outputs.exp() / total_mass
+        return lambda u: u * weight
     if isinstance(loss, CrossEntropy):
         p = outputs.softmax(-1)
         if kind == "ggn":
@@ -47,43 +64,21 @@ def outer_product(
             mass = loss.masses(outputs, y).unsqueeze(-1)
         weight = p * (mass / total_mass)
         return lambda u: weight * (u - (p * u).sum(-1, keepdim=True))
-    if isinstance(loss, MeanSquaredError):
-        # The likelihood is a Gaussian of variance K / 2, so its Fisher matrix is the GGN.
-        scale = 2.0 / (outputs.shape[-1] * total_mass)
+    if isinstance(loss, Elementwise):
+        found = loss.curvatures(outputs, y) if kind == "ggn" else loss.informations(outputs)
+        scale = found / total_mass
         return lambda u: u * scale
     if kind == "fisher":
-        raise MeasureError(
-            f"The loss {loss.name!r} is not known to be a negative log-likelihood, so it has no "
-            "model Fisher matrix. Use the GGN or the empirical Fisher matrix."
-        )
+        root = loss.fisher_root(outputs, y)  # refused where there is no likelihood
+        return lambda u: (root @ (root.mT @ u.unsqueeze(-1))).squeeze(-1) / total_mass
     return _by_autograd(loss, outputs, y, total_mass)
-
-
-def summed(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor:
-    """Return the sum of the rows' values.
-
-    A user's mean over rows is called once, on all of them: it need not work inside ``vmap``.
-    """
-    if isinstance(loss, CustomLoss):
-        return loss.function(outputs, y) * outputs.shape[0]
-    return loss.values(outputs, y).sum()
-
-
-def row_gradients(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor:
-    """Return ``(n, K)``, the gradient of each row's value in its outputs."""
-    if not isinstance(loss, CustomLoss):
-        return loss.gradients(outputs, y)
-    with torch.enable_grad():
-        leaf = outputs.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(summed(loss, leaf, y), leaf)
-    return gradient
 
 
 def _by_autograd(loss: Loss, outputs: Tensor, y: Tensor, total_mass: float) -> OuterProduct:
     """Return the product with the Hessian of any loss, from the graph of its gradient."""
     with torch.enable_grad():
         leaf = outputs.detach().requires_grad_()
-        value = summed(loss, leaf, y) / total_mass
+        value = loss.total(leaf, y) / total_mass
         (gradient,) = torch.autograd.grad(value, leaf, create_graph=True)
     if not gradient.requires_grad:  # a loss that is linear in the outputs
         return torch.zeros_like
@@ -100,7 +95,7 @@ def _by_autograd(loss: Loss, outputs: Tensor, y: Tensor, total_mass: float) -> O
 
 def _rank_one(loss: Loss, outputs: Tensor, y: Tensor, total_mass: float) -> OuterProduct:
     """Return the product with ``c c^T / m`` for every row of mass m > 0."""
-    gradients = row_gradients(loss, outputs, y)
+    gradients = loss.gradients(outputs, y)
     masses = loss.masses(outputs, y)
     inverse = torch.where(masses > 0, 1 / masses, torch.zeros_like(masses)) / total_mass
     scaled = gradients * inverse.unsqueeze(-1)

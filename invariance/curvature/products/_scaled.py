@@ -65,7 +65,7 @@ def scaled_trace(
     Shapes: ``x (n, ...)``.
     """
     seed = as_seed(seed)
-    known, rest = exact_parameters(model, x, y, max_products=max_products)
+    known, rest = exact_parameters(model, x, y, loss=loss, max_products=max_products)
     parts: dict[str, float] = {}
     words: list[str] = []
     stderr: float | None = 0.0

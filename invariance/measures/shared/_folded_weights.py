@@ -38,6 +38,7 @@ def folded_weights(model: nn.Module, example_input: Tensor | None = None) -> dic
                 step.name: step.weight.cpu().double() for step in folded if isinstance(step, Dense)
             }
     return {
-        name: layer.get_parameter("weight").detach().cpu().double().flatten(1)
+        # By attribute: under a parametrization it is no parameter, but still the weight.
+        name: layer.weight.detach().cpu().double().flatten(1)  # type: ignore[operator]
         for name, layer in weight_layers(folded_model(model, example_input))
     }

@@ -14,8 +14,7 @@ from invariance.core._modules import full_precision, lifted, require_determinist
 from invariance.core._reads import Narrowing
 from invariance.curvature._batches import Batches, collect_batches
 from invariance.curvature.exact._directional import move_like
-from invariance.curvature.losses._custom import CustomLoss
-from invariance.curvature.losses._resolve import Loss, LossLike, resolve_loss
+from invariance.curvature.losses._resolve import Loss, LossLike, loss_on
 from invariance.curvature.products._parameter_space import select_parameters
 
 #: A rise below this many units of round-off of the loss itself is not told from none.
@@ -39,8 +38,8 @@ class PerturbedLoss:
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, loss: LossLike) -> None:
         require_deterministic(model)
         self.model = lifted(model, torch.float64)
-        self.loss: Loss = resolve_loss(loss, model)
         self.batches: Batches = collect_batches(x, y)
+        self.loss: Loss = loss_on(loss, self.batches, model)
         state = dict(self.model.named_parameters())
         self.theta = {name: state[name].detach() for name in select_parameters(model).names}
         self._eps: float | None = None
@@ -112,10 +111,7 @@ class PerturbedLoss:
                     f"perturbations need: {error}. Let it convert its tensors: weight.to(outputs)."
                 ) from error
             rows = self.loss.masses(outputs, labels).sum()
-            if isinstance(self.loss, CustomLoss):
-                total = total + self.loss.function(outputs, labels) * rows
-            else:
-                total = total + self.loss.values(outputs, labels).sum()
+            total = total + self.loss.total(outputs, labels)
             mass = mass + rows
         if float(mass) <= 0:
             raise DataError("No row counts: every label is ignored or has class weight 0.")

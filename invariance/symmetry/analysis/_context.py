@@ -219,7 +219,7 @@ class Context:
 
     def spoil_aliases(self, call: Call) -> None:
         """After a call that overwrites tensors: others in their memory are out of date."""
-        for target in _overwritten(call):
+        for target in overwritten(call):
             held = self._table.get(id(target))
             for tensor in self.sharing(target):
                 if tensor is target or tensor is call.out or id(tensor) in self._stale:
@@ -329,7 +329,7 @@ class Context:
     def unknown(self, call: Call, reason: str) -> None:
         """Stop everything that a call touches; its result belongs to the outside."""
         self.pin_entries(list(tensors_in((call.args, call.kwargs))), call, reason)
-        for tensor in (*tensors_in(call.out), *_overwritten(call)):
+        for tensor in (*tensors_in(call.out), *overwritten(call)):
             label = np.full((1,) * tensor.dim(), OUTSIDE, dtype=np.int64)
             self.assign(tensor, Value(label, tuple(tensor.shape)))
 
@@ -342,7 +342,7 @@ def address_of(tensor: Tensor) -> int:
         return 0
 
 
-def _overwritten(call: Call) -> list[Tensor]:
+def overwritten(call: Call) -> list[Tensor]:
     """Return the tensors that a call changes in place."""
     changed: list[Any] = [call.kwargs.get("out")]
     if call.in_place or call.name in ("__setitem__", "__set__"):

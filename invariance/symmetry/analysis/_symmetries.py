@@ -19,6 +19,7 @@ from invariance.symmetry._structures import (
     Role,
     Stop,
     Symmetries,
+    SymmetryGroup,
     SymmetryKind,
     WeightUse,
 )
@@ -30,6 +31,7 @@ from invariance.symmetry.analysis._logits import HeadFinder
 from invariance.symmetry.analysis._solve import couple_uses
 from invariance.symmetry.analysis._threads import OUTSIDE
 from invariance.symmetry.analysis._tracing import Call, Observer, all_tensors_in, tensors_in, watch
+from invariance.symmetry.analysis._translations import TranslationFinder
 from invariance.symmetry.elements._group_elements import (
     Element,
     GroupElement,
@@ -130,6 +132,16 @@ def _find(model: nn.Module, inputs: tuple[Any, ...]) -> Symmetries:
     elif len({shift.site for shift in shifts if not isinstance(shift, str)}) == 1:
         assert not isinstance(shifts[0], str)
         found = replace(found, groups=(*found.groups, shifts[0]))
+    moved = [reader.translations() for reader in readers]
+    free = [
+        group
+        for group in moved[0]
+        if all(any(_same_group(group, other) for other in others) for others in moved[1:])
+    ]
+    if free:
+        kinds = list(SymmetryKind)
+        groups = sorted((*found.groups, *free), key=lambda g: (g.order, kinds.index(g.kind)))
+        found = replace(found, groups=tuple(groups))
     remarks = [f"inputs of shape {describe(one)}" for one in examples]
     remarks += [line for reader in readers for line in reader.remarks]
     return replace(found, holds_for=tuple(dict.fromkeys(remarks)))
@@ -137,6 +149,11 @@ def _find(model: nn.Module, inputs: tuple[Any, ...]) -> Symmetries:
 
 def _alike(one: Symmetries, other: Symmetries) -> bool:
     """Whether two findings have the same groups."""
+    return len(one.groups) == len(other.groups) and all(map(_same_group, one.groups, other.groups))
+
+
+def _same_group(a: SymmetryGroup, b: SymmetryGroup) -> bool:
+    """Whether two groups act alike."""
 
     def same(a: Leg, b: Leg) -> bool:
         return (
@@ -146,11 +163,10 @@ def _alike(one: Symmetries, other: Symmetries) -> bool:
             and np.array_equal(a.addresses, b.addresses)
         )
 
-    return len(one.groups) == len(other.groups) and all(
+    return (
         (a.kind, a.site, a.size, a.dof, a.stream) == (b.kind, b.site, b.size, b.dof, b.stream)
         and len(a.legs) == len(b.legs)
         and all(map(same, a.legs, b.legs))
-        for a, b in zip(one.groups, other.groups, strict=True)
     )
 
 
@@ -182,6 +198,8 @@ class _Reader(Observer):
         self._unborn: dict[int, Tensor] = {}
         self._first_node = 0
         self.head = HeadFinder(self._model)
+        self._shifts = TranslationFinder(self._model)
+        self._kept: list[Tensor] = []
         self.output: Any = None
         self.remarks: list[str] = []
 
@@ -198,12 +216,17 @@ class _Reader(Observer):
             self.output = watch(self._model, inputs, self)
             self._first_node += _NODES
             # What the module wrote into its arguments (a cache) is output, too.
+            self._kept += [*_outputs(self.output), *all_tensors_in(inputs)]
             _pin_output(context, [*_outputs(self.output), *all_tensors_in(inputs)])
         _pin_partly_read(context)
         self._pin_read_buffers()
         couple_uses(context.relations)
         found = _assemble(context, self._original, self._model)
         return _without_dead_ends(found, self._model, examples)
+
+    def translations(self) -> list[SymmetryGroup]:
+        """Return what may be added to parameters in the passes that were read."""
+        return self._shifts.groups(self._kept, self._context.first_use)
 
     def tracked(self, tensor: Tensor) -> bool:
         """See :meth:`Observer.tracked`."""
@@ -221,6 +244,7 @@ class _Reader(Observer):
         """See :meth:`Observer.see`."""
         call = replace(call, node=call.node + self._first_node)
         self.head.see(call)
+        self._shifts.see(call)
         context = self._context
         operands = list(tensors_in((call.args, call.kwargs)))
         self._note_buffers(call, operands)

@@ -1,15 +1,16 @@
 """The canonical representative of a network's scaling, sign and permutation orbit.
 
-Four steps, each of which moves along the orbit only, in float64:
+Five steps, each of which moves along the orbit only, in float64:
 
-1. where running variances answer a scale, the smallest ``variance + eps`` of each unit
+1. what may be shifted freely gets mean zero;
+2. where running variances answer a scale, the smallest ``variance + eps`` of each unit
    becomes one;
-2. all other units are balanced, the squared norm of what produces a unit equal to that of
+3. all other units are balanced, the squared norm of what produces a unit equal to that of
    what consumes it: the point of least parameter norm of the orbit, unique by convexity
    (:mod:`invariance.symmetry.balance._scalings`, which also says what happens to units with zero
    incoming or outgoing weights);
-3. where signs are free, a fixed linear function of each unit's weights becomes positive;
-4. units are sorted by norm, ties within round-off broken by fixed functions of the weights.
+4. where signs are free, a fixed linear function of each unit's weights becomes positive;
+5. units are sorted by norm, ties within round-off broken by fixed functions of the weights.
 
 Two networks on one orbit arrive at the same tensors, up to round-off. Units that all these
 functions cannot tell apart (exact copies, or a symmetric network) keep their present order
@@ -27,7 +28,7 @@ from torch import nn
 from invariance.core._errors import MeasureError, TransformError
 from invariance.core._modules import clone
 from invariance.symmetry._preconditions import example_or_default, refuse_train_mode
-from invariance.symmetry._structures import SCALING_KINDS, Symmetries, SymmetryGroup
+from invariance.symmetry._structures import SCALING_KINDS, Symmetries, SymmetryGroup, SymmetryKind
 from invariance.symmetry._verify import verify
 from invariance.symmetry.balance._scalings import (
     BalanceResult,
@@ -122,6 +123,14 @@ def canonical_form(model: nn.Module, example_input: Any = None) -> CanonicalForm
             raise TransformError(f"{who}: {name!r} has entries that are not finite.")
     parameters = {name for name, _ in model.named_parameters()}
 
+    centred = Element(
+        tuple(
+            (place, _centred(group, tensors))
+            for place, group in enumerate(found.groups)
+            if group.kind is SymmetryKind.TRANSLATION
+        )
+    )
+    tensors = centred.act(tensors, found)
     normed = Element(
         tuple(
             (place, _unit_variance(group, tensors))
@@ -135,7 +144,7 @@ def canonical_form(model: nn.Module, example_input: Any = None) -> CanonicalForm
     tensors = scaled.act(tensors, found)
     sorter = Sorter(tensors, found, _dtype_tolerance(model))
     arranged, ambiguous = sorter.arrange()
-    tensors, element = sorter.tensors, normed.then(scaled).then(arranged)
+    tensors, element = sorter.tensors, centred.then(normed).then(scaled).then(arranged)
 
     new = clone(model)
     write_tensors(new, tensors)
@@ -201,6 +210,18 @@ def balance_units(
             for place, span in spans.items()
         )
     )
+
+
+def _centred(group: SymmetryGroup, tensors: Tensors) -> GroupElement:
+    """Make the mean of what every number is added to zero."""
+    sums, counts = torch.zeros(2, group.size + 1, dtype=torch.float64)
+    for leg in group.legs:
+        tensor = tensors[leg.parameter].cpu()
+        units = torch.from_numpy(leg.units.copy()).expand(tensor.shape).reshape(-1)
+        places = torch.where(units >= 0, units, group.size)
+        sums.index_add_(0, places, tensor.reshape(-1))
+        counts.index_add_(0, places, torch.ones_like(tensor.reshape(-1)))
+    return GroupElement(group.kind, group.site, -(sums / counts.clamp_min(1))[:-1])
 
 
 def _has_variance(group: SymmetryGroup) -> bool:

@@ -36,7 +36,7 @@ class GroupElement:
         kind: The group's kind, which says what ``values`` mean.
         site: The group's name for a reader.
         values: ``(size,)`` positive factors (scaling kinds), signs -1 or +1 (sign flips),
-            or the old unit that each new unit is (permutations).
+            the old unit that each new unit is (permutations), or what is added (translations).
     """
 
     kind: SymmetryKind
@@ -48,13 +48,16 @@ class GroupElement:
         """Whether nothing happens, beyond round-off."""
         if self.kind is SymmetryKind.PERMUTATION:
             return bool((self.values == torch.arange(self.values.numel())).all())
+        if self.kind is SymmetryKind.TRANSLATION:
+            return bool((self.values.abs() <= 1e-12).all())
         return bool(((self.values - 1).abs() <= 1e-12).all())
 
     def inverse(self) -> GroupElement:
         """Return what undoes it."""
-        undo = (
-            torch.argsort(self.values) if self.kind is SymmetryKind.PERMUTATION else 1 / self.values
-        )
+        if self.kind is SymmetryKind.PERMUTATION:
+            undo = torch.argsort(self.values)
+        else:
+            undo = -self.values if self.kind is SymmetryKind.TRANSLATION else 1 / self.values
         return GroupElement(self.kind, self.site, undo)
 
 
@@ -110,7 +113,12 @@ class Element:
         return moved
 
     def normal(self, symmetries: Symmetries) -> Element:
-        """Return the same element with one step a group: scale and flip first, then reorder."""
+        """Return the same element with one step a group: scale and flip first, then reorder.
+
+        One that translates is returned as it is, for translations do not commute with these.
+        """
+        if any(part.kind is SymmetryKind.TRANSLATION for _, part in self.steps):
+            return self
         factors: dict[int, Tensor] = {}
         orders: dict[int, tuple[int, Tensor]] = {}
         for place, part in self.steps:
@@ -135,6 +143,9 @@ def act_on_leg(tensor: Tensor, group: SymmetryGroup, leg: Leg, values: Tensor) -
     """Let one group act on one tensor through one leg."""
     if group.kind is SymmetryKind.PERMUTATION:
         return _reordered(tensor, leg, values)
+    if group.kind is SymmetryKind.TRANSLATION:
+        padded = torch.cat([values.to(tensor), tensor.new_zeros(1)])
+        return tensor + padded[torch.from_numpy(leg.units.copy()).to(tensor.device)]
     if group.kind in SCALING_KINDS:
         power, shift = leg.power, leg.shift
     elif group.kind is SymmetryKind.SIGN_FLIP:

@@ -15,7 +15,12 @@ from invariance.cells import (
     FaultyMeasureError,
     Refusal,
 )
-from invariance.core._errors import EndedProgramError, InvarianceError, UsageError
+from invariance.core._errors import (
+    EndedProgramError,
+    InvarianceError,
+    UnevaluatedError,
+    UsageError,
+)
 from invariance.testing.blame._explain import explained as explain
 from invariance.testing.gate._binding import precisions
 from invariance.testing.gate._bound_measure import BoundMeasure
@@ -36,6 +41,7 @@ def examine(
     """Try every map in every precision."""
     rows: list[CellRow] = []
     refused: dict[str, Refusal] = {}
+    open_claim: UnevaluatedError | None = None
     findings: list[Finding] = []
     notes: list[str] = []
     used: list[str] = []
@@ -57,6 +63,7 @@ def examine(
                 if strict:
                     raise
                 refused[repr(transform)] = Refusal(repr(transform), str(error))
+                open_claim = open_claim or _unevaluated(made, transform, error, judged)
                 continue
             rows.append(cell.row)
             broken = cell.row.verdict == "contradicts" if judged else cell.moved
@@ -71,6 +78,8 @@ def examine(
         evaluations += made.evaluations
         if findings:
             break  # a claim that is broken in float64 says nothing about round-off
+    if open_claim and not findings:
+        raise open_claim
     if last is not None and not rows:
         reasons = "; ".join(f"{entry.what}: {entry.reason}" for entry in refused.values())
         raise UsageError(
@@ -85,6 +94,20 @@ def examine(
         tuple(notes),
     )
     return certificate, tuple(findings)
+
+
+def _unevaluated(
+    made: CellEngine, transform: Transform, error: InvarianceError, judged: bool
+) -> UnevaluatedError | None:
+    """Say that a map of the claim applies and the measure does not answer."""
+    claimed = not judged or made.measure.claims(transform.groups)
+    if not (claimed and made.network.admits(transform)):
+        return None
+    return UnevaluatedError(
+        f"Measure {made.measure.name!r} could not be compared under {transform!r} in {made.dtype}, "
+        f"which keeps the function and is part of the claim: {error} A claim holds only where it "
+        "was tried: mend the measure, or claim less."
+    )
 
 
 def _engine(

@@ -10,7 +10,12 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from invariance.cells import FaultyMeasureError
-from invariance.core._errors import EndedProgramError, InvarianceError, UsageError
+from invariance.core._errors import (
+    EndedProgramError,
+    InvarianceError,
+    UnevaluatedError,
+    UsageError,
+)
 from invariance.core._foreign import account, foreign
 from invariance.core._groups import Group
 from invariance.measures._registry import AnyMeasure, all_measures, registered
@@ -42,7 +47,7 @@ class MeasureOutcome:
         status: ``holds``; ``broken`` (it moves); ``faulty`` (it has no value to compare);
             ``raises`` (an error of its own); ``refused`` (it declines this network, or no
             map applies); ``untried`` (the measure or the network could not be had, or the
-            measure ended the program).
+            measure ended the program, or refused a network that its claim leads to).
         message: What a reader should see.
         request: Which of the requests it belongs to.
         certificate: What was compared, where it got that far.
@@ -185,7 +190,7 @@ def run_one(
         )
     except FaultyMeasureError as error:
         return MeasureOutcome(title, name, "faulty", str(error))
-    except EndedProgramError as error:
+    except (EndedProgramError, UnevaluatedError) as error:
         return MeasureOutcome(title, name, "untried", str(error))
     except InvarianceError as error:
         return MeasureOutcome(title, name, "refused", str(error))
