@@ -35,7 +35,7 @@ from invariance.data._given import TaskLike, as_task
 from invariance.measures._registry import AnyMeasure, Measure, resolve
 from invariance.reporting import Report
 from invariance.transforms._base import Transform, as_transforms
-from invariance.transforms._members import default_transforms
+from invariance.transforms._members import default_transforms, resolve_all
 
 
 def check(
@@ -99,7 +99,7 @@ def check(
         base = clone(original).to(dtype)
         data = cast_task(task, dtype, model_device(base))
         _require_fit(base, data)
-        maps = default_transforms(base, seed=seed) if given is None else given
+        maps = default_transforms(base, seed=seed) if given is None else resolve_all(given, base)
         points = data.x_test if len(data.x_test) else data.x_train
         network = MappedNetwork(
             base, data.x_train[:EXAMPLE_ROWS], compared=points[:COMPARED_ROWS], title=title

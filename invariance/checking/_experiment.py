@@ -22,6 +22,7 @@ from invariance.models import mlp
 from invariance.reporting import CorrelationStudy, Report
 from invariance.stats._ranks import MINIMUM_POINTS
 from invariance.training import Fit, ProgressCallback, fit, fit_ensemble
+from invariance.transforms._base import Transform
 
 #: What the report shows, in the order in which it is read: first what moves, then what
 #: stays. ``invariance.check`` takes every registered measure.
@@ -107,14 +108,19 @@ class ReportConfig:
 
 
 def run_report(
-    config: ReportConfig, progress: TellProgress | None = None, *, parallel: bool = False
+    config: ReportConfig,
+    progress: TellProgress | None = None,
+    *,
+    parallel: bool = False,
+    measures: Sequence[AnyMeasure] | None = None,
+    transforms: Sequence[Transform] | None = None,
 ) -> Report:
-    """Run the whole experiment."""
+    """Run the whole experiment, with the measures and maps asked for."""
     started = time.perf_counter()
     tell = progress or _silent
-    task = _load(config)
-    with _ensemble_part(config, task, tell, parallel=parallel) as finish:
-        report = _single_networks(config, task, tell)
+    task = load_config(config)
+    with _ensemble_part(config, task, tell, measures or REPORTED, parallel=parallel) as finish:
+        report = _single_networks(config, task, tell, measures or REPORTED, transforms)
         if config.networks:
             study, remarks = finish()
             report = report.extended(correlations=study, notes=tuple(remarks))
@@ -122,7 +128,13 @@ def run_report(
     return report.extended(notes=(f"{took}{' in each of 2 processes' if parallel else ''}.",))
 
 
-def _single_networks(config: ReportConfig, task: Task, tell: TellProgress) -> Report:
+def _single_networks(
+    config: ReportConfig,
+    task: Task,
+    tell: TellProgress,
+    measures: Sequence[AnyMeasure],
+    transforms: Sequence[Transform] | None,
+) -> Report:
     """Train the network and its BatchNorm twin, check both, and sweep the first."""
     sizes = [task.x_train.shape[1], *HIDDEN, task.n_classes]
     fits: dict[str, Fit] = {}
@@ -137,7 +149,9 @@ def _single_networks(config: ReportConfig, task: Task, tell: TellProgress) -> Re
             progress=_epochs(tell, f"training {title}"),
         )
     models = {title: found.model.cpu() for title, found in fits.items()}
-    report = check(models, task, measures=REPORTED, seed=config.seed, progress=tell)
+    report = check(
+        models, task, measures=measures, transforms=transforms, seed=config.seed, progress=tell
+    )
     tell(0, 1, "Hessian trace along one scaling")
     return report.extended(
         sweep=alpha_sweep(models["mlp"], task),
@@ -151,16 +165,21 @@ Correlated = tuple[CorrelationStudy, list[str]]
 
 @contextmanager
 def _ensemble_part(
-    config: ReportConfig, task: Task, tell: TellProgress, *, parallel: bool
+    config: ReportConfig,
+    task: Task,
+    tell: TellProgress,
+    measures: Sequence[AnyMeasure],
+    *,
+    parallel: bool,
 ) -> Iterator[Callable[[], Correlated]]:
     """Start the correlation part; yields a function that waits for its result."""
     if not (parallel and config.networks):
-        yield lambda: run_correlation(config, task=task, measures=REPORTED, progress=tell)
+        yield lambda: run_correlation(config, task=task, measures=measures, progress=tell)
         return
     # A fresh interpreter: a forked one would inherit locked thread pools. Leaving the
     # block, also by Ctrl-C, ends the process.
     with get_context("spawn").Pool(1, initializer=_ignore_interrupt) as pool:
-        pending = pool.apply_async(run_correlation, (config,), {"measures": REPORTED})
+        pending = pool.apply_async(run_correlation, (config,), {"measures": measures})
 
         def finish() -> Correlated:
             tell(0, 1, f"waiting for {config.networks} networks and their correlations")
@@ -183,7 +202,7 @@ def run_correlation(
 ) -> tuple[CorrelationStudy, list[str]]:
     """Train the ensemble and correlate every measure with its generalization gap."""
     tell = progress or _silent
-    task = task or _load(config)
+    task = task or load_config(config)
     members = _ensemble(config, task, tell)
     study = correlate(
         [member.model.cpu() for member in members],
@@ -196,7 +215,7 @@ def run_correlation(
     return study, [_ensemble_note(config, members, _regimes(task))]
 
 
-def _load(config: ReportConfig) -> Task:
+def load_config(config: ReportConfig) -> Task:
     return load_task(
         config.task,
         n_train=config.n_train if config.n_train is not None else 500,

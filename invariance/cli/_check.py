@@ -99,7 +99,9 @@ def _check(options: argparse.Namespace, project: Project, requests: list[Request
     if options.json != "-":
         for outcome in outcomes:
             if outcome.status != "untried":
-                line = f"[{outcome.status}] on {outcome.model}: {outcome.message}\n"
+                found = outcome.status == "holds" and outcome.certificate
+                word = " / ".join(found.outcomes) if found else outcome.status
+                line = f"[{word}] on {outcome.model}: {outcome.message}\n"
                 sys.stdout.write(printable(line))
     _say_untried(outcome.message for outcome in outcomes if outcome.status == "untried")
     _write_json(options.json, to_json(outcomes, requests))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fnmatch
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -325,15 +326,22 @@ def require_deterministic(model: nn.Module) -> None:
             )
 
 
-def parameter_names(model: nn.Module, parameters: Iterable[str] | None = None) -> tuple[str, ...]:
-    """Choose parameters."""
+def parameter_names(
+    model: nn.Module, parameters: Iterable[str | nn.Module] | nn.Module | None = None
+) -> tuple[str, ...]:
+    """Choose parameters by names, patterns of them (``"*.bias"``), modules' names or modules.
+
+    A pattern has ``*``, ``?`` or ``[``, and must match the name of some parameter.
+    """
     require_module(model)
     unique = dict(model.named_parameters())
     frozen = [name for name, parameter in unique.items() if not parameter.requires_grad]
     if parameters is None:
         chosen = [name for name in unique if name not in frozen]
     else:
-        wanted = [parameters] if isinstance(parameters, str) else list(parameters)
+        wanted: list[str | nn.Module] = (
+            [parameters] if isinstance(parameters, str | nn.Module) else list(parameters)
+        )
         chosen = _resolve_names(model, unique, wanted)
     if not chosen:
         raise MeasureError(
@@ -348,9 +356,9 @@ def parameter_names(model: nn.Module, parameters: Iterable[str] | None = None) -
 
 
 def _resolve_names(
-    model: nn.Module, unique: Mapping[str, nn.Parameter], wanted: Sequence[str]
+    model: nn.Module, unique: Mapping[str, nn.Parameter], wanted: Sequence[str | nn.Module]
 ) -> list[str]:
-    """Turn names of parameters, aliases and modules into first names, in model order."""
+    """Turn names, patterns and modules into first names, in model order."""
     first = {id(parameter): name for name, parameter in unique.items()}
     aliases = {
         name: first[id(parameter)]
@@ -358,7 +366,8 @@ def _resolve_names(
     }
     modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
     picked: set[str] = set()
-    for name in wanted:
+    for entry in wanted:
+        name = _module_name(model, entry) if isinstance(entry, nn.Module) else entry
         if name in aliases:
             picked.add(aliases[name])
         elif name in modules:
@@ -367,9 +376,22 @@ def _resolve_names(
             if not inside:
                 raise MeasureError(f"Module {name!r} has no parameters. Name another in it.")
             picked |= inside
+        elif matching := {aliases[alias] for alias in fnmatch.filter(aliases, name)}:
+            picked |= matching
         else:
             raise unknown_name("parameter", name, [*aliases, *sorted(modules - {""})])
     return [name for name in unique if name in picked]
+
+
+def _module_name(model: nn.Module, module: nn.Module) -> str:
+    """The name of a module of the model."""
+    names: dict[int, str] = {id(found): name for name, found in model.named_modules()}
+    if id(module) in names:
+        return names[id(module)]
+    raise MeasureError(
+        f"parameters= holds a {type(module).__name__} that is no module of this "
+        f"{type(model).__name__}. Give its name, as model.named_modules() lists it."
+    )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from invariance.measures._adaptive_eigenvalue import adaptive_eigenvalue
 from invariance.measures._adaptive_trace import adaptive_trace
 from invariance.measures._average_sharpness import adaptive_gaussian_sharpness, gaussian_sharpness
+from invariance.measures._curvature_profile import CurvatureProfile, curvature_profile
 from invariance.measures._diagonal_relative_flatness import diagonal_relative_flatness
 from invariance.measures._fisher_rao_norm import fisher_rao_closed_form, fisher_rao_norm
 from invariance.measures._frobenius_trace import frobenius_trace
@@ -41,12 +42,14 @@ from invariance.measures._worst_case_sharpness import (
 )
 
 __all__ = [
+    "CurvatureProfile",
     "activation_patterns",
     "adaptive_eigenvalue",
     "adaptive_gaussian_sharpness",
     "adaptive_sharpness",
     "adaptive_trace",
     "adaptive_worst_case_sharpness",
+    "curvature_profile",
     "diagonal_relative_flatness",
     "extension_count",
     "fisher_rao_closed_form",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ def fisher_rao_norm(
     y: Tensor,
     *,
     loss: LossLike = "cross_entropy",
+    parameters: Iterable[str] | None = None,
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
 ) -> Estimate:
     """Fisher-Rao norm ``theta^T F theta``, by its definition.
@@ -61,10 +63,11 @@ def fisher_rao_norm(
         y: ``(n,)`` labels.
         loss: Cross-entropy, mean squared error, or another of torch's likelihoods; others have
             no Fisher information.
+        parameters: Names of parameters or modules to cover; all trainable ones by default.
         memory_budget: Bytes for temporaries.
 
     Returns:
-        ``theta^T F theta`` (not its square root) over the trainable parameters.
+        ``theta^T F theta`` (not its square root) over these parameters.
 
     Raises:
         MeasureError: A custom loss.
@@ -85,7 +88,7 @@ def fisher_rao_norm(
     require_deterministic(model)
     check_budget(memory_budget)
     state = frozen_state(model)
-    theta = {name: state[name] for name in select_parameters(model).names}
+    theta = {name: state[name] for name in select_parameters(model, parameters).names}
     total, mass = 0.0, 0.0
     for f, u, labels in directional_chunks(model, batches, None, theta, resolved, memory_budget):
         root = resolved.fisher_root(f, labels)

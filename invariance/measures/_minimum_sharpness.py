@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -101,7 +101,7 @@ def minimum_sharpness(
     resolved = loss_on(loss, batches, model)
     parsed = read_perceptron(model)
     if parsed is not None and isinstance(x, Tensor) and x.ndim == 2:
-        steps = _homogeneous_steps(parsed)
+        steps = homogeneous_steps(parsed)
         sums = sweep_perceptrons(
             steps, batches, batches.rows, resolved, Wants(diagonal=True), memory_budget
         )
@@ -109,10 +109,17 @@ def minimum_sharpness(
         design = mlp_design(steps, group)
     else:
         diagonal, design = _general(model, x, y, resolved, group, memory_budget)
+    return least_trace(diagonal, design, group, resolved.name)
+
+
+def least_trace(
+    diagonal: Mapping[str, Tensor], design: ScalingDesign, group: str, loss_name: str
+) -> Estimate:
+    """Minimise the trace of an exact diagonal over the scalings of ``design``."""
     result = minimise_over_scalings(diagonal, design)
     return Estimate(
         result.value,
-        method=f"exact diagonal, convex minimum over {group} scalings ({resolved.name})",
+        method=f"exact diagonal, convex minimum over {group} scalings ({loss_name})",
         residual=result.residual,
         iterations=result.iterations,
         converged=result.converged,
@@ -158,7 +165,7 @@ def layer_minimum_sharpness(
     return minimum_sharpness(model, x, y, group="layer", loss=loss, memory_budget=memory_budget)
 
 
-def _homogeneous_steps(parsed: Sequence[Step]) -> tuple[Step, ...]:
+def homogeneous_steps(parsed: Sequence[Step]) -> tuple[Step, ...]:
     """Fold BatchNorm, and refuse activations that no positive factor passes through."""
     for step in parsed:
         if isinstance(step, Slope) and not step.activation.homogeneous:
@@ -174,17 +181,8 @@ def _general(
     model: nn.Module, x: Tensor, y: Tensor, loss: Loss, group: str, memory_budget: int
 ) -> tuple[dict[str, Tensor], ScalingDesign]:
     """Read the scalings off the network's graph: convolutions, skips, any module."""
-    from invariance.symmetry.analysis._symmetries import symmetries
-    from invariance.symmetry.balance._canonical import scaling_design
-
-    example = x[:2]
-    folded = folded_model(model, example)
-    design, _ = scaling_design(symmetries(folded, example), per_unit=group == "neuron")
-    if not design.units:
-        raise MeasureError(
-            "This network admits no positive rescaling: its activations are not positively "
-            "homogeneous, or no unit lies between two weights."
-        )
+    folded = folded_model(model, x[:2])
+    (design,) = graph_designs(folded, x[:2], [group])
     names = [name for name, _ in folded.named_parameters()]
     _, estimated = exact_parameters(folded, x, y, loss=loss, parameters=names)
     if estimated:  # told before any curvature is computed
@@ -197,6 +195,24 @@ def _general(
         )
     found = hessian_diagonal(folded, x, y, loss=loss, parameters=names, memory_budget=memory_budget)
     return dict(found.values), design
+
+
+def graph_designs(folded: nn.Module, example: Tensor, groups: Sequence[str]) -> list[ScalingDesign]:
+    """Read the scalings of each group off a network's graph, which is analysed once.
+
+    Shapes: ``example (n, ...)``.
+    """
+    from invariance.symmetry.analysis._symmetries import symmetries
+    from invariance.symmetry.balance._canonical import scaling_design
+
+    found = symmetries(folded, example)
+    designs = [scaling_design(found, per_unit=group == "neuron")[0] for group in groups]
+    if not all(design.units for design in designs):
+        raise MeasureError(
+            "This network admits no positive rescaling: its activations are not positively "
+            "homogeneous, or no unit lies between two weights."
+        )
+    return designs
 
 
 def mlp_design(steps: Sequence[Step], group: str) -> ScalingDesign:

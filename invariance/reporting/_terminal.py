@@ -52,7 +52,13 @@ def render(report: Report, width: int = 120) -> RenderableType:
 @renders(".txt")
 def render_text(report: Report, width: int = 120) -> str:
     """Return the terminal rendering as plain text of at most ``width`` columns."""
-    console = Console(file=io.StringIO(), width=width, no_color=True, legacy_windows=False)
+    console = Console(
+        file=io.StringIO(),
+        width=width,
+        color_system=None,
+        force_terminal=False,
+        force_jupyter=False,
+    )
     console.print(render(report, width))
     output = console.file
     assert isinstance(output, io.StringIO)

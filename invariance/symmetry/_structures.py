@@ -207,7 +207,7 @@ class NormSite:
     """One BatchNorm (eval mode) of the graph, for transforms that edit it.
 
     Attributes:
-        name: Qualified name of the module.
+        name: Qualified name of the module; of the running mean, for a functional call.
         tensors: Qualified names by role: ``running_mean``, ``running_var``, and where they
             exist ``weight`` and ``bias``.
         eps: Its epsilon.

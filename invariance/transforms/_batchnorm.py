@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from invariance.core._applied import Action, Applied, ParameterAction
 from invariance.core._errors import TransformError
 from invariance.core._groups import Group
+from invariance.core._modules import clone
 from invariance.symmetry._structures import NormSite, Role, Symmetries, SymmetryGroup, SymmetryKind
 from invariance.transforms._acting import check_factors, none_found, prepare
 from invariance.transforms._base import Transform, uniform
@@ -27,7 +28,10 @@ class FoldBatchNorm(Transform):
 
     With ``s = gamma / sqrt(v + eps)``: ``W' = diag(s) W`` and ``b' = beta + s (b - mu)`` for
     the layer before it; ``W' = W diag(s)`` and ``b' = b + W (beta - s mu)`` for the layer
-    after it (refused where that layer pads with zeros). The BatchNorm becomes ``nn.Identity``.
+    after it (refused where that layer pads with zeros). The BatchNorm becomes ``nn.Identity``;
+    one of a subclass becomes what it does beside normalising (its activation, its dropout).
+    A functional BatchNorm stays where it is called, with a mean of 0, a variance of
+    ``1 - eps`` and, where it has them, a weight of 1 and a bias of 0: the identity.
 
     Args:
         strict: Refuse the model if any of its BatchNorms cannot be folded, instead of only
@@ -63,13 +67,15 @@ class FoldBatchNorm(Transform):
         if not sites:
             raise TransformError(f"{self!r} does not apply: the module has no BatchNorm.")
         kept = {site.name: site.why_not for site in sites if site.why_not}
-        if len(kept) == len(sites) or (self.strict and kept):
-            listed = "; ".join(f"`{name}`: {why}" for name, why in kept.items())
-            raise TransformError(f"{self!r} cannot fold exactly: {listed}.")
         folded: dict[str, str] = {}
         relations: dict[str, ParameterAction | None] = {}
         for site in sites:
-            if site.layer is not None:
+            if site.layer is not None and (why := _beside(actor.model, site)):
+                kept[site.name] = why
+        if len(kept) == len(sites) or (self.strict and kept):
+            raise TransformError(f"{self!r} cannot fold exactly: {_listed(kept)}.")
+        for site in sites:
+            if site.layer is not None and site.name not in kept:
                 _fold(actor.model, site, relations)
                 folded[site.name] = site.layer
         return actor.finish(
@@ -83,11 +89,10 @@ class FoldBatchNorm(Transform):
 
 def _fold(model: nn.Module, site: NormSite, relations: dict[str, ParameterAction | None]) -> None:
     """Fold one BatchNorm into its layer, in float64, and put an identity in its place."""
-    norm, layer = model.get_submodule(site.name), model.get_submodule(str(site.layer))
-    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    layer = model.get_submodule(str(site.layer))
     weight: Any = layer.weight
     old_bias: Any = layer.bias
-    scale, shift = _affine_map(norm)
+    scale, shift = _affine_map(model, site)
     bias = None if old_bias is None else old_bias.detach().double()
     wide = weight.detach().double()
     if site.fold_into is not None:
@@ -125,20 +130,84 @@ def _fold(model: nn.Module, site: NormSite, relations: dict[str, ParameterAction
             layer.bias = nn.Parameter(new_bias.to(weight.dtype), requires_grad=weight.requires_grad)
         else:
             old_bias.copy_(new_bias)
-    _replace(model, norm)
+    norm = _module(model, site)
+    if norm is not None:
+        _replace(model, norm)
+    else:
+        _neutralise(model, site, relations)
 
 
-def _affine_map(norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:
+def _tensors(model: nn.Module, site: NormSite) -> dict[str, Tensor]:
+    """Return a BatchNorm's tensors by role, in float64."""
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {role: named[name].detach().double() for role, name in site.tensors.items()}
+
+
+def _affine_map(model: nn.Module, site: NormSite) -> tuple[Tensor, Tensor]:
     """Return ``s`` and ``t`` with ``norm(x) = s x + t`` a channel, in float64."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
-    if norm.affine:
-        scale = scale * norm.weight.detach().double()
-    shift = -scale * norm.running_mean.double()
-    if norm.affine:
-        shift = shift + norm.bias.detach().double()
-    return scale, shift
+    tensors = _tensors(model, site)
+    scale = torch.rsqrt(tensors["running_var"] + site.eps)
+    scale = scale * tensors.get("weight", 1.0)
+    return scale, tensors.get("bias", 0.0) - scale * tensors["running_mean"]
+
+
+def _module(model: nn.Module, site: NormSite) -> nn.modules.batchnorm._BatchNorm | None:
+    """Return the module that normalises; ``None`` for a functional call."""
+    if site.name == site.tensors["running_mean"]:
+        return None
+    module = model.get_submodule(site.name)
+    return module if isinstance(module, nn.modules.batchnorm._BatchNorm) else None
+
+
+def _neutralise(
+    model: nn.Module, site: NormSite, relations: dict[str, ParameterAction | None]
+) -> None:
+    """Make a functional BatchNorm the identity; its parameters have no old counterpart."""
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    values = {"running_mean": 0.0, "running_var": 1.0 - site.eps, "weight": 1.0, "bias": 0.0}
+    with torch.no_grad():
+        for role, name in site.tensors.items():
+            named[name].fill_(values[role])
+            if role in ("weight", "bias"):
+                relations[name] = None
+
+
+def _beside(model: nn.Module, site: NormSite) -> str:
+    """Say why a subclass of BatchNorm cannot be replaced by its children, or nothing."""
+    norm = _module(model, site)
+    if norm is None or not _own_forward(norm):
+        return ""
+    scale, shift = _affine_map(model, site)
+    flat = isinstance(norm, nn.BatchNorm1d)
+    shape = [1, -1] + [1] * (0 if flat else 3 if isinstance(norm, nn.BatchNorm3d) else 2)
+    draw = torch.Generator().manual_seed(0)
+    sizes = [4, site.channels, *(3 for _ in shape[2:])]
+    x = torch.randn(sizes, generator=draw, dtype=torch.float64).to(scale.device)
+    twin = clone(norm).double()
+    with torch.no_grad():
+        expected = twin(x.clone())
+        got = _children(twin)(x * scale.reshape(shape) + shift.reshape(shape))
+    if isinstance(expected, Tensor) and torch.allclose(got, expected, rtol=1e-9, atol=1e-12):
+        return ""
+    return (
+        f"its {type(norm).__name__} does something else than normalise and run its children in turn"
+    )
+
+
+def _own_forward(norm: nn.Module) -> bool:
+    return not type(norm).__module__.startswith("torch.nn")
+
+
+def _children(norm: nn.Module) -> nn.Module:
+    """Return what a subclass does after it normalised: its children, in turn."""
+    parts = [part for part in norm.children() if not isinstance(part, nn.Identity)]
+    if not parts or not _own_forward(norm):
+        return nn.Identity()
+    return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+
+
+def _listed(kept: dict[str, str]) -> str:
+    return "; ".join(f"`{name}`: {why}" for name, why in kept.items())
 
 
 def _out_dim(layer: nn.Module) -> int:
@@ -149,7 +218,7 @@ def _replace(model: nn.Module, old: nn.Module) -> None:
     names = [n for n, m in model.named_modules(remove_duplicate=False) if m is old]
     for name in names:
         parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, nn.Identity().train(old.training))
+        setattr(model.get_submodule(parent), last, _children(old).train(old.training))
 
 
 def _action(model: nn.Module, relations: dict[str, ParameterAction | None]) -> Action | None:

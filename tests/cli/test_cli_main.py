@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from invariance.cli._main import main
@@ -75,6 +76,65 @@ def test_unknown_command_is_a_usage_error(capsys):
         main(["reprot"])
     assert stop.value.code == 2
     assert "Did you mean 'report'?" in capsys.readouterr().err
+
+
+@pytest.fixture
+def own_network(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import torch\nimport invariance as inv\n"
+        "def model():\n    return inv.models.mlp([4, 6, 3])\n"
+        "def whole():\n"
+        "    x = torch.rand(9, 4, generator=torch.Generator().manual_seed(0))\n"
+        "    return model(), x, torch.arange(9) % 3\n"
+        "def text():\n    return 'no model'\n"
+    )
+    np.savez(tmp_path / "data.npz", x=np.eye(4, dtype=np.float32), y=np.array([0, 1, 2, 0]))
+    np.savez(tmp_path / "half.npz", x=np.eye(4))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    sys.modules.pop("mine", None)
+
+
+CHOSEN = ["--measures", "path_norm,hessian_trace", "--transforms", "LayerScaling,permutation"]
+
+
+@pytest.mark.parametrize(
+    "words", [["--model", "mine:whole"], ["--model", "mine:model", "--data", "data.npz"]]
+)
+def test_report_on_a_network_of_the_users_own(words, own_network, capsys):
+    assert main(["report", *words, *CHOSEN, "--json", "new/r.json"]) == 0
+    said = capsys.readouterr()
+    assert "no folder new; it will be made" in said.err
+    assert "multiplied hessian_trace by" in said.out
+    plain = json.loads((own_network / "new" / "r.json").read_text())
+    assert {row["measure"] for row in plain["rows"]} == {"path_norm", "hessian_trace"}
+    assert {row["transform"] for row in plain["rows"]} == {"LayerScaling", "Permutation"}
+    assert plain["correlations"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--model", "mine:text"], "must return a model"),
+        (["--model", "mine:model", "--data", "half.npz"], "half.npz"),
+        (["--model", "mine:whole", "--data", "data.npz"], "leave --data out"),
+        (["--data", "data.npz"], "with --model"),
+        (["--transforms", "LayerScalin"], "Did you mean 'LayerScaling'"),
+        (["--measures", "hessian_trac"], "Did you mean 'hessian_trace'"),
+    ],
+)
+def test_what_cannot_be_reported_is_said(words, expected, own_network, capsys):
+    assert main(["report", *words]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys\nfrom invariance.cli._main import main\ntry:\n    main(['--help'])\n"
+        "finally:\n    assert 'torch' not in sys.modules\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
 def test_lists(capsys):

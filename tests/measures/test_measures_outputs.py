@@ -296,3 +296,35 @@ def test_what_cannot_be_told_apart_is_refused():
     with pytest.raises(MeasureError, match="'mean' or 'sum'"):
         loss = nn.CrossEntropyLoss(reduction="none")
         inv.measures.hessian_trace(head, rand(ROWS, 3), labels(ROWS, 1)[:, 0], loss=loss)
+
+
+def test_parameters_by_name_pattern_and_module():
+    """Each way to say it covers the entries of the dense Hessian that it names."""
+    model, x, y, loss, reference = built("pixels")
+    hessian, _, _ = dense(model, x, y, reference)
+    spans, start = {}, 0
+    for name, p in model.named_parameters():
+        spans[name], start = range(start, start + p.numel()), start + p.numel()
+    for given, names in (
+        (["0.weight"], ["0.weight"]),
+        ("*.bias", ["0.bias", "2.bias"]),
+        (["[02].weight", "0.bias"], ["0.weight", "0.bias", "2.weight"]),
+        (model[2], ["2.weight", "2.bias"]),
+        ([model[0], "2.bias"], ["0.weight", "0.bias", "2.bias"]),
+    ):
+        chosen = [i for name in names for i in spans[name]]
+        found = inv.measures.hessian_trace(model, x, y, loss=loss, parameters=given)
+        assert list(found.parts) == names
+        assert float(found) == pytest.approx(float(hessian.diag()[chosen].sum()), rel=1e-9)
+    with pytest.raises(MeasureError, match="no module of this"):
+        inv.measures.hessian_trace(model, x, y, parameters=nn.Linear(2, 2))
+    parts = [
+        float(inv.measures.fisher_rao_norm(model, x, y, parameters=name)) for name in ("0", "2")
+    ]
+    assert all(part > 0 for part in parts)
+
+
+def test_a_loss_that_is_linear_in_many_outputs_has_no_curvature_there():
+    model = inv.models.mlp([3, 4, 200], dtype=torch.float64)
+    y = torch.arange(ROWS) * 40
+    assert float(inv.measures.hessian_trace(model, rand(ROWS, 3), y, loss=nn.NLLLoss())) == 0.0

@@ -65,6 +65,11 @@ def test_terminal_text_fits(report):
         assert max(len(line) for line in render_text(report, width).splitlines()) <= width
 
 
+def test_text_is_plain_whatever_the_environment_says(report, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b" not in str(report)
+
+
 def test_save_by_ending(report, tmp_path):
     for ending in ("json", "md", "html"):
         assert report.save(tmp_path / f"r.{ending}").stat().st_size > 500

@@ -78,7 +78,7 @@ def check(project, *words, function="loss", model=True):
 
 def test_exit_codes(project, capsys):
     assert check(project) == 0
-    assert "holds under LayerScaling" in capsys.readouterr().out
+    assert "invariant under LayerScaling" in capsys.readouterr().out
     assert check(project, function="norm") == 1
     out = capsys.readouterr().out
     assert "not invariant under LayerScaling" in out
@@ -181,7 +181,7 @@ measures = [
 """,
     )
     assert main(["check"]) == 0
-    assert capsys.readouterr().out.count("[holds]") == 2
+    assert capsys.readouterr().out.count("[invariant]") == 2
     write_table(
         project, '[tool.invariance]\nmodels=["{name}:network"]\nmeasures = ["{name}:product"]\n'
     )

@@ -164,16 +164,83 @@ class Twice(nn.Module):
 
 
 class Functional(nn.Module):
-    """A functional BatchNorm cannot be replaced by an identity."""
+    """A functional BatchNorm, with or without an affine part."""
 
-    def __init__(self):
+    def __init__(self, affine=False):
         super().__init__()
         self.a = nn.Linear(3, 4)
+        self.gamma = nn.Parameter(torch.randn(4)) if affine else None
         self.register_buffer("mean", torch.zeros(4))
         self.register_buffer("var", torch.ones(4))
 
     def forward(self, x):
-        return F.batch_norm(self.a(x), self.mean, self.var)
+        return F.batch_norm(self.a(x), self.mean, self.var, self.gamma)
+
+
+class NormAct(nn.BatchNorm2d):
+    """A BatchNorm that drops out and activates, as timm's."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.drop, self.act = nn.Dropout(0.5), nn.SiLU(inplace=True)
+
+    def forward(self, x):
+        x = F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.1, self.eps
+        )
+        return self.act(self.drop(x))
+
+
+class Restless(nn.Module):
+    """A subclass whose forward does more than its children."""
+
+    class Norm(NormAct):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.n = nn.Conv2d(3, 4, 1), self.Norm(4)
+
+    def forward(self, x):
+        return self.n(self.a(x))
+
+
+class Same(nn.Conv2d):
+    """A convolution of a subclass, which pads by itself."""
+
+    def forward(self, x):
+        return F.conv2d(F.pad(x, (1, 1, 1, 1)), self.weight, self.bias)
+
+
+def test_subclasses_fold_and_keep_what_they_do_beside():
+    model = fill(nn.Sequential(Same(3, 4, 3, bias=False), NormAct(4), nn.Conv2d(4, 2, 1)))
+    x = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0)).double()
+    applied = FoldBatchNorm(strict=True).apply(model, x)
+    assert [type(part) for part in applied.model[1]] == [nn.Dropout, nn.SiLU]
+    assert applied.verification.max_abs_logit_diff < 1e-12
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in applied.model.modules())
+    scale = model[1].weight / (model[1].running_var + model[1].eps).sqrt()
+    assert torch.allclose(
+        applied.model[0].weight, model[0].weight * scale.reshape(4, 1, 1, 1), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_functional_norms_become_the_identity_where_they_are_called(affine):
+    model = Functional(affine).double().eval()
+    with torch.no_grad():
+        model.mean.normal_()
+        model.var.uniform_(0.5, 2)
+    x = torch.randn(5, 3).double()
+    applied = FoldBatchNorm().apply(model, x)
+    assert applied.verification.max_abs_logit_diff < 1e-12
+    assert applied.detail["folded"] == {"mean": "a"}
+    z = torch.randn(2, 4).double()
+    gamma = applied.model.gamma
+    assert torch.allclose(F.batch_norm(z, applied.model.mean, applied.model.var, gamma), z)
+    # a weight that is free again has no counterpart
+    assert (applied.action is None) == affine
 
 
 class Padded(nn.Module):
@@ -194,7 +261,7 @@ class Padded(nn.Module):
          "`0`: `1` pads with zeros"),
         (Shared, (3,), "`norm`: the output of `a` goes elsewhere"),
         (Twice, (3,), "used more than once"),
-        (Functional, (3,), "functional call"),
+        (Restless, (3, 4, 4), "does something else than normalise"),
         (Padded, (1, 3, 3), "neither the layer before"),
         (lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.BatchNorm1d(4), nn.Tanh()), (3,),
          "neither the layer before"),

@@ -249,6 +249,10 @@ class NegativeLogLikelihood(CrossEntropy):
         """Return 0."""
         return 0
 
+    def factor_times(self, outputs: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return zeros, and no column."""
+        return torch.zeros_like(outputs), weight.new_zeros(outputs.shape[0], 0, weight.shape[1])
+
     def sampled_factor(
         self, outputs: Tensor, y: Tensor, count: int, draws: torch.Generator
     ) -> HessianFactor:

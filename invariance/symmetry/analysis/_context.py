@@ -61,7 +61,7 @@ class WeightCall:
 
 @dataclass(frozen=True, eq=False)
 class NormCall:
-    """One call of a BatchNorm in eval mode."""
+    """One call of a BatchNorm in eval mode; without a module it is named by its running mean."""
 
     name: str
     module: bool

@@ -29,8 +29,8 @@ def norm_sites(context: Context, model: nn.Module) -> tuple[NormSite, ...]:
                 norm.eps,
                 norm.input_width,
                 seen[norm.name],
-                None if into is None else into.name,
-                None if after is None else after.name,
+                None if into is None else _owner(into, model),
+                None if after is None else _owner(after, model),
                 why,
                 columns,
             )
@@ -59,8 +59,6 @@ class _Readers:
 def _where(
     context: Context, readers: _Readers, norm: NormCall, uses: int, model: nn.Module
 ) -> tuple[WeightCall | None, WeightCall | None, str]:
-    if not norm.module:
-        return None, None, "it is a functional call, not a module that could be replaced"
     if uses > 1:
         return None, None, "the module is used more than once"
     if any(len(context.relations.uses.get(name, ())) > 1 for name in norm.tensors.values()):
@@ -101,12 +99,23 @@ def _not_after(readers: _Readers, norm: NormCall, layer: WeightCall) -> str:
 
 
 def _shared(context: Context, layer: WeightCall, model: nn.Module) -> str:
-    if not layer.module or layer.weight is None:
+    if _owner(layer, model) is None:
         return f"`{layer.name}` is not a plain weight layer"
     for name in (layer.weight, layer.bias):
         if name is not None and len(context.relations.uses.get(name, ())) > 1:
             return f"`{layer.name}` shares its {name.rsplit('.', 1)[-1]} with another use"
-    module = model.get_submodule(layer.name)
+    module = model.get_submodule(str(_owner(layer, model)))
     if isinstance(module, nn.modules.conv._ConvTransposeNd) and layer.groups > 1:
         return f"`{layer.name}` is a grouped transposed convolution"
     return ""
+
+
+def _owner(layer: WeightCall, model: nn.Module) -> str | None:
+    """Return the name of the module whose weight a call uses, also of one of a subclass."""
+    if layer.weight is None:
+        return None
+    owner, _, attribute = layer.weight.rpartition(".")
+    module = model.get_submodule(owner)
+    plain = isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and attribute == "weight"
+    own_bias = layer.bias in (None, f"{owner}.bias".removeprefix("."))
+    return owner if plain and own_bias and (layer.bias is None) == (module.bias is None) else None

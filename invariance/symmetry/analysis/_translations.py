@@ -278,6 +278,11 @@ class TranslationFinder:
         _only(call, shift, 0, "input")
         if not shift.function or (shift.labels == 0).any() or call.out.dim() != shift.tensor.dim():
             raise _Seen
+        alike = [
+            n > 1 and m == 1 for n, m in zip(shift.tensor.shape, shift.labels.shape, strict=True)
+        ]
+        if "pool" in call.name and any(alike[-2:]):
+            raise _Seen  # padding would tell apart what is alike along a pooled dimension
         sizes = [
             1 if m == 1 else n for n, m in zip(call.out.shape, shift.labels.shape, strict=True)
         ]

@@ -82,10 +82,11 @@ def batch_norm(context: Context, call: Call) -> None:
             legs.append(leg(view.name, inputs, 0, 1, Role.STATISTIC))
         use_parameter(context, view, legs)
         tensors[role] = view.name
-    module = call.place.kind is not None
-    context.norms.append(
-        NormCall(call.place.module, module, tensors, eps, call.node, inputs, outputs, channels)
-    )
+    mean_name = tensors["running_mean"]
+    # A subclass's forward may call it, too: what it does beyond is for whoever folds.
+    module = f"{call.place.module}.running_mean".removeprefix(".") == mean_name
+    name = call.place.module if module else mean_name
+    context.norms.append(NormCall(name, module, tensors, eps, call.node, inputs, outputs, channels))
     shape = tuple(call.out.shape)
     out_addresses = None
     if not plain:

@@ -9,6 +9,7 @@ from typing import Any
 import invariance.transforms as T
 from invariance.cells import CellRow, Refusal
 from invariance.core._groups import ABOUT, Group
+from invariance.reporting._words import word
 from invariance.testing.blame._trends import Trend
 
 
@@ -197,13 +198,23 @@ class Certificate:
     notes: tuple[str, ...] = field(default=())
 
     def __str__(self) -> str:
-        maps = ", ".join(dict.fromkeys(row.transform for row in self.rows))
+        found = "; ".join(f"{what} under {', '.join(maps)}" for what, maps in self.outcomes.items())
         lines = [
-            f"measure {self.measure!r} holds under {maps} ({', '.join(self.dtypes)}; "
+            f"measure {self.measure!r}: {found} ({', '.join(self.dtypes)}; "
             f"{self.evaluations} evaluations)."
         ]
         lines += [f"  not applied: {entry.what}: {entry.reason}" for entry in self.refused]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+    @property
+    def outcomes(self) -> dict[str, list[str]]:
+        """Maps by what the measure did under them: *invariant*, *follows its law*, ..."""
+        found: dict[str, list[str]] = {}
+        for row in self.rows:
+            maps = found.setdefault(word(row), [])
+            if row.transform not in maps:
+                maps.append(row.transform)
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Return the certificate as plain data, for JSON."""
