@@ -2,9 +2,10 @@
 
     python .ci/nightly_mutants.py --sample 200 --seed 0 --results mutants.jsonl
 
-A seed draws the sample from all changes of the folders below. Each is made in a copy of the
-last commit; the tests of its folder run there, those first that name what was changed, until
-one fails or the time is up. ``--results`` keeps every outcome: a run that was stopped goes on.
+A seed draws the sample from all changes of the folders below, from each by its share. Each is
+made in a copy of the last commit; the tests of its folder run there, those first that name what
+was changed, until one fails or the time is up. ``--results`` keeps every
+outcome: a run that was stopped goes on.
 ``.ci/equivalent_mutants.txt`` lists changes that change nothing, each with its reason; they do
 not count. At the end stand the killed share with its 95 % interval (Wilson's) and whatever
 survived. Needs the test extra, and a system that can fork.
@@ -204,16 +205,24 @@ def interval(killed: int, total: int) -> tuple[float, float]:
 
 
 def draw(folders: list[str], count: int, seed: int) -> tuple[list[Mutant], int]:
-    """Return a random sample without those known to be equivalent, and how many there are."""
-    every = [
-        mutant
+    """Return a sample by folder without those known to be equivalent, and how many there are."""
+    strata = [
+        [
+            mutant
+            for path in sorted((ROOT / "invariance" / folder).rglob("*.py"))
+            for mutant in mutants_of(path)
+        ]
         for folder in folders
-        for path in sorted((ROOT / "invariance" / folder).rglob("*.py"))
-        for mutant in mutants_of(path)
     ]
+    total = sum(map(len, strata))
     equivalent = known_equivalents()
-    sample = random.Random(seed).sample(every, min(count, len(every)))
-    return [mutant for mutant in sample if mutant.key not in equivalent], len(every)
+    chance = random.Random(seed)
+    sample = []
+    for stratum in strata:  # each folder by its share, so that a small one is not left to chance
+        share = min(len(stratum), round(min(count, total) * len(stratum) / total))
+        sample += chance.sample(stratum, share)
+    chance.shuffle(sample)  # a run that is stopped has seen all folders
+    return [mutant for mutant in sample if mutant.key not in equivalent], total
 
 
 def checkout(folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
@@ -39,7 +40,7 @@ def run(model: nn.Module, x: Tensor, state: Mapping[str, Tensor] | None = None) 
     Shapes: ``x (n, ...)``.
     """
     own = x.clone()
-    with unfused(model), full_precision():
+    with unfused(model), plain_attention(), full_precision():
         out: Tensor = model(own) if state is None else functional_call(model, dict(state), (own,))
     return out
 
@@ -65,6 +66,18 @@ class _PlainWeightNorm(TorchFunctionMode):
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     others = [axis for axis in range(v.ndim) if dim == -1 or axis != dim]
     return v * (g / v.square().sum(others, keepdim=dim != -1).sqrt())
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Compute attention by its formula: the fused kernels lack second and forward derivatives."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
 def unfused(model: nn.Module) -> AbstractContextManager[object]:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from invariance.core._errors import DataError, MeasureError, ModelError
-from invariance.core._forward import reading, run
+from invariance.core._forward import plain_attention, reading, run
 from invariance.core._intake import takes_any
 from invariance.core._modules import (
     all_finite,
@@ -63,7 +61,7 @@ class Objective:
 
     def forward(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
         """Return the outputs of the rows ``x`` with ``parameters`` in place of the point."""
-        with _differentiable_attention():
+        with plain_attention():
             return run(self.model, x, dict(zip(self.space.names, parameters, strict=True)))
 
     def value(self, parameters: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -244,10 +242,3 @@ def _unused(draft: Objective) -> tuple[str, ...]:
 
 def _place(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     return x.to(device, dtype) if x.is_floating_point() else x.to(device)
-
-
-@contextmanager
-def _differentiable_attention() -> Iterator[None]:
-    # Fused attention kernels have no second derivative; the plain formula has.
-    with sdpa_kernel(SDPBackend.MATH):
-        yield

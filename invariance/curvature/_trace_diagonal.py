@@ -30,7 +30,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from invariance.core._arguments import as_seed
+from invariance.core._arguments import as_integer, as_seed
 from invariance.core._errors import MeasureError, unknown_name
 from invariance.core._estimate import Estimate
 from invariance.core._forward import run
@@ -44,7 +44,7 @@ from invariance.curvature.estimates._sampled import Drawn, Key, sample_sweep
 from invariance.curvature.estimates._trace import hessian_trace_estimate
 from invariance.curvature.exact._directional import move_like
 from invariance.curvature.exact._general import make_plan, sweep_module
-from invariance.curvature.exact._linearity import Linearity, analyse_linearity
+from invariance.curvature.exact._linearity import Linearity, linearity_of
 from invariance.curvature.exact._mlp import is_curved, sweep_perceptrons
 from invariance.curvature.exact._result import (
     DEFAULT_MEMORY_BUDGET,
@@ -77,6 +77,17 @@ class Sampling(NamedTuple):
     budget: int
     seed: int
     memory_budget: int
+
+
+def as_sampling(
+    method: str, rtol: float, budget: int, seed: int, memory_budget: int
+) -> Sampling | None:
+    """Read the arguments of a measure that is exact or sampled; ``None`` for exact."""
+    if method not in ("auto", "sampled"):
+        raise unknown_name("method", method, ("auto", "sampled"))
+    if method == "auto":
+        return None
+    return Sampling(rtol, as_integer(budget, "budget"), as_seed(seed), memory_budget)
 
 
 class Swept(NamedTuple):
@@ -113,7 +124,7 @@ class Prepared:
     @cached_property
     def linearity(self) -> Linearity:
         """In which parameters the network is piecewise linear."""
-        return analyse_linearity(self.model, self.row)
+        return linearity_of(self.model, self.row)
 
     def split(self, method: str) -> tuple[Sequence[str], Sequence[str], str]:
         """Return the names to sweep, all others, and why there are others (in words)."""

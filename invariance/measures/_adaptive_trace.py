@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from invariance.core._estimate import Estimate
 from invariance.core._groups import Group
 from invariance.core._modules import require_module
+from invariance.curvature._trace_diagonal import DEFAULT_PROBES, DEFAULT_RTOL, as_sampling
 from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET
 from invariance.curvature.losses._resolve import LossLike
 from invariance.curvature.products._scaled import scaled_trace
@@ -38,6 +41,10 @@ def adaptive_trace(
     *,
     loss: LossLike = "cross_entropy",
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    method: Literal["auto", "sampled"] = "auto",
+    rtol: float = DEFAULT_RTOL,
+    budget: int = DEFAULT_PROBES,
+    seed: int = 0,
 ) -> Estimate:
     """Sum over all parameters of ``theta_i^2 H_ii``, the scale-free trace of the Hessian.
 
@@ -53,6 +60,11 @@ def adaptive_trace(
         y: ``(n,)`` labels.
         loss: The mean loss.
         memory_budget: Bytes for temporaries.
+        method: ``"auto"``, or ``"sampled"``: from a few random cotangents a row, with a standard
+            error (see :func:`~invariance.measures.hessian_trace`).
+        rtol: For ``"sampled"``: the relative standard error to reach.
+        budget: For ``"sampled"``: most draws a row.
+        seed: Seed of the draws.
 
     Returns:
         The sum; ``parts`` holds each parameter tensor's share.
@@ -68,4 +80,12 @@ def adaptive_trace(
         2.0
     """
     scales = {name: value.detach() for name, value in require_module(model).named_parameters()}
-    return scaled_trace(model, x, y, scales=scales, loss=loss, memory_budget=memory_budget)
+    return scaled_trace(
+        model,
+        x,
+        y,
+        scales=scales,
+        loss=loss,
+        memory_budget=memory_budget,
+        sampling=as_sampling(method, rtol, budget, seed, memory_budget),
+    )

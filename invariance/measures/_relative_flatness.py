@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ from invariance.core._estimate import Estimate
 from invariance.core._groups import Group
 from invariance.core._modules import require_deterministic, weight_layers
 from invariance.curvature._batches import collect_batches
+from invariance.curvature._trace_diagonal import DEFAULT_PROBES, DEFAULT_RTOL, as_sampling
 from invariance.curvature.exact._flatness import layer_relative_flatness
 from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET
 from invariance.curvature.losses._resolve import LossLike
@@ -39,6 +41,10 @@ def relative_flatness(
     layer: int | str | None = -1,
     loss: LossLike = "cross_entropy",
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    method: Literal["auto", "sampled"] = "auto",
+    rtol: float = DEFAULT_RTOL,
+    budget: int = DEFAULT_PROBES,
+    seed: int = 0,
 ) -> Estimate:
     """Relative flatness of a weight layer: ``sum_{s,s'} <w_s, w_s'> Tr H_{s,s'}``.
 
@@ -56,6 +62,11 @@ def relative_flatness(
             counts them), or a module's name; ``None`` gives all layers as a vector.
         loss: The mean loss.
         memory_budget: Bytes for temporaries.
+        method: ``"auto"``, or ``"sampled"``: from a few random cotangents a row, with a standard
+            error (see :func:`~invariance.measures.hessian_trace`).
+        rtol: For ``"sampled"``: the relative standard error to reach.
+        budget: For ``"sampled"``: most draws a row.
+        seed: Seed of the draws.
 
     Returns:
         The relative flatness; ``parts`` has it by layer.
@@ -82,6 +93,11 @@ def relative_flatness(
     else:
         chosen = [chosen_layer(model, batches, layer)]
     found = layer_relative_flatness(
-        model, batches, layers=chosen, loss=loss, memory_budget=memory_budget
+        model,
+        batches,
+        layers=chosen,
+        loss=loss,
+        memory_budget=memory_budget,
+        sampling=as_sampling(method, rtol, budget, seed, memory_budget),
     )
     return found if layer is None else replace(found, value=found[0])

@@ -91,6 +91,19 @@ def coordinate_law(
     Raises:
         MeasureError: If the network has more than ``MAX_COORDINATES`` coordinates or weights,
             or is in train mode.
+
+    Example:
+        Without a reparameterization both sides are the Hessian itself.
+
+        One row with ``p = (1/2, 1/2)``: ``H = S (x) x x^T`` with ``Tr S = 1/2`` and ``|x|^2 = 4``.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> law = inv.transforms.coordinate_law(model, x, y)
+        >>> bool((law.hessian == law.weight_hessian).all()), round(float(law.hessian.trace()), 9)
+        (True, 2.0)
     """
     inner = _double_copy(model)
     plain = _plain_copy(inner)
@@ -149,6 +162,16 @@ def covariant_trace(model: nn.Module, x: Tensor, y: Tensor) -> Estimate:
 
     Returns:
         The trace, with one part for each plain weight.
+
+    Example:
+        One row with ``p = (1/2, 1/2)``: ``H = S (x) x x^T`` with ``Tr S = 1/2`` and ``|x|^2 = 4``.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> round(inv.transforms.covariant_trace(model, x, y).value, 9)
+        2.0
     """
     return hessian_trace(_plain_copy(model), x, y)
 

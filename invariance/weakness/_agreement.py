@@ -64,6 +64,17 @@ def ensemble_agreement(models: Sequence[nn.Module], x_unseen: Tensor, y_unseen: 
     Raises:
         MeasureError: If there are fewer than two models, or one does not classify.
         DataError: If labels and points do not match.
+
+    Example:
+        Each of two opposite classifiers is right where the other is wrong.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 0.0], [0.0, 1.0]], [[1.0, -1.0], [-1.0, 1.0]]])
+        >>> other = inv.models.from_weights([[[1.0, 0.0], [0.0, 1.0]], [[-1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.eye(2).double(), torch.tensor([0, 0])
+        >>> inv.weakness.ensemble_agreement([model, other], x, y).value.tolist()
+        [1.0, 1.0]
     """
     if len(models) < 2:
         raise MeasureError(f"Agreement needs at least two networks. Got {len(models)}.")

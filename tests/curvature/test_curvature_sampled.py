@@ -11,7 +11,7 @@ from curvature_cases import CLASSES, Case, dense_hessian, dense_jacobian
 from torch import nn
 
 import invariance as inv
-from invariance.core._errors import MeasureError
+from invariance.core._errors import MeasureError, UsageError
 from invariance.core._rng import generator
 from invariance.curvature._trace_diagonal import Sampling, _whole_trace, prepare
 from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET, Wants
@@ -244,6 +244,36 @@ class TestFrontDoors:
         assert abs(found.value - whole.value) < 4 * found.stderr
 
 
+class TestMeasures:
+    def test_relative_flatness(self):
+        model, x, y = wide(100, 60)
+        exact = inv.measures.relative_flatness(model, x, y, layer=None)
+        found = inv.measures.relative_flatness(
+            model, x, y, layer=None, method="sampled", rtol=0.03, seed=2
+        )
+        assert exact.exact and not found.exact and found.converged
+        assert found.stderr <= 0.03 * max(found.values)
+        for value, truth in zip(found, exact, strict=True):
+            assert abs(value - truth) < 4 * found.stderr
+        single = inv.measures.relative_flatness(model, x, y, method="sampled", rtol=0.03)
+        assert abs(single.value - exact[-1]) < 4 * single.stderr
+
+    @pytest.mark.parametrize("build", [lambda: wide(100, 60), lambda: image_net(60)])
+    def test_adaptive_trace(self, build):
+        model, x, y = build()
+        exact = inv.measures.adaptive_trace(model, x, y)
+        found = inv.measures.adaptive_trace(model, x, y, method="sampled", rtol=0.03)
+        assert exact.exact and not found.exact and found.stderr <= 0.03 * found.value
+        assert abs(found.value - exact.value) < 4 * found.stderr
+        assert list(found.parts) == list(exact.parts)
+
+    def test_refused(self):
+        with pytest.raises(UsageError):
+            inv.measures.adaptive_trace(*wide(30, 10), method="estimate")
+        with pytest.raises(MeasureError, match="piecewise linear"):
+            inv.measures.adaptive_trace(*image_net(30, nn.GELU), method="sampled")
+
+
 class TestCurvedNetworks:
     @pytest.mark.parametrize("loss", ["cross-entropy", "mse"])
     @pytest.mark.parametrize("architecture", ["attention", "layer-norm"])
@@ -273,3 +303,42 @@ class TestCurvedNetworks:
         model, x, y = image_net(40, nn.GELU)
         with pytest.raises(MeasureError, match=r"'0\.weight'"):
             inv.curvature.hessian_diagonal(model, x, y, method="sampled")
+
+
+class TestRememberedLinearity:
+    def test_equal_structure_is_analysed_once_and_other_structure_anew(self, monkeypatch):
+        from invariance.curvature.exact import _linearity
+
+        seen = []
+        analyse = _linearity.analyse_linearity
+        monkeypatch.setattr(_linearity, "_known", type(_linearity._known)())
+        monkeypatch.setattr(
+            _linearity, "analyse_linearity", lambda m, rows: (seen.append(m), analyse(m, rows))[1]
+        )
+        model, x, _ = image_net(5)
+        twin = image_net(5)[0]
+        with torch.no_grad():
+            twin[0].weight.mul_(2)
+        first = _linearity.linearity_of(model, x[:1])
+        assert _linearity.linearity_of(twin, x[:1]) is first and len(seen) == 1
+        others = [image_net(5, nn.GELU)[0], image_net(6)[0], image_net(5)[0], image_net(5)[0]]
+        others[2].train()
+        others[3][2].forward = torch.tanh
+        for other in others:
+            _linearity.linearity_of(other, x[:1])
+        assert [any(m is other for m in seen) for other in others] == [True] * 4
+        tied = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)).double()
+        free = _linearity.linearity_of(tied, torch.ones(1, 4).double())
+        tied[2].weight = tied[0].weight
+        again = _linearity.linearity_of(tied, torch.ones(1, 4).double())
+        assert not free.reasons and again.reasons
+
+    def test_a_users_module_is_read_every_time(self):
+        from invariance.curvature.exact._linearity import _structure
+
+        class Switch(nn.Module):
+            def forward(self, x):
+                return x
+
+        assert _structure(nn.Sequential(nn.Linear(2, 2), Switch()), torch.ones(1, 2)) is None
+        assert _structure(nn.Sequential(nn.Linear(2, 2)), torch.ones(1, 2)) is not None

@@ -13,10 +13,13 @@ from invariance.curvature._batches import Data
 from invariance.curvature._trace_diagonal import (
     DEFAULT_MAX_PRODUCTS,
     Prepared,
+    Sampling,
     entries,
     prepare,
+    sampled_words,
     swept_curvature,
 )
+from invariance.curvature.estimates._sampled import Drawn, Key
 from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET, Wants
 from invariance.curvature.losses._resolve import LossLike
 
@@ -30,6 +33,7 @@ def layer_relative_flatness(
     loss: LossLike = "cross_entropy",
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
     max_products: int = DEFAULT_MAX_PRODUCTS,
+    sampling: Sampling | None = None,
 ) -> Estimate:
     """Return the relative flatness of some weight layers.
 
@@ -40,7 +44,15 @@ def layer_relative_flatness(
     swept, rest, why = prepared.split("auto")
     parts: dict[str, float] = {}
     words: list[str] = []
-    if swept:
+    stderr, converged = 0.0, None
+    if swept and sampling is not None:
+        drawn = prepared.draw(swept, Wants(relative_flatness=True), _each_layer, sampling)
+        parts |= drawn.of("kappa")
+        words.append(sampled_words(prepared, drawn))
+        if not drawn.exact:
+            stderr = max(drawn.error(("kappa", layer)) for layer in parts)
+            converged = drawn.converged
+    elif swept:
         wants = Wants(relative_flatness=True)
         result = swept_curvature(prepared, swept, wants, memory_budget)
         parts |= result.relative_flatness
@@ -58,9 +70,17 @@ def layer_relative_flatness(
     values = [parts[layer] for layer in layers]
     return Estimate(
         values,  # type: ignore[arg-type]
+        stderr=stderr,
+        exact=converged is None,
+        converged=converged,
         method=" + ".join(words),
         parts={layer: parts[layer] for layer in layers},
     )
+
+
+def _each_layer(drawn: Drawn) -> list[tuple[Key, float]]:
+    """What must meet the tolerance: every layer for itself."""
+    return [(("kappa", layer), value) for layer, value in drawn.of("kappa").items()]
 
 
 def _flatness_by_products(prepared: Prepared, layer: str, weight: str) -> float:

@@ -11,7 +11,8 @@ what rules out a weight that is used twice in a row (but not one used twice in p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -21,6 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from invariance.core._activations import BY_CALL
 from invariance.core._forward import run
+from invariance.core._modules import computes_as_its_class, has_global_hooks
 
 #: Operations that are piecewise linear in all their tensors jointly.
 _PIECEWISE_LINEAR = frozenset(
@@ -109,6 +111,67 @@ def analyse_linearity(model: nn.Module, rows: Tensor) -> Linearity:
         why = f"its graph could not be traced ({type(error).__name__}: {_first_line(error)})"
         return Linearity(dict.fromkeys(parameters, why), dict.fromkeys(parameters, 1))
     return _read(graph, list(parameters))
+
+
+#: Packages whose modules compute what their class and attributes say, whatever the values of
+#: their parameters: for networks of these, equal structure is equal linearity.
+_TRUSTED = ("torch.nn.modules.", "invariance.models.")
+
+#: How many structures are remembered.
+_REMEMBERED = 64
+
+_known: OrderedDict[Hashable, Linearity] = OrderedDict()
+
+
+def linearity_of(model: nn.Module, rows: Tensor) -> Linearity:
+    """Return :func:`analyse_linearity`, remembered by structure where that tells all."""
+    key = _structure(model, rows)
+    if key is None:
+        return analyse_linearity(model, rows)
+    if key not in _known:
+        _known[key] = analyse_linearity(model, rows)
+        while len(_known) > _REMEMBERED:
+            _known.popitem(last=False)
+    return _known[key]
+
+
+def _structure(model: nn.Module, rows: Tensor) -> Hashable:
+    """Describe all that a trace of ``model`` can depend on; ``None`` where something is foreign."""
+    if has_global_hooks() or torch.is_autocast_enabled(rows.device.type):
+        return None
+    order: dict[int, int] = {}
+    parts: list[Hashable] = [(rows.shape, rows.dtype, rows.device)]
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not type(module).__module__.startswith(_TRUSTED) or not computes_as_its_class(module):
+            return None
+        tensors = [
+            (leaf, order.setdefault(id(value), len(order)), type(value), value.shape, value.dtype)
+            for leaf, value in (*module._parameters.items(), *module._buffers.items())
+            if value is not None
+        ]
+        settings = []
+        for attribute, value in vars(module).items():
+            if attribute in ("_parameters", "_buffers", "_modules"):
+                continue
+            plain = tuple(sorted(value)) if isinstance(value, set) else value
+            if isinstance(value, dict) and not value:  # no hooks
+                plain = ()
+            if not _is_plain(plain):
+                return None
+            settings.append((attribute, type(value), plain))
+        children = tuple((key, child is None) for key, child in module._modules.items())
+        parts.append((name, id(module) in order, type(module), *tensors, *settings, children))
+        order.setdefault(id(module), len(order))
+    return tuple(parts)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is immutable, and equal values mean the same."""
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(
+        value, (bool, int, float, str, torch.dtype, torch.device, torch.Size)
+    )
 
 
 def _first_line(error: Exception) -> str:

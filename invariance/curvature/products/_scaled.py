@@ -7,17 +7,23 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from invariance.core._arguments import as_seed
+from invariance.core._errors import MeasureError
 from invariance.core._estimate import Estimate
 from invariance.curvature._batches import Data
 from invariance.curvature._trace_diagonal import (
     DEFAULT_MAX_PRODUCTS,
     DEFAULT_PROBES,
+    Prepared,
+    Sampling,
     assembled,
     exact_parameters,
     hessian_diagonal,
+    prepare,
+    sampled_words,
 )
+from invariance.curvature.estimates._sampled import Drawn, Key
 from invariance.curvature.estimates._trace import hessian_trace_estimate
-from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET
+from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET, Wants
 from invariance.curvature.losses._resolve import LossLike
 from invariance.curvature.products._operators import HessianOperator
 
@@ -55,6 +61,7 @@ def scaled_trace(
     max_products: int = DEFAULT_MAX_PRODUCTS,
     budget: int = DEFAULT_PROBES,
     seed: int = 0,
+    sampling: Sampling | None = None,
 ) -> Estimate:
     """Return ``Tr D H D = sum_i d_i^2 H_ii``: exact where the diagonal is, else estimated.
 
@@ -64,6 +71,8 @@ def scaled_trace(
 
     Shapes: ``x (n, ...)``.
     """
+    if sampling is not None:
+        return _sampled(prepare(model, x, y, loss, None), scales, sampling)
     seed = as_seed(seed)
     known, rest = exact_parameters(model, x, y, loss=loss, max_products=max_products)
     parts: dict[str, float] = {}
@@ -91,3 +100,30 @@ def scaled_trace(
         stderr = 0.0 if found.exact else found.stderr
         words.append(found.method)
     return assembled(model, parts, stderr, words)
+
+
+def _sampled(prepared: Prepared, scales: Mapping[str, Tensor], sampling: Sampling) -> Estimate:
+    """Return the same from drawn cotangents."""
+    swept, rest, why = prepared.split("sampled")
+    if rest:
+        raise MeasureError(
+            f"method='sampled' needs a network that is piecewise linear in each parameter, or a "
+            f"perceptron. This one is not{why}; use method='auto'."
+        )
+    drawn = prepared.draw(swept, Wants(scales=scales), _whole, sampling)
+    found = drawn.of("scaled")
+    parts = {name: found[name] for name, _ in prepared.model.named_parameters() if name in found}
+    return Estimate(
+        sum(parts.values()),
+        stderr=drawn.error(("whole scaled", "")),
+        exact=drawn.exact,
+        method=sampled_words(prepared, drawn),
+        parts=parts,
+        converged=None if drawn.exact else drawn.converged,
+        detail={"draws": drawn.count},
+    )
+
+
+def _whole(drawn: Drawn) -> list[tuple[Key, float]]:
+    """What must meet the tolerance: the sum over all parameters."""
+    return [(("whole scaled", ""), sum(drawn.of("scaled").values()))]

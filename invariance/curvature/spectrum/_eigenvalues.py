@@ -80,6 +80,17 @@ def eigenpairs(
     Raises:
         MeasureError: A k or tolerance out of range.
         UsageError: An unknown option, or a k or seed that is no integer.
+
+    Example:
+        One row with ``p = (1/2, 1/2)``: ``H = S (x) x x^T`` with ``Tr S = 1/2`` and ``|x|^2 = 4``.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 1.0], [1.0, -1.0]]])
+        >>> x, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+        >>> found = inv.curvature.eigenpairs(inv.curvature.HessianOperator(model, x, y))
+        >>> found.values.round(decimals=9).tolist()
+        [2.0]
     """
     dim = operator.shape[0]
     if which not in _WHICH:

@@ -128,7 +128,7 @@ def _exact(operator: SymmetricOperator) -> Estimate:
     squares = torch.zeros(len(operator.names), dtype=torch.float64)
     for start in range(0, dim, 256):
         unit = torch.zeros(min(256, dim - start), dim, dtype=operator.dtype, device=operator.device)
-        unit[range(len(unit)), range(start, start + len(unit))] = 1
+        unit.diagonal(start).fill_(1)
         squares += block_sums(operator, operator.rows(unit).square()).sum(0)
     return Estimate(
         math.sqrt(float(squares.sum())),

@@ -110,6 +110,16 @@ def canonical_form(model: nn.Module, example_input: Any = None) -> CanonicalForm
     Raises:
         TransformError: If parameters are not finite, if two scales multiply one entry, or
             if the balancing does not converge.
+
+    Example:
+        One unit with weights 4 and 1: balanced, both are ``sqrt(4 * 1)``.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[4.0]], [[1.0]]])
+        >>> form = inv.symmetry.canonical_form(model, torch.ones(1, 1).double())
+        >>> [round(float(value), 9) for value in form.tensors.values()]
+        [2.0, 2.0]
     """
     from invariance.symmetry.analysis._symmetries import symmetries as analyse
 

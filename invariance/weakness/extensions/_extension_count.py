@@ -144,6 +144,19 @@ def extension_count(
     Raises:
         MeasureError: If the network or the data cannot be measured, or the exact count
             was asked for and needs more than ``budget``.
+
+    Example:
+        Of three points the first may have either class or none, the second one class or none, the
+        third none: ``3 * 2 * 1`` partial labelings.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 0.0], [0.0, 1.0]], [[1.0, -1.0], [-1.0, 1.0]]])
+        >>> x = torch.eye(2).double()
+        >>> y = torch.tensor([0, 1])
+        >>> unseen = torch.tensor([[1.0, 1.0], [2.0, 0.0], [-1.0, -1.0]]).double()
+        >>> inv.weakness.extension_count(model, x, y, unseen).value
+        6.0
     """
     if method not in ("auto", "exact", "estimate"):
         raise unknown_name("method", method, ("auto", "exact", "estimate"))

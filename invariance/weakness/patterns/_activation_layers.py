@@ -177,6 +177,15 @@ def activation_layers(model: nn.Module, example_input: Tensor) -> tuple[Activati
 
     Raises:
         MeasureError: If the model is in train mode where that matters.
+
+    Example:
+        A perceptron with one hidden layer of two units has one.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 0.0], [0.0, 1.0]], [[1.0, -1.0], [-1.0, 1.0]]])
+        >>> [layer.shape for layer in inv.weakness.activation_layers(model, torch.eye(2).double())]
+        [(2,)]
     """
     require_eval(model)
     layers: list[ActivationLayer] = []

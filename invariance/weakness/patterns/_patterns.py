@@ -142,6 +142,16 @@ def hidden_patterns(
         MeasureError: If the layer does not exist, is not piecewise linear with its kink
             at zero, has non-finite pre-activations, or does not keep rows first.
         DataError: If ``x`` is empty or not finite.
+
+    Example:
+        One row of bits a point, eight to a byte.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 0.0], [0.0, 1.0]], [[1.0, -1.0], [-1.0, 1.0]]])
+        >>> unseen = torch.tensor([[1.0, 1.0], [2.0, 0.0], [-1.0, -1.0]]).double()
+        >>> inv.weakness.hidden_patterns(model, unseen).packed.tolist()  # 11, 10 and 00
+        [[192], [128], [0]]
     """
     rows = as_rows(model, x, name)
     device = model_device(model)
@@ -218,6 +228,16 @@ def activation_patterns(
     Raises:
         MeasureError: If the layer does not exist or is not piecewise linear.
         DataError: If ``x`` is empty or not finite.
+
+    Example:
+        Two ReLU units on the plane show the signs (+, +), (+, -) and (-, -).
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 0.0], [0.0, 1.0]], [[1.0, -1.0], [-1.0, 1.0]]])
+        >>> unseen = torch.tensor([[1.0, 1.0], [2.0, 0.0], [-1.0, -1.0]]).double()
+        >>> inv.weakness.activation_patterns(model, unseen).value
+        3.0
     """
     found = hidden_patterns(model, x, layer=layer, batch_size=batch_size)
     return Estimate(
@@ -253,6 +273,16 @@ def activation_patterns_ensemble(
     Raises:
         MeasureError: If ``models`` is empty, or a network is refused (it is named).
         DataError: If ``x`` is empty or not finite.
+
+    Example:
+        Two ReLU units on the plane show the signs (+, +), (+, -) and (-, -).
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 0.0], [0.0, 1.0]], [[1.0, -1.0], [-1.0, 1.0]]])
+        >>> unseen = torch.tensor([[1.0, 1.0], [2.0, 0.0], [-1.0, -1.0]]).double()
+        >>> inv.weakness.activation_patterns_ensemble([model, model], unseen).value.tolist()
+        [3.0, 3.0]
     """
     if not models:
         raise MeasureError("models is empty. Give at least one network.")

@@ -61,6 +61,18 @@ def region_counts(
     Raises:
         MeasureError: If the layer does not exist or is not piecewise linear.
         DataError: If the inputs are empty or not finite.
+
+    Example:
+        Two unseen points show signs that no training point shows.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 0.0], [0.0, 1.0]], [[1.0, -1.0], [-1.0, 1.0]]])
+        >>> x = torch.eye(2).double()
+        >>> unseen = torch.tensor([[1.0, 1.0], [2.0, 0.0], [-1.0, -1.0]]).double()
+        >>> found = inv.weakness.region_counts(model, x, unseen)
+        >>> found.train, found.free, found.shared
+        ((1, 1), 2, 1)
     """
     seen = hidden_patterns(model, x_train, layer=layer, batch_size=batch_size, name="x_train")
     train = Counter(seen.keys)
@@ -103,6 +115,17 @@ def free_regions(model: nn.Module, x_train: Tensor, x_unseen: Tensor, layer: int
     Raises:
         MeasureError: If the layer does not exist or is not piecewise linear.
         DataError: If the inputs are empty or not finite.
+
+    Example:
+        Two unseen points show signs that no training point shows.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 0.0], [0.0, 1.0]], [[1.0, -1.0], [-1.0, 1.0]]])
+        >>> x = torch.eye(2).double()
+        >>> unseen = torch.tensor([[1.0, 1.0], [2.0, 0.0], [-1.0, -1.0]]).double()
+        >>> inv.weakness.free_regions(model, x, unseen).value
+        2.0
     """
     found = region_counts(model, x_train, x_unseen, layer=layer)
     return Estimate(
@@ -147,6 +170,17 @@ def region_class_weakness(
     Raises:
         MeasureError: If the layer or the output is not as described.
         DataError: If the inputs are empty or not finite.
+
+    Example:
+        Two free regions, two classes: ``2 log 3``.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 0.0], [0.0, 1.0]], [[1.0, -1.0], [-1.0, 1.0]]])
+        >>> x = torch.eye(2).double()
+        >>> unseen = torch.tensor([[1.0, 1.0], [2.0, 0.0], [-1.0, -1.0]]).double()
+        >>> round(inv.weakness.region_class_weakness(model, x, unseen).value, 9)
+        2.197224577
     """
     regions = region_counts(model, x_train, x_unseen, layer=layer)
     classes = output_classes(model, x_train)
@@ -187,6 +221,17 @@ def free_parameters(
     Raises:
         MeasureError: If the layer or the output is not as described.
         DataError: If the inputs are empty or not finite.
+
+    Example:
+        Two regions hold one training point each, ``2 * 2 + 2 - 1`` free; two hold none, ``6`` free.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 0.0], [0.0, 1.0]], [[1.0, -1.0], [-1.0, 1.0]]])
+        >>> x = torch.eye(2).double()
+        >>> unseen = torch.tensor([[1.0, 1.0], [2.0, 0.0], [-1.0, -1.0]]).double()
+        >>> inv.weakness.free_parameters(model, x, unseen).value
+        22.0
     """
     regions = region_counts(model, x_train, x_unseen, layer=layer)
     classes = output_classes(model, x_train)

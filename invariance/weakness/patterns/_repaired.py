@@ -39,6 +39,16 @@ def reduced_network(model: nn.Module, x: Tensor) -> nn.Module:
 
     Raises:
         MeasureError: If the network's graph cannot be analysed; says where.
+
+    Example:
+        Neither unit can go: each is needed.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 0.0], [0.0, 1.0]], [[1.0, -1.0], [-1.0, 1.0]]])
+        >>> x = torch.eye(2).double()
+        >>> inv.weakness.reduced_network(model, x)[0].weight.shape
+        torch.Size([2, 2])
     """
     from invariance.symmetry.elements._reduce_width import reduce_width
 
@@ -78,6 +88,16 @@ def repaired_activation_patterns(model: nn.Module, x: Tensor, layer: int = -1) -
     Raises:
         MeasureError: If the network cannot be reduced, or the layer not counted.
         DataError: If ``x`` is empty or not finite.
+
+    Example:
+        Two ReLU units on the plane show the signs (+, +), (+, -) and (-, -).
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 0.0], [0.0, 1.0]], [[1.0, -1.0], [-1.0, 1.0]]])
+        >>> unseen = torch.tensor([[1.0, 1.0], [2.0, 0.0], [-1.0, -1.0]]).double()
+        >>> inv.weakness.repaired_activation_patterns(model, unseen).value
+        3.0
     """
     return activation_patterns(reduced_network(model, x), x, layer)
 
@@ -99,5 +119,16 @@ def repaired_free_regions(
     Raises:
         MeasureError: If the network cannot be reduced, or the layer not counted.
         DataError: If the inputs are empty or not finite.
+
+    Example:
+        Two unseen points show signs that no training point shows.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 0.0], [0.0, 1.0]], [[1.0, -1.0], [-1.0, 1.0]]])
+        >>> x = torch.eye(2).double()
+        >>> unseen = torch.tensor([[1.0, 1.0], [2.0, 0.0], [-1.0, -1.0]]).double()
+        >>> inv.weakness.repaired_free_regions(model, x, unseen).value
+        2.0
     """
     return free_regions(reduced_network(model, x_train), x_train, x_unseen, layer)

@@ -68,6 +68,19 @@ def pair_proxy(
 
     Raises:
         MeasureError: If the network or the data cannot be measured; says why.
+
+    Example:
+        The point (1, 1) may have either class, (2, 0) the one of (1, 0), and the origin of the
+        hidden layer neither.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 0.0], [0.0, 1.0]], [[1.0, -1.0], [-1.0, 1.0]]])
+        >>> x = torch.eye(2).double()
+        >>> y = torch.tensor([0, 1])
+        >>> unseen = torch.tensor([[1.0, 1.0], [2.0, 0.0], [-1.0, -1.0]]).double()
+        >>> inv.weakness.pair_proxy(model, x, y, unseen).value
+        3.0
     """
     prepared = _prepare(model, x_train, y_train, x_unseen, rank_tolerance, tolerance, precision)
     if workers < 1:
@@ -106,6 +119,20 @@ def pair_proxy_ensemble(
 
     Raises:
         MeasureError: As there; the message names the network's position.
+
+    Example:
+        The point (1, 1) may have either class, (2, 0) the one of (1, 0), and the origin of the
+        hidden layer neither.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 0.0], [0.0, 1.0]], [[1.0, -1.0], [-1.0, 1.0]]])
+        >>> x = torch.eye(2).double()
+        >>> y = torch.tensor([0, 1])
+        >>> unseen = torch.tensor([[1.0, 1.0], [2.0, 0.0], [-1.0, -1.0]]).double()
+        >>> found = inv.weakness.pair_proxy_ensemble([model, model], x, y, unseen, workers=1)
+        >>> [one.value for one in found]
+        [3.0, 3.0]
     """
     workers = available_cores() if workers is None else workers
     if workers < 1:

@@ -149,6 +149,19 @@ def repaired_pair_proxy(
         MeasureError: If the network or the data cannot be measured, or the network uses
             no feature at all (its output is constant on the data, modulo a shift).
         UsageError: If ``features`` is unknown.
+
+    Example:
+        The point (1, 1) may have either class, (2, 0) the one of (1, 0), and the origin of the
+        hidden layer neither.
+
+        >>> import torch
+        >>> import invariance as inv
+        >>> model = inv.models.from_weights([[[1.0, 0.0], [0.0, 1.0]], [[1.0, -1.0], [-1.0, 1.0]]])
+        >>> x = torch.eye(2).double()
+        >>> y = torch.tensor([0, 1])
+        >>> unseen = torch.tensor([[1.0, 1.0], [2.0, 0.0], [-1.0, -1.0]]).double()
+        >>> inv.weakness.repaired_pair_proxy(model, x, y, unseen).value
+        3.0
     """
     if features not in ("used", "function"):
         raise unknown_name("features", features, ("used", "function"))
