@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import re
+import tempfile
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File
@@ -24,6 +28,8 @@ def on_files(files: Any, config: Any) -> Any:
     pages = {
         "cli.md": command_line(),
         "studies.md": studies(),
+        "atlas.md": atlas(),
+        "api.md": reference(),
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
     }
     lectures = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -54,6 +60,48 @@ def command_line() -> str:
 
 def _help(parser: argparse.ArgumentParser) -> str:
     return f"```text\n{parser.format_help()}```"
+
+
+#: What most people need, before the packages one by one.
+FRONT_DOOR = (
+    "load_task", "fit", "fit_ensemble", "symmetries", "check", "measure", "Report", "Estimate",
+    "Task", "Fit", "canonicalize", "gauge_fixed", "same_orbit",
+)  # fmt: skip
+
+PACKAGES = (
+    "transforms", "measures", "testing", "curvature", "weakness", "symmetry", "models", "training",
+    "data", "checking", "outcomes", "stats", "studies",
+)  # fmt: skip
+
+
+def reference() -> str:
+    """Every function and class that a package promises in its ``__all__``."""
+    parts = [
+        "# Python",
+        "Import the package as `inv`. Everything here is public; files with an underscore are not.",
+        "## The front door",
+        *(f"::: invariance.{name}" for name in FRONT_DOOR),
+    ]
+    for package in PACKAGES:
+        module = import_module(f"invariance.{package}")
+        parts += [f"## invariance.{package}", (module.__doc__ or "").strip().split("\n\n")[0]]
+        parts += [
+            f"::: invariance.{package}.{name}"
+            for name in sorted(module.__all__)
+            if callable(getattr(module, name)) and not get_origin(getattr(module, name))
+        ]
+    return "\n\n".join(parts)
+
+
+def atlas() -> str:
+    """Measures by kinds of map, as ``invariance atlas`` derives it."""
+    from invariance.cli._main import main
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "atlas.md"
+        with contextlib.redirect_stdout(io.StringIO()):
+            main(["atlas", "--markdown", str(path)])
+        return path.read_text(encoding="utf-8")
 
 
 def studies() -> str:

@@ -6,8 +6,9 @@
 ('invariant', 'symbolic')
 """
 
-from invariance.atlas._atlas import Atlas, AtlasError, Cell, Entry, build
+from invariance.atlas._atlas import Atlas, build
 from invariance.atlas._board import derivation
+from invariance.atlas._cells import AtlasError, Cell, Entry
 from invariance.atlas._explain import explain
 from invariance.atlas._pages import to_html, to_latex, to_markdown
 

@@ -6,74 +6,15 @@ import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
+from invariance.atlas._algorithms import algorithm_rows
+from invariance.atlas._cells import AtlasError, Cell, Entry
 from invariance.atlas._counterexamples import Counterexample, stored
 from invariance.atlas._knowledge import KNOWLEDGE, Known
 from invariance.atlas.symbolic._readings import Proof, prove_reading
-from invariance.core._errors import InvarianceError
 from invariance.core._groups import Group
 from invariance.measures._registry import Declaration, Measure, all_measures, get_measure
-
-HowKnown = Literal["symbolic", "argument", "numerical", "counterexample"]
-
-#: A declaration, or ``undeclared`` for a kind of map that a measure says nothing about.
-Declared = Declaration | Literal["undeclared"]
-
-
-class AtlasError(InvarianceError, AssertionError):
-    """A declaration that its own evidence contradicts, or a cell without evidence."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One measure (or algorithm) under one kind of map.
-
-    Attributes:
-        group: The kind of map.
-        declared: What is claimed.
-        proof: How it is known: ``"symbolic"``, ``"argument"``, ``"numerical"`` or
-            ``"counterexample"``; ``None`` where nothing is claimed.
-        evidence: The proof, argument, comparison or counterexample in words.
-    """
-
-    group: str
-    declared: Declared
-    proof: HowKnown | None
-    evidence: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the cell as JSON has it."""
-        return dict(vars(self))
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One row of the atlas.
-
-    Attributes:
-        name: The measure's Python name.
-        source: Where it is from.
-        cost: ``"cheap"``, ``"solver"`` or ``"sampling"``.
-        summary: What it is, in a line.
-        pitfall: How published code gets it wrong, where it is known to.
-        cells: One for every kind of map.
-    """
-
-    name: str
-    source: str
-    cost: str
-    summary: str
-    pitfall: str
-    cells: tuple[Cell, ...]
-
-    def cell(self, group: Group | str) -> Cell:
-        """Return the cell of one kind of map."""
-        return next(cell for cell in self.cells if cell.group == group)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the row as JSON has it."""
-        return vars(self) | {"cells": [cell.to_dict() for cell in self.cells]}
 
 
 @dataclass(frozen=True)
@@ -82,9 +23,11 @@ class Atlas:
 
     Attributes:
         measures: One row a measure.
+        algorithms: One row a training algorithm, whose ``invariant`` reads equivariant.
     """
 
     measures: tuple[Entry, ...]
+    algorithms: tuple[Entry, ...] = ()
 
     def __getitem__(self, name: str) -> Entry:
         return next(entry for entry in self.measures if entry.name == name)
@@ -100,6 +43,7 @@ class Atlas:
             "schema": 1,
             "groups": list(self.groups),
             "measures": [entry.to_dict() for entry in self.measures],
+            "algorithms": [entry.to_dict() for entry in self.algorithms],
         }
 
 
@@ -190,4 +134,5 @@ def build() -> Atlas:
         AtlasError: A declaration without evidence, or against it.
     """
     importlib.import_module("invariance.measures")
-    return Atlas(tuple(entry_of(name) for name in all_measures() if name in KNOWLEDGE))
+    rows = tuple(entry_of(name) for name in all_measures() if name in KNOWLEDGE)
+    return Atlas(rows, algorithm_rows())

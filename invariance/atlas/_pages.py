@@ -6,8 +6,14 @@ import html
 import json
 
 from invariance.atlas._atlas import Atlas
+from invariance.atlas._cells import Cell
 
 SYMBOLS = {"invariant": "=", "law": "L", "varies": "~", "undeclared": "?"}
+
+EQUIVARIANT = (
+    "Here = reads equivariant: training the transformed network gives the transformed trained "
+    "network."
+)
 
 LEGEND = "= invariant, L follows a stated law, ~ varies, ? undeclared"
 
@@ -31,7 +37,20 @@ def to_markdown(atlas: Atlas) -> str:
     for entry in atlas.measures:
         marks = " | ".join(SYMBOLS[cell.declared] for cell in entry.cells)
         lines.append(f"| {entry.name} | {marks} | {entry.cost} | {entry.source} |")
-    for entry in atlas.measures:
+    lines += [
+        "",
+        "## Algorithms",
+        "",
+        "Here = reads equivariant: training the transformed network ",
+    ]
+    lines[-1] += "gives the transformed trained network."
+    lines += ["", "| algorithm | " + " | ".join(map(_title, atlas.groups)) + " | update | source |"]
+    lines.append("|" + "---|" * (len(atlas.groups) + 3))
+    for entry in atlas.algorithms:
+        marks = " | ".join(SYMBOLS[cell.declared] for cell in entry.cells)
+        update = entry.summary.replace("|", "\\|")
+        lines.append(f"| {entry.name} | {marks} | {update} | {entry.source} |")
+    for entry in (*atlas.measures, *atlas.algorithms):
         lines += ["", f"## {entry.name}", "", entry.summary, ""]
         lines += [
             f"* **{_title(cell.group)}**: {cell.declared} ({cell.proof}). "
@@ -60,6 +79,12 @@ def to_latex(atlas: Atlas) -> str:
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
+def _word(atlas: Atlas, row: int, cell: Cell) -> str:
+    """An algorithm is equivariant where a measure is invariant."""
+    algorithm = row >= len(atlas.measures) and cell.declared == "invariant"
+    return "equivariant" if algorithm else cell.declared
+
+
 def to_html(atlas: Atlas) -> str:
     """Write one self-contained page: no request leaves it.
 
@@ -76,11 +101,11 @@ def to_html(atlas: Atlas) -> str:
         f'<tr data-row="{row}"><th scope="row">{html.escape(entry.name)}</th>'
         + "".join(
             f'<td><button type="button" class="{cell.declared}" data-row="{row}" '
-            f'data-column="{column}">{cell.declared}</button></td>'
+            f'data-column="{column}">{_word(atlas, row, cell)}</button></td>'
             for column, cell in enumerate(entry.cells)
         )
         + "</tr>"
-        for row, entry in enumerate(atlas.measures)
+        for row, entry in enumerate((*atlas.measures, *atlas.algorithms))
     )
     boxes = "".join(
         f'<label><input type="checkbox" name="group" value="{g}"> {html.escape(_title(g))}</label>'
@@ -127,13 +152,13 @@ button:focus-visible, button[aria-pressed=true] { outline: 3px solid #6a3fd0;
 </style></head><body>
 <h1>Atlas of measures</h1>
 <p>What function-preserving maps do to measures of generalization. Choose a cell for its proof or
-counterexample.</p>
-<fieldset><legend>Show measures invariant under all of</legend>@BOXES@</fieldset>
+counterexample. The last rows are training algorithms.</p>
+<fieldset><legend>Show rows invariant under all of</legend>@BOXES@</fieldset>
 <fieldset><legend>Cost</legend>
 <label>at most <select id="cost"><option value="sampling">any</option>
 <option value="solver">solves programs</option><option value="cheap">cheap</option></select></label>
 <label>evidence <select id="proof"><option value="">any</option><option>symbolic</option>
-<option>argument</option><option>counterexample</option></select></label>
+<option>argument</option><option>numerical</option><option>counterexample</option></select></label>
 <label>name <input id="name" type="search" size="14"></label>
 <output id="count" aria-live="polite"></output></fieldset>
 <div class="table" tabindex="0" role="region" aria-label="measures by kinds of map"><table>
@@ -143,6 +168,7 @@ counterexample.</p>
 <script>
 "use strict";
 const atlas = JSON.parse(document.getElementById("data").textContent);
+atlas.rows = atlas.measures.concat(atlas.algorithms);
 const find = (id) => document.getElementById(id);
 const costs = ["cheap", "solver", "sampling"];
 function line(text, strong) {
@@ -152,12 +178,12 @@ function line(text, strong) {
   return p;
 }
 function show(button) {
-  const entry = atlas.measures[button.dataset.row], cell = entry.cells[button.dataset.column];
+  const entry = atlas.rows[button.dataset.row], cell = entry.cells[button.dataset.column];
   document.querySelectorAll("button[aria-pressed]").forEach(
     (old) => old.removeAttribute("aria-pressed"));
   button.setAttribute("aria-pressed", "true");
   const lines = [line(`${entry.name} under ${cell.group.replaceAll("_", " ")}: ` +
-    `${cell.declared}` + (cell.proof ? ` (${cell.proof})` : ""), true), line(cell.evidence),
+    `${button.textContent}` + (cell.proof ? ` (${cell.proof})` : ""), true), line(cell.evidence),
     line(entry.summary), line(`Cost: ${entry.cost}. Source: ${entry.source}.`)];
   if (entry.pitfall) { lines.push(line(`Pitfall: ${entry.pitfall}.`)); }
   find("detail").replaceChildren(...lines);
@@ -168,14 +194,14 @@ function filter() {
   const name = find("name").value.toLowerCase();
   let shown = 0;
   document.querySelectorAll("tbody tr").forEach((row) => {
-    const entry = atlas.measures[row.dataset.row];
+    const entry = atlas.rows[row.dataset.row];
     const good = costs.indexOf(entry.cost) <= most && entry.name.includes(name) &&
       groups.every((g) => entry.cells.some((c) => c.group === g && c.declared === "invariant")) &&
       (!proof || entry.cells.some((c) => c.proof === proof));
     row.hidden = !good;
     shown += good;
   });
-  find("count").textContent = `${shown} of ${atlas.measures.length} measures`;
+  find("count").textContent = `${shown} of ${atlas.rows.length} rows`;
 }
 document.querySelector("tbody").addEventListener("click", (event) => {
   const button = event.target.closest("button");

@@ -29,6 +29,17 @@ def add_parser(subparsers: Any) -> None:
             "results and, in a checkout of this project, demos/results)"
         ),
     )
+    parser.add_argument(
+        "--markdown", type=Path, metavar="PATH", help="write every claim into one Markdown page"
+    )
+    parser.add_argument(
+        "--rejudge",
+        action="store_true",
+        help=(
+            "first judge the results again by the rules of this version, from the numbers in "
+            "them, and write results.json and report.md anew"
+        ),
+    )
     parser.set_defaults(run=run)
 
 
@@ -47,9 +58,25 @@ def run(options: argparse.Namespace) -> int:
     for folder in options.results or ():
         if not os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
             raise UsageError(f"No folder {folder} to look for results in.")
-    found, problems = find_results(options.results or [Path("results"), Path("demos", "results")])
+    folders = options.results or [Path("results"), Path("demos", "results")]
+    found, problems = find_results(folders)
+    if options.rejudge:
+        from invariance.studies.report._rejudge import rejudge
+
+        known = {study.name: study for study in catalogue()}
+        for path, entry in found:
+            if entry["study"] in known:
+                rejudge(path, known[entry["study"]])
+        found, problems = find_results(folders)
     for problem in problems:
         sys.stderr.write(printable(f"invariance: skipped: {problem}\n"))
+    if options.markdown:
+        from invariance.core._files import write_atomically
+        from invariance.studies.report._claims_page import claims_page
+
+        write_atomically(options.markdown, claims_page(found, options.markdown))
+        sys.stdout.write(f"{options.markdown}: {len(found)} studies\n")
+        return 0
     console = report_console()
 
     def say(text: str, style: str = "") -> None:

@@ -23,17 +23,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from invariance.core._errors import DataError, ModelError
+from invariance.core._errors import DataError, InvarianceError, ModelError
 from invariance.core._estimate import Estimate
 from invariance.core._modules import (
     clone,
+    computes_as_its_class,
     computing_dtype,
     full_precision,
     lifted,
     model_dtype,
     no_module,
+    origin,
 )
-from invariance.core._reads import Narrowing
+from invariance.core._reads import Narrowing, Reads, left_behind
 from invariance.core._rng import undisturbed_generators
 
 P = ParamSpec("P")
@@ -335,12 +337,22 @@ def _returning_tensor(module: nn.Module, rows: Tensor) -> nn.Module:
     probe = clone(module).eval()
     row = rows[:2].detach().clone()
     row = row.to(model_dtype(probe)) if row.is_floating_point() else row
+    row = row.to(next(iter((*probe.parameters(), *probe.buffers())), row).device)
+    reads = Reads(left_behind(probe, origin(module)))
     try:
         quiet = torch.random.fork_rng(devices=[])
-        with torch.no_grad(), quiet, full_precision(), Narrowing() as narrowing:
-            out = probe(row.to(next(iter((*probe.parameters(), *probe.buffers())), row).device))
+        with torch.no_grad(), quiet, full_precision(), Narrowing() as narrowing, reads:
+            out, again = probe(row.clone()), probe(row.clone())
     except Exception:  # the computation itself tells what is wrong, and where
         return module
+    kind = type(module).__name__
+    if reads.names:
+        raise ModelError(
+            f"The copy of your model does not use its own parameters: its output is computed with "
+            f"{next(iter(reads.names))!r} of the {kind} that you passed. A forward "
+            "or a hook that names that module as a global, or holds it in a container, does this. "
+            "Reach it through self, or through the module that a hook is given."
+        )
     if narrowing.dtype is not None and narrowing.dtype.itemsize < torch.float32.itemsize:
         raise ModelError(
             f"The forward of {type(module).__name__} casts to {narrowing.dtype} inside, where "
@@ -348,6 +360,12 @@ def _returning_tensor(module: nn.Module, rows: Tensor) -> nn.Module:
             "parameters there: x.to(self.weight.dtype)."
         )
     chosen = out if isinstance(out, Tensor) else _logits(out)
+    repeated = again if isinstance(again, Tensor) else _logits(again)
+    if chosen is not None and repeated is not None and not _repeats(chosen, repeated):
+        raise ModelError(
+            f"Two forward passes of {kind} over the same rows differ: the model is random. "
+            "Remove the noise (functional dropout?) or fix its seed inside forward()."
+        )
     if chosen is None:
         keys = f" with {sorted(map(str, out))}" if isinstance(out, Mapping) else ""
         raise ModelError(
@@ -362,6 +380,14 @@ def _returning_tensor(module: nn.Module, rows: Tensor) -> nn.Module:
     return _adapt(module, None, choice, None if vectors else tuple(chosen.shape[1:]))  # type: ignore[arg-type]
 
 
+def _repeats(once: Tensor, again: Tensor) -> bool:
+    """Whether two passes over the same rows gave the same outputs, up to round-off."""
+    if once.shape != again.shape or not once.is_floating_point():
+        return torch.equal(once, again)
+    slack = 1e-2 * torch.finfo(once.dtype).eps ** 0.5 * float(once.abs().max() if len(once) else 0)
+    return torch.allclose(once, again, rtol=0.0, atol=slack, equal_nan=True)
+
+
 def _logits(out: Any) -> Tensor | None:
     """What an output calls its logits."""
     found = out.get("logits") if isinstance(out, Mapping) else getattr(out, "logits", None)
@@ -373,7 +399,10 @@ def _surely_returns_rows(module: nn.Module, rows: Tensor) -> bool:
     parts = list(module) if type(module) is nn.Sequential else [module]
     if not parts or any(list(part.children()) for part in parts):
         return False
-    if not all(type(part).__module__.startswith("torch.nn.modules") for part in parts):
+    if not all(
+        type(part).__module__.startswith("torch.nn.modules") and computes_as_its_class(part)
+        for part in (module, *parts)
+    ):
         return False
     return type(parts[-1]) is nn.Linear and (
         rows.ndim == 2 or any(type(part) is nn.Flatten for part in parts)
@@ -489,7 +518,17 @@ def takes_any(*, streams: bool) -> Callable[[Callable[P, T]], Callable[P, T]]:
             bound = inspect.BoundArguments(signature, given)
             bound.arguments[first] = module
             with _taken():
-                return _told(function(*bound.args, **bound.kwargs), own, module)
+                try:
+                    result = function(*bound.args, **bound.kwargs)
+                except (InvarianceError, torch.OutOfMemoryError):
+                    raise
+                except RuntimeError as error:
+                    raise ModelError(
+                        f"{function.__name__} cannot be computed for {type(own).__name__}: an "
+                        f"operation of the model, or a derivative of one, fails ({error}). Write "
+                        "it with plain differentiable operations."
+                    ) from error
+                return _told(result, own, module)
 
         return door
 
@@ -498,8 +537,16 @@ def takes_any(*, streams: bool) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
 def _told(result: T, own: nn.Module, module: nn.Module) -> T:
     """Say in an estimate's method that it is one of the parameters in a wider dtype."""
+    if not isinstance(result, Estimate):
+        return result
+    if not result.exact and bool(np.isnan(result.values).any()):
+        raise ModelError(
+            f"The value for {type(own).__name__} is not a number ({result.method}): an operation "
+            "of the model has no derivative at this point (a root or a norm at zero), or "
+            "overflows. Move the point, or add a small constant under the root."
+        )
     before, after = model_dtype(own), model_dtype(module)
-    if before == after or not isinstance(result, Estimate):
+    if before == after:
         return result
     names = [str(dtype).removeprefix("torch.") for dtype in (before, after)]
     note = f"{names[0]} parameters, computed in {names[1]}"

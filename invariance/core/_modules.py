@@ -8,6 +8,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pickle import PickleError
 from types import CellType, FunctionType, MethodType
 
 import torch
@@ -51,7 +52,11 @@ def floating_dtype(dtype: object) -> torch.dtype:
 
 
 def clone(model: nn.Module) -> nn.Module:
-    """Return an independent deep copy of ``model`` without its gradients."""
+    """Return an independent deep copy of ``model`` without its gradients.
+
+    A tensor that was computed from parameters and kept (as pruning keeps its masked weight until
+    the next pass computes it anew) is copied as the numbers it holds.
+    """
     require_module(model)
     # deepcopy refuses non-leaf tensors and copies gradients: hide the latter meanwhile.
     grads = [(parameter, parameter.grad) for parameter in model.parameters()]
@@ -59,6 +64,12 @@ def clone(model: nn.Module) -> nn.Module:
         for parameter, _ in grads:
             parameter.grad = None
         return _Copier(model).module(model)
+    except (RuntimeError, TypeError, PickleError) as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied ({error}), and a measure never works on "
+            "your own module. Make it deep-copyable: a scripted function, a lock or an open file "
+            "can be held by the class instead of the instance."
+        ) from error
     finally:
         for parameter, grad in grads:
             parameter.grad = grad
@@ -112,6 +123,8 @@ class _Copier:
             return self._function(value)
         if isinstance(value, MethodType) and id(value.__self__) in self._inside:
             return self._held(value)
+        if isinstance(value, Tensor) and not value.is_leaf:
+            self.memo[id(value)] = value.detach().clone()
         return copy.deepcopy(value, self.memo)
 
     def _function(self, function: FunctionType) -> FunctionType:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from invariance.core._errors import DataError, MeasureError, ModelError
-from invariance.core._forward import plain_attention, reading, run
+from invariance.core._forward import reading, run
 from invariance.core._intake import takes_any
 from invariance.core._modules import (
     all_finite,
@@ -61,8 +61,7 @@ class Objective:
 
     def forward(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
         """Return the outputs of the rows ``x`` with ``parameters`` in place of the point."""
-        with plain_attention():
-            return run(self.model, x, dict(zip(self.space.names, parameters, strict=True)))
+        return run(self.model, x, dict(zip(self.space.names, parameters, strict=True)))
 
     def value(self, parameters: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
         """Return these rows' share of the loss; the shares of all chunks sum to it."""
@@ -140,13 +139,7 @@ def build_objective(
     space = select_parameters(model, parameters)
     batches = collect_batches(x, y)
     resolved = loss_on(loss, batches, model)
-    try:
-        copy = clone(model)
-    except Exception as error:
-        raise ModelError(
-            f"{type(model).__name__} cannot be copied ({error}), and a curvature computation "
-            "never works on your own module. Make it deep-copyable."
-        ) from error
+    copy = clone(model)
     precision = dtype or computing_dtype(model_dtype(copy))
     if dtype is not None or precision != model_dtype(copy):
         copy.to(precision)

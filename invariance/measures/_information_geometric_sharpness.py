@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
 import torch
 from torch import Tensor, nn
 from torch.func import jacrev, vmap
@@ -17,6 +21,11 @@ from invariance.curvature.losses._positions import Positionwise
 from invariance.curvature.losses._resolve import resolve_loss, softmax_root
 from invariance.curvature.products._parameter_space import select_parameters
 from invariance.measures._registry import measure
+
+#: Round-off of a column of the score matrix, in machine epsilons of its norm. Measured on
+#: trained perceptrons under rescalings, the value moved by less than a hundredth of the bound
+#: with one.
+_UNITS = 8.0
 
 
 @measure(
@@ -39,8 +48,8 @@ def information_geometric_sharpness(
     Jang, Lee, Park & Noh (2022), "A reparametrization-invariant sharpness measure based
     on information geometry". With the score matrix A, whose rows are
     ``root(S_n)^T df_n/dtheta``, F = A^T A and g = A^T b, so the value is the squared norm of
-    b's projection on the range of A, taken from a singular value decomposition of A: a
-    truncated or damped inverse of F would not be invariant. At full row rank (as a rule when
+    b's projection on the range of A, taken from a pivoted QR decomposition of A: a truncated or
+    damped inverse of F would not be invariant. At full row rank (as a rule when
     there are more parameters than ``n (K - 1)``) the value is ``sum_n (1 - p_n) / p_n`` with
     p_n the probability of the label: a function of the training confidence alone.
 
@@ -48,13 +57,14 @@ def information_geometric_sharpness(
         model: The network, in eval mode if it has BatchNorm or dropout.
         x: ``(n, ...)`` inputs.
         y: ``(n,)`` labels.
-        rank_tolerance: Singular values below this share of the largest count as zero;
-            ``None`` means machine epsilon times the larger side of A (whose rows and columns are
-            first brought to equal size).
+        rank_tolerance: Pivots below this share of the largest count as zero; ``None`` means
+            4 machine epsilons times the larger side of A (whose rows and columns are first brought
+            to equal size).
         memory_budget: Largest score matrix to form, in bytes.
 
     Returns:
-        The sharpness; ``detail`` has the rank and the value at full rank.
+        The sharpness; ``detail`` has the rank and the value at full rank. Below full rank,
+        ``residual`` bounds what round-off moves.
 
     Raises:
         MeasureError: The score matrix would exceed ``memory_budget``, or a label's probability
@@ -122,45 +132,78 @@ def information_geometric_sharpness(
     # b = Q^T diag(1/q) (p - e_y), and Q^T q = 0 leaves -Q^T e_y / q_y.
     picked = root[torch.arange(n, device=root.device), labels]
     b = (-picked / own.unsqueeze(1)).flatten()
-    value, rank, sure = _projection(score, b, rank_tolerance)
+    found, sure = _projection(score.cpu(), b.cpu(), rank_tolerance)
+    whole = found.rank == len(b)
+    # A logit's round-off is a relative one of the probability.
+    unit = _UNITS * torch.finfo(logits.dtype).eps * (1 + float(logits.abs().max()))
     return Estimate(
-        float(full) if rank == len(b) else value,
+        float(full) if whole else found.value,
         stderr=0.0 if sure else None,
         exact=sure,
-        method=f"SVD of the {score.shape[0]} x {score.shape[1]} score matrix"
+        method=f"QR decomposition of the {score.shape[0]} x {score.shape[1]} score matrix"
         + ("" if sure else ", whose rank is not clear in float64"),
-        detail={"rank": rank, "rows": score.shape[0], "full_rank_value": float(full)},
+        residual=None if whole else found.error + unit * float(full),
+        detail={"rank": found.rank, "rows": score.shape[0], "full_rank_value": float(full)},
     )
 
 
-def _projection(score: Tensor, b: Tensor, rank_tolerance: float | None) -> tuple[float, int, bool]:
-    """Project b onto the range of the score matrix.
+@dataclass(frozen=True)
+class _Projection:
+    """The squared norm of a projection, with how far round-off may move it.
 
-    Which singular values are zero is asked of the matrix with rows and columns of equal size:
-    a scaling of the parameters scales columns, which moves no range, and a confident row is
-    small without being dependent on others.
+    Attributes:
+        value: The squared norm.
+        rank: Dimension of the range.
+        error: Bound on what round-off in the matrix moves.
+    """
+
+    value: float
+    rank: int
+    error: float
+
+
+def _projection(score: Tensor, b: Tensor, rank_tolerance: float | None) -> tuple[_Projection, bool]:
+    """Project b onto the range of the score matrix; also say whether its rank is clear.
+
+    Which columns depend on others is asked of the matrix with rows and columns of equal size: a
+    scaling of the parameters scales columns, which moves no range, and a confident row is small
+    without being dependent on others. A pivoted QR decomposition tells as a singular value
+    decomposition does, at a third of its price; the Gram matrix would lose half the digits.
 
     Shapes: ``score (m, d)``, ``b (m,)``.
     """
-    size = score.norm(dim=1)
-    size = torch.where(size > 0, size, 1.0)
-    even = score / size[:, None]
-    for _ in range(3):
+    even = score
+    for _ in range(4):
+        lengths = even.norm(dim=1, keepdim=True)
+        even = even / torch.where(lengths > 0, lengths, 1.0)
         columns = even.norm(dim=0)
         even = even / torch.where(columns > 0, columns, 1.0)
-        lengths = even.norm(dim=1)
-        lengths = torch.where(lengths > 0, lengths, 1.0)
-        even, size = even / lengths[:, None], size * lengths
-    left, singular, _ = torch.linalg.svd(even, full_matrices=False)
-    share = torch.finfo(score.dtype).eps * max(score.shape)
-    zero = (share if rank_tolerance is None else rank_tolerance) * singular.max()
+    moving = columns.nonzero()[:, 0]
+    if not len(moving):
+        return _Projection(0.0, 0, 0.0), True
+    r, order = scipy.linalg.qr(even[:, moving].numpy(), mode="r", pivoting=True, check_finite=False)
+    pivots = np.abs(np.diag(r))
+    share = 4 * torch.finfo(score.dtype).eps * max(score.shape)
+    zero = (share if rank_tolerance is None else rank_tolerance) * pivots[0]
+    chosen = moving[torch.from_numpy(order.astype(np.int64))]
+    ranks = [int((pivots > zero * factor).sum()) for factor in (1.0, 300.0, 1 / 30)]
+    found = {rank: _onto(score[:, chosen[:rank]], b) for rank in set(ranks)}
+    best = found[ranks[0]]
+    slack = 1e-9 * abs(best.value)
+    return best, all(abs(other.value - best.value) <= slack for other in found.values())
 
-    def of_rank(rank: int) -> float:
-        basis = torch.linalg.qr(size[:, None] * left[:, :rank]).Q
-        return float((basis.mT @ b).square().sum())
 
-    ranks = [int((singular > zero * factor).sum()) for factor in (1.0, 1e3, 1e-3)]
-    values = {rank: of_rank(rank) for rank in set(ranks)}
-    value = values[ranks[0]]
-    sure = all(abs(other - value) <= 1e-9 * abs(value) for other in values.values())
-    return value, ranks[0], sure
+def _onto(columns: Tensor, b: Tensor) -> _Projection:
+    """Project b onto the span of independent columns ``(m, rank)``.
+
+    With ``b = columns z + r``, a change dA of the columns moves the value by ``2 r^T dA z`` to
+    first order. Round-off in a column is some units of its norm.
+    """
+    sizes = columns.norm(dim=0)
+    q, upper = torch.linalg.qr(columns / sizes)
+    along = q.mT @ b
+    rest = b - q @ along
+    z = torch.linalg.solve_triangular(upper, along[:, None], upper=True)
+    unit = _UNITS * torch.finfo(b.dtype).eps
+    error = unit * 2 * float(rest.norm()) * float(z.abs().sum())
+    return _Projection(float(along.square().sum()), columns.shape[1], error)

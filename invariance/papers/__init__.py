@@ -18,6 +18,9 @@ from invariance.papers.bennett.vanishing_advantage import _study as vanishing_ad
 from invariance.papers.mason_williams.boundary_tightness import _study as boundary_tightness
 from invariance.papers.mason_williams.regularisation import _study as regularisation
 from invariance.papers.mason_williams.single_objective import _study as single_objective
+from invariance.papers.ours.fantastic_measures import _study as fantastic_measures
+from invariance.papers.ours.intervention import _study as intervention
+from invariance.papers.ours.manufactured_weakness import _study as manufactured_weakness
 from invariance.papers.wen.flat_not_general import _study as flat_not_general
 from invariance.studies._study import Study
 
@@ -31,4 +34,7 @@ STUDIES: tuple[Study, ...] = (
     boundary_tightness.STUDY,
     regularisation.STUDY,
     flat_not_general.STUDY,
+    manufactured_weakness.STUDY,
+    intervention.STUDY,
+    fantastic_measures.STUDY,
 )

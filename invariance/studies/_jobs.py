@@ -151,8 +151,19 @@ def describe_machine(device: str) -> dict[str, str]:
         "scipy": scipy.__version__,
         "device": torch.cuda.get_device_name(device) if kind == "cuda" else kind,
         "machine": platform.machine(),
+        "processor": processor(),
         "kernels": "reproducible" if reproducible_kernels() else "as torch chooses",
     }
+
+
+def processor() -> str:
+    """Return the name of the processor: networks of the same seeds differ between processors."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or "unknown"
 
 
 #: Jobs of one process run one after another: torch's threads and seeds are the process's.

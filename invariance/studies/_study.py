@@ -13,7 +13,8 @@ from torch import Tensor
 from invariance.core._arguments import as_integer, as_seed
 from invariance.core._errors import UsageError
 from invariance.studies._config import Config, Setting, require_plain
-from invariance.studies.claims._claims import Claim
+from invariance.studies.claims._claims import Claim, judged
+from invariance.studies.claims._regions import Declared
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ class Findings:
     Attributes:
         correlations: Rows as :func:`invariance.studies.claims._correlations.correlation_rows` makes
             them.
-        claims: The claims with our numbers beside the paper's.
+        claims: The claims with our numbers beside the paper's; their p-values are adjusted
+            here, over all of them.
         tables: Further tables.
         notes: Sentences for the reader: what was left out, what limits the result.
     """
@@ -120,6 +122,9 @@ class Findings:
     claims: tuple[Claim, ...] = ()
     tables: tuple[Table, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "claims", judged(self.claims))
 
 
 class Tell(Protocol):
@@ -194,6 +199,7 @@ class Study:
         cost: Relative work of one network, for order and progress: expensive ones go first.
         rescaling: How networks are rescaled at random before they are measured again, in words;
             empty if they are not.
+        declared: The regions of its claims, written down in a file before they were used.
     """
 
     name: str
@@ -211,6 +217,7 @@ class Study:
     batch_size: Callable[[Config], int] = _usual_batch
     cost: Callable[[Config], float] = _equal_cost
     rescaling: str = ""
+    declared: Declared | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from invariance.testing.blame._trends import Trend, fit_trend
     from invariance.testing.gate._assert_covariant import assert_covariant
     from invariance.testing.gate._assert_equal_in_law import EqualityTest, assert_equal_in_law
+    from invariance.testing.gate._assert_equivariant import assert_equivariant
     from invariance.testing.gate._assert_invariant import Replay, assert_invariant, replay
     from invariance.testing.gate._assert_law import LawResult, assert_law
     from invariance.testing.gate._findings import Certificate, Finding, NotInvariantError
@@ -40,6 +41,7 @@ _HOMES = {
     "invariance.testing.blame._at_site": ("AtSite",),
     "invariance.testing.gate._assert_invariant": ("Replay", "assert_invariant", "replay"),
     "invariance.testing.gate._assert_covariant": ("assert_covariant",),
+    "invariance.testing.gate._assert_equivariant": ("assert_equivariant",),
     "invariance.testing.project._describe": ("Description", "describe"),
     "invariance.testing.gate._findings": ("Certificate", "Finding", "NotInvariantError"),
     "invariance.testing.gate._assert_law": ("LawResult", "assert_law"),
@@ -69,6 +71,7 @@ __all__ = [
     "adapters",
     "assert_covariant",
     "assert_equal_in_law",
+    "assert_equivariant",
     "assert_invariant",
     "assert_law",
     "describe",

@@ -12,7 +12,8 @@ import sympy as sp
 import invariance as inv
 from invariance.atlas import _counterexamples as counterexamples
 from invariance.atlas import _theorems
-from invariance.atlas._atlas import AtlasError, cell_of
+from invariance.atlas._atlas import cell_of
+from invariance.atlas._cells import AtlasError
 from invariance.atlas._knowledge import KNOWLEDGE
 from invariance.atlas.symbolic import _maps
 from invariance.atlas.symbolic._networks import perceptron
@@ -172,7 +173,7 @@ def test_command_line(tmp_path, capsys, atlas):
     page = paths["html"].read_text()
     assert "http:" not in page.replace('http-equiv="Content-Security-Policy"', "")
     assert "https:" not in page
-    assert page.count("<button") == len(atlas.measures) * len(Group)
+    assert page.count("<button") == len(atlas.measures + atlas.algorithms) * len(Group)
     assert "| path_norm |" in paths["markdown"].read_text()
     assert "path\\_norm &" in paths["latex"].read_text()
     assert main(["prove", "hessian_trace"]) == 0

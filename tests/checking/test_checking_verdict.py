@@ -74,6 +74,23 @@ def test_a_badly_conditioned_measure_gets_a_wider_tolerance():
     assert wide > 1e3 * narrow
 
 
+def hanging(model):
+    """A value whose digits all hang on one parameter of hundreds."""
+    weight = model.weight[0, 0].detach()
+    return float((1e8 * weight) % 1.0)
+
+
+def test_no_seed_of_the_probes_misses_what_hangs_on_one_parameter():
+    model = linear()
+    measure = as_measure(hanging)
+    value = measure(model)
+    moved = [jitter(model, 100 + seed) for seed in range(40)]
+    largest = max(abs(float(measure(other)) - float(value)) for other in moved)
+    assert largest > 1e-12
+    for seed in range(40):
+        assert float_error(measure, model, {}, value, seed=seed) >= largest
+
+
 def test_counts_get_no_slack_and_residuals_do():
     model, data = linear(), inputs()
     count = as_measure(lambda model, x: 7, name="count", discrete=True)

@@ -532,6 +532,30 @@ def test_information_geometric_sharpness_in_every_precision_and_scale(rows):
             assert float(measure(moved, x, y)) == pytest.approx(before, rel=close)
 
 
+@pytest.mark.parametrize("factor", [1.0, 1e3])
+def test_the_residual_of_information_geometric_sharpness_covers_round_off(factor):
+    # Inputs that are almost on a line leave directions that round-off turns.
+    measure = inv.measures.information_geometric_sharpness
+    draws = torch.Generator().manual_seed(5)
+    x, y = data()
+    x = x[:, :1] * x[:1] + 1e-5 * torch.randn(x.shape, generator=draws, dtype=x.dtype)
+    chain = built(nn.Sequential(nn.Linear(FEATURES, 4), nn.Tanh(), nn.Linear(4, CLASSES)))
+    with torch.no_grad():
+        chain[2].weight.mul_(factor**0.25)
+    x, y = x.repeat(4, 1), torch.cat([y.roll(places) for places in range(4)])
+    found = measure(chain, x, y)
+    assert found.detail["rank"] < found.detail["rows"]
+    moved = []
+    for _ in range(20):
+        order = torch.randperm(len(y), generator=draws)
+        near = clone(chain)
+        with torch.no_grad():
+            for p in near.parameters():
+                p.mul_(1 + torch.randn(p.shape, generator=draws, dtype=p.dtype) * 2.0**-53)
+        moved.append(abs(float(measure(near, x[order], y[order])) - float(found)))
+    assert max(moved) <= found.residual <= 1e-6 * float(found)
+
+
 def test_information_geometric_sharpness_at_the_edges():
     measure = inv.measures.information_geometric_sharpness
     x, y = data()

@@ -31,6 +31,14 @@ def test_same_function_sharper(demo, tmp_path):
     assert (tmp_path / "same-function-sharper.png").stat().st_size > 5_000
 
 
+def test_same_function_trains_differently(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(DEMOS), *sys.path])
+    found = importlib.import_module("same_function_trains_differently").main()
+    assert found["before training"] < 1e-12
+    assert found["after gradient descent"] > 0.1
+    assert found["after relative descent"] < 1e-9
+
+
 def test_folding_batchnorm(demo, tmp_path):
     report = demo("folding_batchnorm")
     assert {row.transform for row in report.function} == {"FoldBatchNorm", "BatchNormScaling"}

@@ -5,7 +5,6 @@ decomposition that half precision does not have, a forward that narrows inside.
 """
 
 import copy
-import functools
 
 import pytest
 import torch
@@ -133,7 +132,11 @@ def test_a_forward_that_casts_to_float32_has_its_round_off(data):
 
 def test_a_loss_that_has_no_float64_is_named(data):
     model = inv.models.mlp([6, 5, 3]).eval()
-    loss = functools.partial(F.nll_loss, weight=torch.ones(3))
+    mixing = torch.ones(3, 3)
+
+    def loss(outputs, y):
+        return (outputs @ mixing).square().mean()
+
     with pytest.raises(MeasureError, match="float64 outputs"):
         inv.measures.sam_sharpness(model, data["x"], data["y"], loss=loss)
 

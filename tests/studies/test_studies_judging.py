@@ -5,6 +5,7 @@ independent, a test of zero that supports an absence, and verdicts that cannot f
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from scipy import stats
 
 from invariance.core._errors import UsageError
 from invariance.papers.recipes import _claim_shapes as judging
-from invariance.studies import Config, Record, Region
+from invariance.studies import Claim, Config, Record, Region
+from invariance.studies.claims._claims import judged, p_from_interval
 
 
 def simulated(n, slope, seed=0):
@@ -59,6 +61,68 @@ def test_a_misspelt_name_is_an_error_not_an_open_question(changes, expected):
             judging.fixed_claim(rows, "a", "b", measures=[names["measure"]], **group)
 
 
+def made(name="a", **changes):
+    base = Claim(name, "s", "q", None, Region(low=0.0), 0.5, 0.1, 0.9, 40)
+    return replace(base, **changes)
+
+
+def test_one_rule_for_all_claims_of_a_study():
+    """Would catch: a family that leaves claims out, or verdicts that ignore it."""
+    claims = [made(str(i), p_value=p) for i, p in enumerate((0.01, 0.02, 0.04))]
+    claims += [made("t", exact=True, ci_low=0.5, ci_high=0.5, basis="theorem"),
+               made("n", p_value=1e-9, basis="not tested")]  # fmt: skip
+    found = judged(claims)
+    assert [c.p_adjusted for c in found] == [pytest.approx(0.03)] + [pytest.approx(0.04)] * 2 + [
+        None, None,
+    ]  # fmt: skip
+    assert [c.verdict for c in found] == ["supported"] * 3 + ["theorem", "not tested"]
+    assert {c.adjusted for c in found[:3]} == {"Holm over 3 claims"}
+    assert [c.verdict for c in judged([*claims, *(made(p_value=0.5) for _ in range(3))])][:3] == [
+        "open"
+    ] * 3
+    assert judged(found) == found  # judging twice changes nothing
+
+
+def test_words_for_what_was_found():
+    assert made(ci_low=-0.9, ci_high=-0.1, value=-0.5).verdict == "contradicted"
+    assert made(ci_low=-0.1).verdict == "open"
+    assert made(ci_low=0.5, ci_high=0.5).verdict == "open"  # a bootstrap without width
+    assert made(ci_low=0.5, ci_high=0.5, exact=True).verdict == "supported"
+    broken = made(value=-1.0, ci_low=-1.0, ci_high=-1.0, exact=True, basis="theorem")
+    assert broken.verdict == "contradicted"
+    old = made().to_dict() | {"verdict": "inconclusive"}
+    for field in ("basis", "ours", "clusters", "p_adjusted"):
+        del old[field]
+    assert Claim.from_dict(old) == made()
+    assert Claim.from_dict(made(region=Region(-0.2, 0.2)).to_dict()).region == Region(-0.2, 0.2)
+
+
+@pytest.mark.parametrize("n", [5, 40])
+def test_p_values_are_those_of_the_interval(n):
+    """A t interval that excludes the end of the region by so much has this p-value."""
+    sample = np.random.default_rng(n).normal(0.6, 1.0, n)
+    value, low, high = judging.mean_interval(sample)
+    claim = made(value=value, ci_low=low, ci_high=high, n=n)
+    assert p_from_interval(claim) == pytest.approx(stats.ttest_1samp(sample, 0.0).pvalue)
+    between = replace(claim, region=Region(-1.0, 1.0))
+    nearest = min(stats.ttest_1samp(sample, end).pvalue for end in (-1.0, 1.0))
+    assert p_from_interval(between) >= nearest
+    assert p_from_interval(replace(claim, value=None)) is None
+    bound = made(value=1.0, ci_low=0.7, ci_high=1.0, region=Region(0.5, 1.5), n=n)
+    assert p_from_interval(bound) == pytest.approx(
+        p_from_interval(replace(bound, region=Region(low=0.5)))
+    )
+
+
+def test_a_mean_on_its_bound_has_an_interval():
+    assert judging.bounded_mean(np.ones(10), 0.0) == pytest.approx((1, 0.025**0.1, 1))
+    assert judging.bounded_mean(-np.ones(5), 0.0) == pytest.approx((-1, -1, -(0.025**0.2)))
+    flat = judging.bounded_mean(np.full(4, 0.5), 0.0)
+    assert flat == (0.5, 0.5, 0.5)
+    near = np.array([1.0, 1.0, 0.98])
+    assert judging.bounded_mean(near, 0.0)[2] == 1.0
+
+
 def test_dependent_differences_use_the_same_networks_twice():
     records = simulated(80, 1.5)
     (value, low, high), n = judging.dependent_difference(
@@ -99,9 +163,9 @@ def test_mean_differences_and_ratios_are_welchs():
     ("measure", "region", "slope", "verdict"),
     [
         ("up", judging.POSITIVE, 2.0, "supported"),
-        ("up", judging.NEGATIVE, 2.0, "not supported"),
-        ("noise", judging.POSITIVE, 2.0, "inconclusive"),
-        ("up", Region(-0.2, 0.2), 2.0, "not supported"),
+        ("up", judging.NEGATIVE, 2.0, "contradicted"),
+        ("noise", judging.POSITIVE, 2.0, "open"),
+        ("up", Region(-0.2, 0.2), 2.0, "contradicted"),
         ("noise", Region(-0.4, 0.4), 2.0, "supported"),
     ],
 )
@@ -116,18 +180,18 @@ def test_correlations_are_judged_by_interval_and_corrected_test(measure, region,
     )
     assert claim.verdict == verdict
     # A test of zero can support a sign and never an absence.
-    assert bool(claim.adjusted) == (not region.low < 0 < region.high)
+    assert (claim.p_value is not None) == (not region.low < 0 < region.high)
 
 
-def test_an_undefined_correlation_is_inconclusive():
+def test_an_undefined_correlation_is_open():
     row = {"measure": "m", "target": "test_accuracy", "group": "g", "n": 2, "family_size": 1}
     rows = [row | {"rho": None, "max_relative_change": None}]
     claim = judging.rho_claim(
         rows, "c", "s", measure="m", group="g", region=judging.POSITIVE, paper=0.1
     )
-    assert (claim.value, claim.n, claim.verdict) == (None, 2, "inconclusive")
+    assert (claim.value, claim.n, claim.verdict) == (None, 2, "open")
     fixed = judging.fixed_claim(rows, "c", "s", measures=("m",), group="g")
-    assert fixed.verdict == "inconclusive"
+    assert fixed.verdict == "open"
 
 
 def test_widths_shrink_with_the_root_of_the_number_of_networks():

@@ -35,10 +35,10 @@ def found(records, options):
         ),
         claims=(
             claim(),
-            claim(name="low", ci_low=-0.9, ci_high=-0.1, paper=None, note="A doubt."),
+            claim(name="low", value=-0.5, ci_low=-0.9, ci_high=-0.1, paper=None, note="A doubt."),
             claim(name="none", value=None, ci_low=None, ci_high=None),
             claim(name="same", exact=True, region=Region(0.4, 0.6), ci_low=0.5, ci_high=0.5),
-            claim(name="adjusted", p_value=0.2, adjusted="Holm"),
+            claim(name="adjusted", p_value=0.2, ours=True),
         ),
         tables=(Table("Sizes", ("n", "share"), ((1, 0.123456), ("all", None)), "Beware."),),
         notes=("Nothing was left out.",),
@@ -81,7 +81,7 @@ def test_results_hold_what_the_contract_names(results, outcome):
     assert first["measures"]["norm"] == record.measured["measures"]["norm"]
     assert (first["targets"], first["rescaled"], first["curve"]) == ({}, {}, [1, 2])
     assert [c["verdict"] for c in results["claims"]] == [
-        "supported", "not supported", "inconclusive", "supported", "inconclusive",
+        "supported", "contradicted", "open", "supported", "open",
     ]  # fmt: skip
     assert results["claims"][0]["region"] == [0.0, None]
     assert results["figures"] == [{"file": "figures/one.svg", "caption": "A figure."}]
@@ -112,13 +112,14 @@ def test_the_report_says_everything(outcome):
     lines = text.splitlines()
     rows = [line for line in lines if line.startswith("| Flat")]
     assert rows == [
-        r"| Flat \| networks generalise. | 0.83 | 0.5 [0.1, 0.75] | 100 | - | supported |",
-        r"| Flat \| networks generalise. | - | 0.5 [-0.9, -0.1] | 100 | - | not supported |",
-        r"| Flat \| networks generalise. | 0.83 | - | 100 | - | inconclusive |",
+        r"| Flat \| networks generalise. | 0.83 | 0.5 [0.1, 0.75] | 100 | 0.044 | supported |",
+        r"| Flat \| networks generalise. | - | -0.5 [-0.9, -0.1] | 100 | 0.044 | contradicted |",
+        r"| Flat \| networks generalise. | 0.83 | - | 100 | - | open |",
         r"| Flat \| networks generalise. | 0.83 | 0.5 (exact) | 100 | - | supported |",
-        r"| Flat \| networks generalise. | 0.83 | 0.5 [0.1, 0.75] | 100 | 0.2 (Holm) "
-        "| inconclusive |",
+        r"| Flat \| networks generalise. | 0.83 | 0.5 [0.1, 0.75] | 100 | 0.2 | open |",
     ]
+    assert lines.index("### Of the paper") < lines.index("### Questions of our own")
+    assert lines.index("### Questions of our own") < lines.index(rows[-1])
     assert "* **low**: rho; true if above 0. A doubt." in lines
     assert "* **same**: rho; true if between 0.4 and 0.6." in lines
     assert "| trace | gap | n=1 | 5 | -0.250 [-0.500, +0.125] | 0.004 | 0.012 | +0.375 |" in lines

@@ -17,6 +17,7 @@ from invariance.studies import Config, Record
 from invariance.studies.claims._paired_treatments import (
     Effect,
     adjusted,
+    clustered_p,
     effect,
     pairs_of,
     rank_biserials,
@@ -76,10 +77,10 @@ def test_effects_are_those_of_the_signed_rank_test(sign):
     draw = np.random.default_rng(0)
     a, b = draw.normal(0.4, 1, 12), draw.normal(0, 1, 12)
     found = effect("some", "m", paired(list(zip(a, b, strict=True))), value, sign=sign)
-    expected = paired_wilcoxon(sign * a, sign * b, alternative="greater")
-    assert found.n == 12
+    expected = paired_wilcoxon(sign * a, sign * b)
+    assert (found.n, found.seeds) == (12, 12)
     assert found.rank_biserial == pytest.approx(expected.rank_biserial)
-    assert found.p_value == pytest.approx(expected.p_value)
+    assert 0.5 < found.p_value / expected.p_value < 2  # a pair a seed: near Wilcoxon's own
     assert found.median == pytest.approx(np.median(a - b))
     assert found.ci_low <= found.rank_biserial <= found.ci_high
 
@@ -107,11 +108,37 @@ def test_seeds_stay_together():
     assert len(np.unique(counts[:, 0])) > 1
 
 
+def test_pairs_of_one_seed_are_one_witness():
+    """Ten seeds with two equal pairs each say no more than ten seeds with one."""
+    draw = np.random.default_rng(3)
+    once = draw.normal(0.3, 1, 10)
+    seeds = np.arange(10.0)
+    alone = clustered_p(once, seeds)
+    assert clustered_p(np.tile(once, 2), np.tile(seeds, 2)) == pytest.approx(alone, rel=0.01)
+    assert clustered_p(np.tile(once, 2), np.arange(20.0)) < alone
+    ranks = scipy.stats.rankdata(np.abs(once)) * np.sign(once)
+    assert alone == pytest.approx(scipy.stats.ttest_1samp(ranks, 0).pvalue)
+    assert clustered_p(np.ones(6), np.repeat([0.0, 1.0], 3)) == 0.5
+    assert clustered_p(once, np.zeros(10)) is None
+
+
+def test_a_test_of_no_effect_errs_as_often_as_it_says():
+    draw = np.random.default_rng(4)
+    seeds = np.repeat(np.arange(10.0), 2)
+    wrong = 0
+    for _ in range(400):
+        difference = draw.normal(size=10)[seeds.astype(int)] + 0.3 * draw.normal(size=20)
+        wrong += clustered_p(difference, seeds) <= 0.05
+    assert 8 <= wrong <= 34  # 20 expected, sd 4.4; taking pairs for units would give 60 and more
+
+
 def test_the_family_is_adjusted_together():
-    effects = [Effect("t", str(i), 9, p_value=p) for i, p in enumerate((0.01, None, 0.001, 0.6))]
+    effects = [
+        Effect("t", str(i), 9, 0.5, p_value=p) for i, p in enumerate((0.01, None, 0.001, 0.6))
+    ]
     found = [entry.p_by for entry in adjusted(effects)]
     assert found == benjamini_yekutieli([0.01, None, 0.001, 0.6])
-    assert [entry.found() for entry in adjusted(effects)] == [True, False, True, False]
+    assert [entry.found() for entry in adjusted(effects)] == [1, 0, 1, 0]
 
 
 def test_too_few_pairs_or_seeds_give_no_interval():

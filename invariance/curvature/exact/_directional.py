@@ -10,7 +10,7 @@ from torch.func import jvp, vjp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from invariance.core._errors import ModelError
+from invariance.core._errors import MeasureError, ModelError
 from invariance.core._forward import reading, run
 from invariance.core._forward_mode import prepare_forward_mode
 from invariance.curvature._batches import Data, collect_batches
@@ -74,7 +74,20 @@ def directional_outputs(
             push = vjp(lambda u: pull(u)[0], torch.zeros_like(f))[1]
             (tangent,) = push(dict(direction))
             _check_transposes(f, tangent, pull(f)[0], direction)
+    if not bool(tangent.any()):
+        _require_dependence(model, x, base)
     return f.detach(), tangent.detach()
+
+
+def _require_dependence(model: nn.Module, x: Tensor, base: Mapping[str, Tensor]) -> None:
+    """Refuse outputs that are cut off from the parameters, whose derivative would read 0."""
+    leaves = {name: value.clone().requires_grad_() for name, value in base.items()}
+    with torch.enable_grad():
+        if not run(model, x[:1], leaves).requires_grad:
+            raise MeasureError(
+                f"The outputs depend on none of {', '.join(base)} in a differentiable way. "
+                "Is forward() under no_grad, or detached?"
+            )
 
 
 def _check_transposes(

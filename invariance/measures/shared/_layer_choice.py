@@ -42,6 +42,8 @@ def executed_layers(model: nn.Module, batches: Batches) -> list[str]:
     layers = weight_layers(model)
     if type(model) is nn.Sequential and not any(list(child.children()) for child in model):
         return [name for name, _ in layers]
+    if not layers:
+        return []
     row = move_like(batches.first()[0][:1], next(iter(model.parameters())))
     names = {id(module): name for name, module in layers}
     seen: dict[str, None] = {}

@@ -13,10 +13,16 @@ from invariance.core._errors import unknown_name
 from invariance.stats._ranks import FloatArray, interval
 from invariance.stats._resampled import bootstrap_counts, resampled_correlations
 from invariance.studies._study import Record, Table
-from invariance.studies.claims._claims import Claim, Region
+from invariance.studies.claims._claims import Basis, Claim, Region
 from invariance.studies.claims._correlations import column
 
 POSITIVE, NEGATIVE = Region(low=0.0), Region(high=0.0)
+
+#: The one margin within which a measure "no longer ranks networks", in every study.
+NO_RANK = Region(-0.2, 0.2)
+
+#: Said of it in every statement that it decides.
+NO_RANK_WORDS = "(|rho| < 0.2)"
 
 TableRow = Mapping[str, Any]
 
@@ -59,15 +65,15 @@ def rho_claim(
     paper: float | None,
     target: str = "test_accuracy",
     note: str = "",
+    ours: bool = False,
 ) -> Claim:
     """Judge a rank correlation as trained.
 
-    A claim that the correlation has a sign must also pass the permutation test after Holm's
-    correction; a claim that it is near zero rests on its interval alone, because a test of
-    zero cannot support it.
+    Where the region ends at zero the p-value is that of the permutation test; elsewhere a test
+    of zero says nothing, and it is read off the interval.
     """
     row = row_of(rows, measure, target, group)
-    signed = not region.low < 0 < region.high
+    signed = 0.0 in (region.low, region.high)
     return Claim(
         name=name,
         statement=statement,
@@ -78,9 +84,9 @@ def rho_claim(
         ci_low=row.get("ci_low"),
         ci_high=row.get("ci_high"),
         n=int(row.get("n", 0)),
-        p_value=row.get("p_holm") if signed else None,
-        adjusted=f"Holm over {row['family_size']} tests" if signed else "",
+        p_value=row.get("p_value") if signed else None,
         note=note or str(row.get("note", "")),
+        ours=ours,
     )
 
 
@@ -94,6 +100,7 @@ def rescaled_claim(
     region: Region,
     target: str = "test_accuracy",
     note: str = "",
+    ours: bool = True,
 ) -> Claim:
     """Judge a rank correlation after every network was rescaled at random."""
     row = row_of(rows, measure, target, group)
@@ -108,6 +115,7 @@ def rescaled_claim(
         ci_high=row.get("ci_high_after"),
         n=int(row.get("n_after_rescaling", 0)),
         note=note,
+        ours=ours,
     )
 
 
@@ -135,6 +143,7 @@ def partial_claim(
         ci_low=found.get("ci_low"),
         ci_high=found.get("ci_high"),
         n=int(found.get("n", 0)),
+        ours=True,
     )
 
 
@@ -148,12 +157,15 @@ def counted_claim(
     n: int,
     paper: float | None = None,
     note: str = "",
+    basis: Basis = "sample",
+    ours: bool = False,
 ) -> Claim:
     """Judge a number that was counted or computed without sampling."""
     value = None if value is None or math.isnan(value) else float(value)
     return Claim(
-        name, statement, quantity, paper, region, value, value, value, n, exact=True, note=note
-    )
+        name, statement, quantity, paper, region, value, value, value, n,
+        exact=True, note=note, basis=basis, ours=ours,
+    )  # fmt: skip
 
 
 def fixed_claim(
@@ -164,8 +176,9 @@ def fixed_claim(
     measures: Sequence[str],
     group: str,
     paper: float | None = None,
+    ours: bool = False,
 ) -> Claim:
-    """Judge that measures do not change at all when every network is rescaled."""
+    """Judge that measures do not change at all when every network is rescaled: a theorem."""
     found = [row_of(rows, measure, "test_accuracy", group) for measure in measures]
     changes = [row.get("max_relative_change") for row in found]
     known = [change for change in changes if change is not None]
@@ -177,6 +190,8 @@ def fixed_claim(
         region=Region(-1e-9, 1e-9),
         n=min((int(row.get("n_after_rescaling", 0)) for row in found), default=0),
         paper=paper,
+        basis="theorem",
+        ours=ours,
     )
 
 
@@ -190,10 +205,13 @@ def sampled_claim(
     n: int,
     paper: float | None,
     note: str = "",
+    ours: bool = False,
 ) -> Claim:
     """Judge a number with an interval over networks."""
     value, low, high = found
-    return Claim(name, statement, quantity, paper, region, value, low, high, n, note=note)
+    return Claim(
+        name, statement, quantity, paper, region, value, low, high, n, note=note, ours=ours
+    )
 
 
 def mean_difference(a: FloatArray, b: FloatArray, *, level: float = 0.95) -> Triple:
@@ -228,11 +246,23 @@ def mean_interval(values: FloatArray, *, level: float = 0.95, logs: bool = False
     return tuple(math.exp(end) for end in ends) if logs else ends  # type: ignore[return-value]
 
 
-def bounded(found: Triple) -> Triple:
-    """Cut an interval at 1 and -1, beyond which no correlation or share lies."""
-    value, low, high = found
+def bounded_mean(values: FloatArray, otherwise: float, *, level: float = 0.95) -> Triple:
+    """Return the mean of numbers in [-1, 1] with an interval that stays in there.
+
+    Student's interval, cut at the bounds. Where all values are one and the same it has no
+    width; if they lie on a bound, the other end is that of Clopper and Pearson for the share
+    of units on it, the rest taken to be at ``otherwise`` (no relation, no success).
+
+    >>> [round(end, 3) for end in bounded_mean(np.ones(10), 0.0)]
+    [1.0, 0.692, 1.0]
+    """
+    value, low, high = mean_interval(values, level=level)
     if value is None or low is None or high is None:
-        return found
+        return UNDEFINED
+    if np.ptp(values) == 0 and abs(value) == 1.0:
+        share = ((1 - level) / 2) ** (1 / values.size)
+        far = share * value + (1 - share) * otherwise
+        return value, min(value, far), max(value, far)
     return value, max(low, -1.0), min(high, 1.0)
 
 

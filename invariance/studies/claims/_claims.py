@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from invariance.core._errors import UsageError
+from scipy import stats
 
-ClaimVerdict = Literal["supported", "not supported", "inconclusive"]
+from invariance.core._errors import UsageError
+from invariance.stats import holm
+
+ClaimVerdict = Literal["supported", "contradicted", "open", "theorem", "not tested"]
+
+#: What earlier versions wrote for the same thing.
+FORMER_WORDS: Mapping[str, ClaimVerdict] = {"not supported": "contradicted", "inconclusive": "open"}
+
+#: What a claim rests on: a sample, a proof whose conclusion was checked, or nothing yet.
+Basis = Literal["sample", "theorem", "not tested"]
+
+#: Probability of a false verdict, over all claims of a study together.
+ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -35,16 +48,19 @@ class Region:
             ci_high: Upper end.
 
         Returns:
-            ``"supported"`` if the whole interval lies in the region, ``"not supported"`` if
-            none of it does, else ``"inconclusive"``.
+            ``"supported"`` if the whole interval lies in the region, ``"contradicted"`` if
+            none of it does, else ``"open"``.
+
+        >>> Region(low=0.0).judge(0.1, 0.7), Region(low=0.0).judge(-0.1, 0.7)
+        ('supported', 'open')
         """
         if ci_low is None or ci_high is None or not ci_low <= ci_high:
-            return "inconclusive"
+            return "open"
         if self.low < ci_low and ci_high < self.high:
             return "supported"
         if ci_high <= self.low or self.high <= ci_low:
-            return "not supported"
-        return "inconclusive"
+            return "contradicted"
+        return "open"
 
     def __str__(self) -> str:
         if math.isinf(self.low):
@@ -67,13 +83,20 @@ class Claim:
         value: Our number; ``None`` if it could not be computed.
         ci_low: Lower end of its interval.
         ci_high: Upper end.
-        n: Independent units behind it: networks, seeds, pairs.
-        p_value: Two-sided p-value, adjusted where ``adjusted`` says how.
+        n: What the number was computed from: networks, pairs, splits.
+        p_value: Two-sided p-value against the nearest end of the region; by default read
+            off the interval, see :func:`p_from_interval`.
         adjusted: Name of the correction for multiple tests, empty for none.
         level: Level of the interval.
-        exact: True where the number follows without sampling (an identity that was checked):
-            the interval is then the number give or take round-off.
+        exact: True where the number follows without sampling (an identity that was checked,
+            a count of all there is): the interval is then the number itself.
         note: What limits the verdict.
+        basis: ``"theorem"`` for what cannot fail and was checked; ``"not tested"`` where the
+            setting of the claim was not run, whatever number was found elsewhere.
+        ours: A question that we ask and no paper claims.
+        clusters: Independent units behind the number (seeds, splits), where they are fewer
+            than ``n``.
+        p_adjusted: The p-value adjusted over all claims of the study; set by :func:`judged`.
     """
 
     name: str
@@ -90,17 +113,30 @@ class Claim:
     level: float = 0.95
     exact: bool = False
     note: str = ""
+    basis: Basis = "sample"
+    ours: bool = False
+    clusters: int | None = None
+    p_adjusted: float | None = None
 
     @property
     def verdict(self) -> ClaimVerdict:
-        """Supported, not supported, or inconclusive; see :meth:`Region.judge`.
+        """The word for what was found.
 
-        A supported claim whose p-value was adjusted must also pass the adjusted test.
+        A theorem whose check fails is contradicted. What was sampled is decided only if the
+        whole interval lies on one side *and* the adjusted p-value is small; an interval
+        without width is one that could not be told (a bootstrap of equal values).
         """
+        if self.basis == "not tested":
+            return "not tested"
         found = self.region.judge(self.ci_low, self.ci_high)
-        if found == "supported" and self.adjusted and self.p_value is not None:
-            return "supported" if self.p_value <= 1 - self.level else "inconclusive"
-        return found
+        if self.basis == "theorem":
+            return "theorem" if found == "supported" else found
+        if self.exact or found == "open":
+            return found
+        if self.ci_low == self.ci_high:
+            return "open"
+        p = self.p_value if self.p_adjusted is None else self.p_adjusted
+        return found if p is None or p <= ALPHA else "open"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the claim with its verdict as plain values; no bound is ``null``."""
@@ -109,3 +145,65 @@ class Claim:
             None if math.isinf(end) else end for end in (self.region.low, self.region.high)
         ]
         return plain | {"verdict": self.verdict}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Claim:
+        """Read what :meth:`to_dict` wrote, or an earlier version of it."""
+        known = {field.name for field in fields(cls)}
+        low, high = plain["region"]
+        region = Region(-math.inf if low is None else low, math.inf if high is None else high)
+        return cls(**{k: v for k, v in plain.items() if k in known} | {"region": region})
+
+
+def judged(claims: Sequence[Claim]) -> tuple[Claim, ...]:
+    """Adjust the p-values of all claims of a study together (Holm 1979).
+
+    One rule for all: every sampled claim has a two-sided p-value against the end of its
+    region that lies nearest, and the family is the study. Theorems, counts and claims that
+    were not tested take no part.
+    """
+    tested = [
+        claim.basis == "sample" and not claim.exact and claim.ci_low != claim.ci_high
+        for claim in claims
+    ]
+    raw = [
+        (p_from_interval(claim) if claim.p_value is None else claim.p_value) if takes else None
+        for claim, takes in zip(claims, tested, strict=True)
+    ]
+    family = sum(p is not None for p in raw)
+    words = f"Holm over {family} claims"
+    return tuple(
+        replace(claim, p_value=p, p_adjusted=adjusted, adjusted="" if p is None else words)
+        for claim, p, adjusted in zip(claims, raw, holm(raw), strict=True)
+    )
+
+
+def p_from_interval(claim: Claim) -> float | None:
+    """Return the p-value that a claim's interval implies against its region.
+
+    The distance from the number to the nearest end of the region, in units of the half of
+    the interval that points there, is compared with Student's t of one degree of freedom
+    less than there are independent units: 0.05 where the end of a 95 % interval touches the
+    end of the region.
+
+    >>> claim = Claim("a", "", "", None, Region(low=0.0), 0.5, 0.0, 1.0, 9)
+    >>> round(p_from_interval(claim), 9)
+    0.05
+    """
+    value, low, high = claim.value, claim.ci_low, claim.ci_high
+    units = claim.n if claim.clusters is None else claim.clusters
+    if value is None or low is None or high is None or units < 2:
+        return None
+    ends = [end for end in (claim.region.low, claim.region.high) if math.isfinite(end)]
+    if not ends:
+        return None
+    ratios = []
+    for end in ends:
+        half = value - low if end < value else high - value
+        ratios.append(abs(value - end) / half if half > 0 else math.inf)
+    if any(math.isinf(ratio) for ratio in ratios):
+        # A number on the very bound of what it can be has no half on that side.
+        ratios = [ratio for ratio in ratios if math.isfinite(ratio)] or [0.0]
+    nearest = float(min(ratios))
+    critical = float(stats.t.ppf((1 + claim.level) / 2, units - 1))
+    return float(2 * stats.t.sf(nearest * critical, units - 1))

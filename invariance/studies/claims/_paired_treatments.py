@@ -1,9 +1,9 @@
 """What a treatment does: each treated network beside the untreated one that it pairs with.
 
-Pairs share everything but the treatment: seed, batch size, learning rate. Tests are
-Wilcoxon's signed-rank test, one-sided; effects are matched-pairs rank-biserial correlations.
-Pairs of one seed start from the same weights, so intervals come from a bootstrap over seeds,
-which keeps all pairs of a seed together.
+Pairs share everything but the treatment: seed, batch size, learning rate. Effects are
+matched-pairs rank-biserial correlations. Pairs of one seed start from the same weights, so
+seeds are the units throughout: intervals come from a bootstrap over seeds, and tests, all
+two-sided, from Student's t over the seeds' sums of signed ranks.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.stats import rankdata, ttest_1samp
 
 from invariance.core._rng import numpy_generator
-from invariance.stats import benjamini_yekutieli, paired_wilcoxon
+from invariance.stats import benjamini_yekutieli
 from invariance.stats._ranks import MINIMUM_POINTS, FloatArray, interval
 from invariance.studies._study import Record
 
@@ -41,8 +42,9 @@ class Effect:
         ci_low: Lower end of its interval by bootstrap over seeds; ``None`` with too few.
         ci_high: Upper end.
         median: Median difference, treated minus untreated.
-        p_value: One-sided, of no effect in the direction asked for.
+        p_value: Two-sided, of no effect in either direction; seeds are the units.
         p_by: Adjusted over the family (Benjamini and Yekutieli).
+        seeds: Independent units behind it.
     """
 
     treatment: str
@@ -54,10 +56,13 @@ class Effect:
     median: float | None = None
     p_value: float | None = None
     p_by: float | None = None
+    seeds: int = 0
 
-    def found(self, level: float = 0.05) -> bool:
-        """Say whether the adjusted test finds the effect that was asked for."""
-        return self.p_by is not None and self.p_by <= level
+    def found(self, level: float = 0.05) -> int:
+        """Return 1 if the adjusted test finds the effect asked for, -1 its opposite, else 0."""
+        if self.p_by is None or self.rank_biserial is None or self.p_by > level:
+            return 0
+        return int(math.copysign(1, self.rank_biserial))
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Ratio:
         ci_low: Lower end.
         ci_high: Upper end.
         n: Pairs behind it.
+        seeds: Independent units behind it.
         extrapolated: Whether no pair, or all pairs on one side only, come near equality of
             what is held fixed: then the line is drawn beyond the data.
     """
@@ -78,6 +84,7 @@ class Ratio:
     ci_high: float | None
     n: int
     extrapolated: bool
+    seeds: int = 0
 
 
 def pairs_of(
@@ -114,22 +121,45 @@ def effect(
     n = treated.size
     if n < MINIMUM_POINTS:
         return Effect(treatment, quantity, n)
-    test = paired_wilcoxon(sign * treated, sign * untreated, alternative="greater")
+    difference = sign * (treated - untreated)
+    units = int(np.unique(seeds).size)
+    value = float(rank_biserials(difference, np.ones((1, n)))[0])
     low, high = None, None
     if _enough(seeds):
-        difference = sign * (treated - untreated)
         drawn = rank_biserials(difference, seed_counts(seeds, RESAMPLES, seed))
         low, high = interval(drawn, 0.95)
+        if low == high and abs(value) == 1.0:  # every pair moved one way: no width by resampling
+            far = value * 0.025 ** (1 / units)
+            low, high = min(value, far), max(value, far)
     return Effect(
         treatment,
         quantity,
         n,
-        test.rank_biserial,
+        value,
         low,
         high,
-        sign * test.median_difference,
-        test.p_value,
+        float(np.median(treated - untreated)),
+        clustered_p(difference, seeds),
+        seeds=units,
     )
+
+
+def clustered_p(difference: FloatArray, seeds: FloatArray) -> float | None:
+    """Two-sided p-value of no effect: Student's t over the seeds' sums of signed ranks.
+
+    Ranks are those of all absolute differences together, as in Wilcoxon's test; what is taken
+    to be independent are the seeds, not their pairs. ``None`` with fewer than two seeds.
+
+    Shapes: ``difference (n,)``, ``seeds (n,)``.
+    """
+    names, place = np.unique(seeds, return_inverse=True)
+    if names.size < 2:
+        return None
+    signed = rankdata(np.abs(difference)) * np.sign(difference)
+    sums = np.bincount(place, weights=signed)
+    if np.ptp(sums) == 0:
+        return 1.0 if sums[0] == 0 else 2.0 ** (1 - names.size)  # all flips of signs
+    return float(ttest_1samp(sums, 0.0).pvalue)
 
 
 def adjusted(effects: Sequence[Effect]) -> list[Effect]:
@@ -167,7 +197,8 @@ def ratio_at_equal(
     if not _enough(seeds):
         return Ratio(math.exp(value), None, None, len(rows), beyond)
     low, high = interval(_intercepts(x, y, seed_counts(seeds, RESAMPLES, seed)), 0.95)
-    return Ratio(math.exp(value), math.exp(low), math.exp(high), len(rows), beyond)
+    units = int(np.unique(seeds).size)
+    return Ratio(math.exp(value), math.exp(low), math.exp(high), len(rows), beyond, units)
 
 
 def share_of(
@@ -192,7 +223,8 @@ def share_of(
             low = certain
         elif not flags.any():
             high = 1 - certain
-    return Ratio(float(flags.mean()), low, high, len(rows), extrapolated=False)
+    units = int(np.unique(seeds).size)
+    return Ratio(float(flags.mean()), low, high, len(rows), extrapolated=False, seeds=units)
 
 
 def seed_counts(seeds: FloatArray, resamples: int, seed: int) -> FloatArray:

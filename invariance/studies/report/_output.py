@@ -68,24 +68,18 @@ def write_outcome(
     origins = store.origins(configs, key)
     content = {
         "schema": RESULTS_SCHEMA,
-        "study": study.name,
-        "title": study.title,
-        "paper": study.paper,
-        "question": study.question,
-        **({"rescaling": study.rescaling} if study.rescaling else {}),
+        **about(study),
         "options": plain(asdict_options(options)),
         "command": command_of(study, options, reference),
         "environment": dict(environment),
         "origins": origins,
         "networks": [_network(record) for record in records],
-        "correlations": _with_gaps([plain(row, "correlation") for row in findings.correlations]),
-        "claims": _with_gaps([plain(claim.to_dict(), claim.name) for claim in findings.claims]),
-        "tables": [plain(asdict(table), table.title) for table in findings.tables],
+        **found(findings),
         "figures": [
             {"file": Path(path).relative_to(store.folder).as_posix(), "caption": caption}
             for path, caption in figures
         ],
-        "notes": [*findings.notes, *_origin_notes(origins, environment)],
+        "notes": [*notes_of(study, findings), *_origin_notes(origins, environment)],
         "run": {
             **run,
             "seconds_of_all_runs": round(sum(entry.seconds for entry in store.runs()), 3),
@@ -159,6 +153,40 @@ def _network(record: Record) -> dict[str, Any]:
 def _with_gaps(rows: list[Any]) -> list[Any]:
     """Note in each row which of its numbers JSON cannot hold."""
     return [row | ({"not_finite": gaps} if (gaps := not_finite(row)) else {}) for row in rows]
+
+
+def about(study: Study) -> dict[str, Any]:
+    """Return what results say of their study."""
+    return {
+        "study": study.name,
+        "title": study.title,
+        "paper": study.paper,
+        "question": study.question,
+        **({"rescaling": study.rescaling} if study.rescaling else {}),
+        **({"regions": study.declared.to_dict()} if study.declared else {}),
+    }
+
+
+def found(findings: Findings) -> dict[str, Any]:
+    """Return what results say of findings, as plain values."""
+    return {
+        "correlations": _with_gaps([plain(row, "correlation") for row in findings.correlations]),
+        "claims": _with_gaps([plain(claim.to_dict(), claim.name) for claim in findings.claims]),
+        "tables": [plain(asdict(table), table.title) for table in findings.tables],
+    }
+
+
+def notes_of(study: Study, findings: Findings) -> list[str]:
+    """Return the notes of findings, and which claims have no region in the study's file."""
+    names = study.declared.check(findings.claims) if study.declared else []
+    if not names or study.declared is None:
+        return list(findings.notes)
+    return [
+        *findings.notes,
+        f"{study.declared.file} holds the regions of the committed sizes. Those of "
+        f"{len(names)} claims here are not in it ({', '.join(names[:4])}"
+        f"{', ...' if len(names) > 4 else ''}): they are those of the code.",
+    ]
 
 
 def _origin_notes(

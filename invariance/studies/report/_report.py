@@ -9,7 +9,7 @@ from typing import Any
 
 from invariance.core._text import printable, without_html
 from invariance.reporting._markdown import markdown_table
-from invariance.studies.claims._claims import Region
+from invariance.studies.claims._claims import FORMER_WORDS, Region
 
 #: Columns of the correlation table, where rows have them: key, heading.
 _CORRELATION_COLUMNS = (
@@ -34,6 +34,17 @@ _LEGEND = (
 )
 
 
+CLAIM_COLUMNS = ("claim", "paper", "ours (95 % interval)", "n", "p (Holm)", "verdict")
+
+#: How a verdict comes about, for the reader of a table.
+JUDGEMENT = (
+    "Supported or contradicted: the whole interval lies on one side, and the p-value against "
+    "the nearest end of the region passes Holm's correction over all sampled claims of the "
+    "study; else open. A theorem cannot fail and was checked; not tested: the claim's own "
+    "setting was not run."
+)
+
+
 def render_markdown(results: Mapping[str, Any]) -> str:
     """Render a study's results as Markdown."""
     command = str(results["command"])
@@ -55,10 +66,17 @@ def _line(text: object) -> str:
 def _parts(results: Mapping[str, Any]) -> Iterator[str]:
     if results["claims"]:
         yield "## Claims"
-        yield markdown_table(
-            ["claim", "paper", "ours (95 % interval)", "n", "p", "verdict"],
-            [claim_cells(claim) for claim in results["claims"]],
-        )
+        if fixed := results.get("regions"):
+            yield (
+                f"Regions fixed on {_line(fixed['fixed'])} in `{fixed['file']}`. "
+                + _line(fixed["remark"])
+            )
+        yield JUDGEMENT
+        for title, own in (("Of the paper", False), ("Questions of our own", True)):
+            chosen = [claim for claim in results["claims"] if claim.get("ours", False) is own]
+            if chosen:
+                yield f"### {title}"
+                yield markdown_table(CLAIM_COLUMNS, [claim_cells(claim) for claim in chosen])
         yield "\n".join(
             "* " + _line(f"**{claim['name']}**: {_basis(claim)}") for claim in results["claims"]
         )
@@ -95,16 +113,16 @@ def _rescaling(results: Mapping[str, Any]) -> str:
 
 def claim_cells(claim: Mapping[str, Any]) -> list[str]:
     """Return a claim as cells: statement, paper, ours, n, p, verdict."""
-    p = "-" if claim["p_value"] is None else f"{claim['p_value']:.2g}"
-    if claim["p_value"] is not None and claim["adjusted"]:
-        p += f" ({claim['adjusted']})"
+    adjusted = claim.get("p_adjusted")
+    p = claim["p_value"] if adjusted is None else adjusted
+    clusters = claim.get("clusters")
     return [
         cell(claim["statement"]),
         cell(claim["paper"]),
         ours(claim),
-        f"{claim['n']:,}",
-        p,
-        str(claim["verdict"]),
+        f"{claim['n']:,}" + (f" ({clusters} units)" if clusters else ""),
+        "-" if p is None else f"{p:.2g}",
+        FORMER_WORDS.get(claim["verdict"], str(claim["verdict"])),
     ]
 
 
@@ -171,6 +189,10 @@ def _environment(results: Mapping[str, Any]) -> str:
             + (_named(where) if where else "versions not recorded")
             + "."
         )
+    lines.append(
+        "On another processor the same seeds train to slightly other networks: what is regenerated "
+        "there agrees within the intervals, not digit by digit."
+    )
     lines.append(f"Analysed with {_named(results['environment'])}.")
     lines.append(
         f"{duration(run['seconds_of_all_runs'])} in {len(run['runs'])} run(s); "

@@ -227,7 +227,7 @@ def test_the_whole_study(tmp_path):
         "sharper is not worse",
     }  # fmt: skip
     assert claims["follows the function"].value is not None
-    assert claims["geometry differs"].verdict == "inconclusive"  # nothing fits after 30 epochs
+    assert claims["geometry differs"].verdict == "open"  # nothing fits after 30 epochs
     assert all(c.ci_low >= -1 and c.ci_high <= 1 for c in claims.values()
                if c.ci_low is not None and c.name != "geometry differs")  # fmt: skip
     groups = {row["group"] for row in outcome.findings.correlations}

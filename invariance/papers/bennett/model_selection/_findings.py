@@ -8,6 +8,8 @@ from pathlib import Path
 from invariance.papers.bennett._networks import COVARIATES, PUBLISHED_SMALL_SIZE, TARGETS
 from invariance.papers.recipes import _figures as draw
 from invariance.papers.recipes._claim_shapes import (
+    NO_RANK,
+    NO_RANK_WORDS,
     POSITIVE,
     TableRow,
     dependent_difference,
@@ -26,7 +28,7 @@ from invariance.papers.recipes._subsets import (
     width_table,
 )
 from invariance.studies._study import Findings, Options, Record
-from invariance.studies.claims._claims import Claim, Region
+from invariance.studies.claims._claims import Claim
 from invariance.studies.claims._correlations import correlation_rows, split
 
 PAPER = {
@@ -38,9 +40,6 @@ PAPER = {
     "free_regions": 0.117,
 }
 
-
-#: Fixed before any result was seen: below this a measure is no help in choosing a network.
-NO_HELP = Region(-0.2, 0.2)
 
 WEAKNESS = ("activation_patterns_2", "free_regions", "free_parameters")
 
@@ -113,10 +112,11 @@ def _claims(
         rho_claim(
             rows,
             measure_name + end,
-            f"Among networks trained alike ({name}) {words} does not help to choose.",
+            f"Among networks trained alike ({name}) {words} does not help to choose "
+            f"{NO_RANK_WORDS}.",
             measure=measure_name,
             group=name,
-            region=NO_HELP,
+            region=NO_RANK,
             paper=paper.get(measure_name),
         )
         for measure_name, words in (
@@ -140,6 +140,25 @@ def _claims(
             ("free_parameters", "free parameters"),
             ("free_regions", "free regions"),
             ("pair_proxy", "feasible pairs"),
+        )
+    ]
+    claims += [
+        rho_claim(
+            rows,
+            measure_name + end,
+            f"Among networks trained alike ({name}) {words} does not help to choose "
+            f"{NO_RANK_WORDS}.",
+            measure=measure_name,
+            group=name,
+            region=NO_RANK,
+            paper=None,
+            ours=True,
+        )
+        for measure_name, words in (
+            ("spectral_norm_product", "the product of spectral norms"),
+            ("path_norm", "the path norm"),
+            ("adaptive_trace", "the adaptive trace"),
+            ("minimum_sharpness", "minimum sharpness"),
         )
     ]
     gap, n = dependent_difference(

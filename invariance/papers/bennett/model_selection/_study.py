@@ -10,6 +10,7 @@ from torch import nn
 from invariance import measures as M
 from invariance.core._rng import generator
 from invariance.data import Task
+from invariance.papers._declared import declared
 from invariance.papers.bennett._networks import small_networks
 from invariance.papers.bennett.model_selection._findings import analyse, figures
 from invariance.papers.recipes._measure_perceptrons import (
@@ -153,4 +154,5 @@ STUDY = Study(
     batch_size=batch_size,
     cost=cost,
     rescaling=UNITS_RESCALED,
+    declared=declared("model-selection"),
 )

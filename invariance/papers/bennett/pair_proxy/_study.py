@@ -11,6 +11,7 @@ from torch import nn
 from invariance import measures as M
 from invariance.core._errors import UsageError
 from invariance.data import Task
+from invariance.papers._declared import declared
 from invariance.papers.bennett._networks import small_networks
 from invariance.papers.bennett.pair_proxy._findings import analyse, figures
 from invariance.papers.recipes._measure_perceptrons import (
@@ -31,6 +32,7 @@ from invariance.papers.recipes._perceptrons import (
 from invariance.studies._config import Config, Setting
 from invariance.studies._study import Context, Options, Study, Trained
 from invariance.transforms import UNITS_RESCALED
+from invariance.weakness._features import frozen_features
 
 HIDDEN = (64, 8)
 
@@ -74,6 +76,7 @@ def _measure(config: Config, weights: Trained, context: Context) -> Mapping[str,
             **curvature_values(model, task, eigenvalues=True),
             **norm_values(model),
             **pair_values(model, task),
+            "dead_units": dead_units(model, task),
         }
 
     entry = measure_one(config, weights, task, suite)
@@ -87,6 +90,12 @@ def _measure(config: Config, weights: Trained, context: Context) -> Mapping[str,
         usable = counted.exact and counted.detail["policy_feasible"]
         draws[str(seed)] = {"pair_proxy": float(counted) if usable else math.nan}
     return {**entry, "draws": draws, "extension": _extension(model, task, options)}
+
+
+def dead_units(model: nn.Module, task: Task) -> float:
+    """Count the last hidden units that are 0 on every training point: a free probe's door."""
+    features = frozen_features(model, task.x_train).values[0]
+    return float((features == 0).all(axis=0).sum())
 
 
 def _extension(model: nn.Module, task: Task, options: Options) -> Mapping[str, Any]:
@@ -114,7 +123,7 @@ def measurement(options: Options) -> Mapping[str, Setting]:
     """Return what decides the numbers beyond the networks."""
     names = ("unseen_draws", "extension_points", "extension_pool")
     sizes = {name: scale_of(options, name) for name in names}
-    return {"version": 1, "n_unseen": options.n_unseen, **sizes}
+    return {"version": 2, "n_unseen": options.n_unseen, **sizes}
 
 
 def batch_size(config: Config) -> int:
@@ -139,12 +148,12 @@ STUDY = Study(
     ),
     full=Options(
         task="mnist,fashion-mnist",
-        networks=100,
+        networks=500,
         n_train=(250,),
         n_unseen=100,
         scale={
-            "subsets": 3,
-            "subset_networks": 50,
+            "subsets": 5,
+            "subset_networks": 100,
             "unseen_draws": 3,
             "extension_points": 6,
             "extension_pool": 25,
@@ -173,4 +182,5 @@ STUDY = Study(
     batch_size=batch_size,
     cost=cost,
     rescaling=UNITS_RESCALED,
+    declared=declared("pair-proxy"),
 )

@@ -113,6 +113,7 @@ def claims_of(
             float(labels),
             region=NOTHING,
             n=n,
+            basis="theorem",
             paper=0.0 if published else None,
         ),
         counted_claim(
@@ -122,6 +123,7 @@ def claims_of(
             accuracy,
             region=Region(-1e-12, 1e-12),
             n=n,
+            basis="theorem",
             paper=0.0 if published else None,
         ),
         counted_claim(
@@ -131,6 +133,7 @@ def claims_of(
             float(bits),
             region=NOTHING,
             n=n,
+            basis="theorem",
             paper=0.0 if published else None,
         ),
         counted_claim(
@@ -140,6 +143,8 @@ def claims_of(
             error,
             region=ON_THE_LAW,
             n=n,
+            basis="theorem",
+            ours=True,
         ),
     ]
     for axis in AXES:
@@ -155,6 +160,7 @@ def claims_of(
                 region=INFLATED,
                 n=n,
                 paper=PAPER_INFLATION if published and main else None,
+                ours=axis != "beta",
             )
         )
     shift = _agreement_shift(members)
@@ -166,6 +172,7 @@ def claims_of(
             shift,
             region=Region(-1e-12, 1e-12),
             n=n,
+            basis="theorem",
             paper=0.0 if published else None,
         )
     )
@@ -179,6 +186,8 @@ def claims_of(
                 float(np.max(changes)),
                 region=NOTHING,
                 n=n,
+                basis="theorem",
+                ours=True,
             )
         )
     fixed = ("activation_patterns_1", "activation_patterns_2")
@@ -189,6 +198,7 @@ def claims_of(
             f"Weakness does not change under random factors for every unit either ({name}).",
             measures=fixed if wide else (*fixed, "pair_proxy"),
             group=name,
+            ours=True,
         )
     )
     return claims

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from invariance import measures as M
 from invariance import transforms as T
 from invariance.data import Task
+from invariance.papers._declared import declared
 from invariance.papers.bennett._networks import regime_configs, small_networks
 from invariance.papers.bennett.reparameterisation._axes import (
     AXES,
@@ -226,4 +227,5 @@ STUDY = Study(
     batch_size=batch_size,
     cost=cost,
     rescaling=UNITS_RESCALED,
+    declared=declared("reparameterisation"),
 )

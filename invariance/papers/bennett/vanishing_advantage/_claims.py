@@ -10,6 +10,8 @@ import numpy as np
 from invariance.papers.bennett._networks import LARGE, SMALL, regime_of, stopped_early
 from invariance.papers.recipes._claim_shapes import (
     NEGATIVE,
+    NO_RANK,
+    NO_RANK_WORDS,
     POSITIVE,
     find_row,
     mean_difference,
@@ -55,13 +57,11 @@ EARLY = "stopped early"
 SMALL_SHARE = 0.3
 
 #: Regions fixed before any result was seen. An advantage below a quarter of a point, a ratio
-#: of traces within a quarter of 1 (either way) and a correlation below half of the paper's
-#: at small sizes count as vanished.
+#: of traces within a quarter of 1 (either way) count as vanished; a correlation within the one
+#: margin of all studies.
 NO_ADVANTAGE = Region(-0.25, 0.25)
 
 NO_RATIO = Region(0.8, 1.25)
-
-NO_RHO = Region(-0.4, 0.4)
 
 
 def claims_at(
@@ -106,9 +106,9 @@ def claims_at(
             f"trace {name}",
             f"At {name} flatter networks generalise better, both regimes pooled."
             if early
-            else f"At {name} the trace no longer ranks networks by test accuracy.",
+            else f"At {name} the trace no longer ranks networks by test accuracy {NO_RANK_WORDS}.",
             measure="hessian_trace",
-            region=NEGATIVE if early else NO_RHO,
+            region=NEGATIVE if early else NO_RANK,
             paper=paper.get("hessian_trace"),
             **common,
         ),
@@ -131,9 +131,10 @@ def claims_at(
             rescaled_claim(
                 rows,
                 f"rescaled trace {name}",
-                f"At {name} the trace no longer ranks networks once each is rescaled at random.",
+                f"At {name} the trace no longer ranks networks once each is rescaled at random "
+                f"{NO_RANK_WORDS}.",
                 measure="hessian_trace",
-                region=NO_RHO,
+                region=NO_RANK,
                 **common,
             )
         )
@@ -163,6 +164,7 @@ def _within_claim(name: str, within: Sequence[Mapping[str, Any]]) -> Claim:
         n=int(row.get("n", 0)),
         paper=None,
         note="the paper reports pooled correlations only",
+        ours=True,
     )
 
 

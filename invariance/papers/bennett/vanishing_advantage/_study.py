@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from invariance.data import Task
+from invariance.papers._declared import declared
 from invariance.papers.bennett._networks import regime_configs
 from invariance.papers.bennett.vanishing_advantage._figures import figures
 from invariance.papers.bennett.vanishing_advantage._findings import analyse
@@ -147,4 +148,5 @@ STUDY = Study(
     batch_size=batch_size,
     cost=cost,
     rescaling=UNITS_RESCALED,
+    declared=declared("vanishing-advantage"),
 )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from invariance.papers.recipes._claim_shapes import bounded, mean_interval, sampled_claim
+from invariance.papers.recipes._claim_shapes import bounded_mean, sampled_claim
 from invariance.stats._ranks import FloatArray
 from invariance.studies._study import Findings, Options, Record, Table
 from invariance.studies.claims._claims import Claim, Region
@@ -109,6 +109,7 @@ def _trend(
     axis: str = "factor",
     part: str = "measures",
     note: str = "",
+    ours: bool = False,
 ) -> Claim:
     rhos = np.array(list(within_networks(records, axis, measure, part).values()))
     words = {"factor": "tightness", "label_share": "the share of resampled labels"}[axis]
@@ -117,11 +118,12 @@ def _trend(
         name,
         statement,
         f"mean within-network rank correlation of {measure} and {words}{after} (t over splits)",
-        bounded(mean_interval(rhos)),
+        bounded_mean(rhos, 0.0),
         region=RISES,
         n=len(rhos),
         paper=None,
         note=note,
+        ours=ours,
     )
 
 
@@ -137,7 +139,7 @@ def _claims(
             "perfect",
             "However tight the boundary, networks separate train and test points perfectly.",
             "share of networks (all factors) without a mistake (t over splits)",
-            bounded(mean_interval(np.array(list(shares.values())))),
+            bounded_mean(np.array(list(shares.values())), 0.0),
             region=ALWAYS,
             n=len(shares),
             paper=None,
@@ -155,24 +157,35 @@ def _claims(
             "train_loss",
             part="facts",
             note="This is the confound that the next two claims remove.",
+            ours=True,
         ),
         _trend(
             "tightness at matched loss",
             "Sharpness rises with tightness at a common training loss.",
             perfect,
             "hessian_trace_matched_loss",
+            ours=True,
         ),
         _trend(
             "tightness at matched margin",
             "Sharpness rises with tightness at a common mean margin.",
             perfect,
             "hessian_trace_matched_margin",
+            ours=True,
         ),
         _trend(
             "tightness, invariant",
             "Minimum sharpness, which no rescaling moves, rises with tightness at a common loss.",
             perfect,
             "minimum_sharpness_matched_loss",
+            ours=True,
+        ),
+        _trend(
+            "tightness, SAM sharpness",
+            "By SAM sharpness, too, tighter boundaries are sharper at a common training loss.",
+            perfect,
+            "sam_sharpness_matched_loss",
+            ours=True,
         ),
         _trend(
             "tightness, rescaled",
@@ -181,6 +194,7 @@ def _claims(
             perfect,
             "hessian_trace_matched_loss",
             part="rescaled",
+            ours=True,
         ),
         _trend(
             "random labels",

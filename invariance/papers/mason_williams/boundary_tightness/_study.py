@@ -12,6 +12,7 @@ from torch import nn
 from invariance import measures as M
 from invariance.data import Task, cast_task
 from invariance.outcomes import expected_calibration_error
+from invariance.papers._declared import declared
 from invariance.papers.mason_williams.boundary_tightness._circles import (
     circles_config,
     task_of,
@@ -204,4 +205,5 @@ STUDY = Study(
     batch_size=batch_size,
     cost=cost,
     rescaling=UNITS_RESCALED,
+    declared=declared("boundary-tightness"),
 )  # fmt: skip

@@ -196,8 +196,9 @@ def within_cells(members: Sequence[Record]) -> dict[tuple[str, str], float | Non
 
 def _notes(records: Sequence[Record], pairs: Mapping[str, Sequence[Pair]]) -> tuple[str, ...]:
     notes = [
-        "Pairs share data set, architecture, batch size, learning rate and seed. Wilcoxon tests "
-        "are one-sided (better; sharper), adjusted by Benjamini and Yekutieli within each table; "
+        "Pairs share data set, architecture, batch size, learning rate and seed. Tests are "
+        "two-sided, with seeds for units (Student's t over their sums of signed ranks), adjusted "
+        "by Benjamini and Yekutieli within each table; "
         "intervals are a bootstrap over seeds, and there is none with fewer than six. All "
         "networks of a block see the same training subset: nothing here generalises over "
         "training sets.",

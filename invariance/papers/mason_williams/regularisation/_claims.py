@@ -14,6 +14,14 @@ from invariance.studies.claims._paired_treatments import Pair, effect, ratio_at_
 #: The sharpness measures that the paper reports, under our names.
 PUBLISHED_MEASURES = ("fisher_rao_norm", "relative_flatness", "sam_sharpness")
 
+#: Safety outcome to words, and the sign that is better.
+SAFETY: Mapping[str, tuple[str, int]] = {
+    "calibration_error": ("are better calibrated", -1),
+    "corruption_accuracy": ("are more robust to corruptions", 1),
+    "pgd_accuracy": ("are more robust to adversarial examples", 1),
+    "disagreement": ("agree more with each other", -1),
+}
+
 #: Relative change of a measure that counts as none.
 FIXED = 1e-6
 
@@ -30,6 +38,9 @@ def claims_of(pairs: Mapping[str, Sequence[Pair]], *, seed: int = 0) -> list[Cla
     together = [pair for name in methods for pair in pairs[name]]
     claims = [_better(name, pairs[name], seed) for name in methods]
     claims += [_sharper_and_better(name, pairs[name], seed) for name in methods]
+    claims += [_outcome(name, outcome, pairs[name], seed) for name in methods for outcome in SAFETY]
+    claims += [_fisher_rao(name, pairs[name], seed) for name in methods]
+    claims += [_simplicity(name, together, seed) for name in ("parameter_norm",)]
     for name in PUBLISHED_MEASURES:
         claims += [
             _sharper(name, together, seed),
@@ -88,6 +99,71 @@ def _better(name: str, pairs: Sequence[Pair], seed: int) -> Claim:
         ci_low=found.ci_low,
         ci_high=found.ci_high,
         n=found.n,
+        p_value=found.p_value,
+        clusters=found.seeds,
+    )
+
+
+def _outcome(name: str, outcome: str, pairs: Sequence[Pair], seed: int) -> Claim:
+    words, sign = SAFETY[outcome]
+    found = effect(name, outcome, pairs, reader("targets", outcome), sign=sign, seed=seed)
+    return Claim(
+        name=f"{outcome.replace('_', '-')}-{name}",
+        statement=f"Networks trained with {name} {words} than those without.",
+        quantity=f"rank-biserial effect on {outcome}, positive for better, pair by pair",
+        paper=None,
+        region=Region(low=0.0),
+        value=found.rank_biserial,
+        ci_low=found.ci_low,
+        ci_high=found.ci_high,
+        n=found.n,
+        p_value=found.p_value,
+        clusters=found.seeds,
+    )
+
+
+def _fisher_rao(name: str, pairs: Sequence[Pair], seed: int) -> Claim:
+    ratio = ratio_at_equal(
+        pairs, reader("measures", "fisher_rao_norm"), reader("facts", "train_loss"), seed=seed
+    )
+    return Claim(
+        name=f"fisher-rao-at-equal-loss-{name}",
+        statement=f"By the Fisher-Rao norm networks trained with {name} are sharper at equal "
+        "train loss.",
+        quantity="factor on fisher_rao_norm at equal train loss",
+        paper=None,
+        region=Region(low=1.0),
+        value=ratio.value,
+        ci_low=ratio.ci_low,
+        ci_high=ratio.ci_high,
+        n=ratio.n,
+        clusters=ratio.seeds,
+        note="Drawn beyond the data: no pair has equal train loss." if ratio.extrapolated else "",
+        ours=True,
+    )
+
+
+def _simplicity(name: str, pairs: Sequence[Pair], seed: int) -> Claim:
+    """Judge whether the smaller norm of a pair is the better network, more often than not."""
+    norm, accuracy = reader("measures", name), reader("targets", "test_accuracy")
+
+    def holds(a: Record, b: Record) -> bool | None:
+        signs = (norm(a) - norm(b), accuracy(a) - accuracy(b))
+        known = all(math.isfinite(value) and value != 0 for value in signs)
+        return signs[0] * signs[1] < 0 if known else None
+
+    share = share_of(pairs, holds, seed=seed)
+    return Claim(
+        name="simplicity-predicts-nothing",
+        statement="Simplicity (a smaller weight norm) does not tell which network is better.",
+        quantity="share of pairs whose network of smaller norm has the higher test accuracy",
+        paper=None,
+        region=Region(0.4, 0.6),
+        value=share.value,
+        ci_low=share.ci_low,
+        ci_high=share.ci_high,
+        n=share.n,
+        clusters=share.seeds,
     )
 
 
@@ -110,6 +186,7 @@ def _sharper_and_better(name: str, pairs: Sequence[Pair], seed: int, block: str 
         ci_low=share.ci_low,
         ci_high=share.ci_high,
         n=share.n,
+        clusters=share.seeds,
     )
 
 
@@ -125,6 +202,8 @@ def _sharper(name: str, pairs: Sequence[Pair], seed: int) -> Claim:
         ci_low=found.ci_low,
         ci_high=found.ci_high,
         n=found.n,
+        p_value=found.p_value,
+        clusters=found.seeds,
     )
 
 
@@ -142,6 +221,8 @@ def _sharper_at_equal_loss(name: str, pairs: Sequence[Pair], seed: int) -> Claim
         ci_low=ratio.ci_low,
         ci_high=ratio.ci_high,
         n=ratio.n,
+        clusters=ratio.seeds,
+        ours=True,
         note="Drawn beyond the data: no pair has equal train loss." if ratio.extrapolated else "",
     )
 
@@ -164,6 +245,9 @@ def _about_the_function(name: str, pairs: Sequence[Pair], seed: int) -> Claim:
         ci_high=share.value if exact else share.ci_high,
         n=share.n,
         exact=exact,
+        basis="theorem" if exact else "sample",
+        ours=True,
+        clusters=share.seeds,
         note="Not asked in the paper."
         + (" No network's value moves when it is rescaled." if exact else ""),
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 from invariance.core._errors import UsageError, unknown_name
 from invariance.core._rng import generator
 from invariance.outcomes import corruption_suite
+from invariance.papers._declared import declared
 from invariance.papers.mason_williams.regularisation import _images as images
 from invariance.papers.mason_williams.regularisation import _sharpness as sharpness
 from invariance.papers.mason_williams.regularisation._analysis import analyse
@@ -223,4 +224,5 @@ STUDY = Study(
     batch_size=batch_size,
     cost=cost,
     rescaling=UNITS_RESCALED,
+    declared=declared("regularisation"),
 )

@@ -70,11 +70,12 @@ def outcomes_table(title: str, effects: Sequence[Effect]) -> Table:
                 e.ci_low,
                 e.ci_high,
                 e.p_by,
-                "better" if e.found() else "-",
+                {1: "better", 0: "-", -1: "worse"}[e.found()],
             )
             for e in effects
         ),
-        "Effects are rank-biserial, positive for better. The family is this table.",
+        "Effects are rank-biserial, positive for better. Tests are two-sided, with seeds for "
+        "units; the family is this table.",
     )
 
 
@@ -136,11 +137,11 @@ def measures_table(
 
 def verdict(before: Effect, after: Effect) -> str:
     """Say in a word or two what became of a claim that a method is sharper."""
+    word = {1: "sharper", -1: "flatter", 0: "-"}
     if before.found():
-        return "sharper" if after.found() else "only as trained"
-    if before.ci_high is not None and before.ci_high < 0:
-        return "flatter"
-    return "only rescaled" if after.found() else "-"
+        same = before.found() == after.found()
+        return word[before.found()] + ("" if same else ", only as trained")
+    return f"{word[after.found()]}, only rescaled" if after.found() else "-"
 
 
 def simpson_table(

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from invariance.papers.mason_williams.single_objective._objectives import OBJECTIVES
-from invariance.papers.recipes._claim_shapes import bounded, mean_interval, sampled_claim
+from invariance.papers.recipes._claim_shapes import bounded_mean, mean_interval, sampled_claim
 from invariance.stats._ranks import FloatArray
 from invariance.studies._study import Findings, Options, Record, Table
 from invariance.studies.claims._claims import Claim, Region
@@ -139,16 +139,18 @@ def _claims(records: Sequence[Record], suffix: str) -> list[Claim]:
         *,
         logs: bool = False,
         note: str = "",
+        ours: bool = False,
     ) -> Claim:
         return sampled_claim(
             name + suffix,
             statement,
             f"{quantity}, mean over seeds (Student's t)",
-            mean_interval(values, logs=True) if logs else bounded(mean_interval(values)),
+            mean_interval(values, logs=True) if logs else bounded_mean(values, 0.0),
             region=region,
             n=len(values),
             paper=None,
             note=note,
+            ours=ours,
         )
 
     order = "rank correlation of a seed's order of the functions with that of the other seeds"
@@ -176,6 +178,7 @@ def _claims(records: Sequence[Record], suffix: str) -> list[Claim]:
             _per_family(raw, scale_correlation),
             ORDERED,
             note="A reason not to read raw sharpness as geometry.",
+            ours=True,
         ),
         claim(
             "loss scale explains",
@@ -183,6 +186,7 @@ def _claims(records: Sequence[Record], suffix: str) -> list[Claim]:
             "share of the variance of log Tr H over functions that dividing by Var(y) removes",
             _per_family(raw, scale_share),
             MOSTLY,
+            ours=True,
         ),
         claim(
             "follows the function, rescaled",
@@ -191,6 +195,7 @@ def _claims(records: Sequence[Record], suffix: str) -> list[Claim]:
             f"Hessian trace after rescaling, standardised targets: {order}",
             order_agreement(standard, "hessian_trace", "rescaled"),
             ORDERED,
+            ours=True,
         ),
         claim(
             "follows the function, invariant",
@@ -199,6 +204,7 @@ def _claims(records: Sequence[Record], suffix: str) -> list[Claim]:
             f"minimum sharpness, standardised targets: {order}",
             order_agreement(standard, "minimum_sharpness"),
             ORDERED,
+            ours=True,
         ),
         claim(
             "sharper is not worse",

@@ -13,6 +13,7 @@ from invariance.core._modules import clone, weight_layers
 from invariance.core._perceptron import read_perceptron
 from invariance.curvature import exact_curvature
 from invariance.measures._minimum_sharpness import mlp_design
+from invariance.papers._declared import declared
 from invariance.papers.mason_williams.single_objective._figures import figures
 from invariance.papers.mason_williams.single_objective._findings import analyse
 from invariance.papers.mason_williams.single_objective._objectives import (
@@ -192,4 +193,5 @@ STUDY = Study(
     batch_size=batch_size,
     cost=cost,
     rescaling=UNITS_RESCALED,
+    declared=declared("single-objective"),
 )

@@ -51,7 +51,7 @@ def analyse(records: Sequence[Record], options: Options) -> Findings:
     cells = by_cell(records)
     return Findings(
         correlations=tuple(_correlations(records)),
-        claims=tuple(claims(cells, without, constants)),
+        claims=tuple(claims(cells, without, with_bias, constants)),
         tables=(
             training_table(records),
             constructions_table(data),
@@ -184,22 +184,25 @@ def contest_table(without: Sequence[RankingRow], with_bias: Sequence[RankingRow]
             b.memoriser,
             b.generaliser,
             b.verdict,
+            b.least_slope,
         )
         for a, b in zip(without, with_bias, strict=True)
     ]
-    order = ("wrong way", "cannot tell", "right way", "does not apply")
+    order = ("wrong way", "depends", "cannot tell", "right way", "does not apply")
     rows.sort(key=lambda row: (order.index(row[7]), order.index(row[4]), row[0]))
     return Table(
         "Memoriser against generaliser, through every measure",
         ("measure", "invariant", "memoriser", "generaliser", "verdict",
-         "memoriser, output bias", "generaliser, output bias", "verdict, output bias"),
+         "memoriser, output bias", "generaliser, output bias", "verdict, output bias",
+         "memoriser of least slope"),
         tuple(rows),
         "Both interpolate with the least trace; one is right on no unseen point, the other on "
         "all. 'invariant': under rescaling of single units; other verdicts can be reversed by a "
         "rescaling that changes neither function. Sharpness at the squared loss of f; weakness, "
         "margins and the Fisher matrix at the logits (-f, f). More is better for weakness and "
-        "margins, less for the rest. The memoriser's units may be any 1 + k (x_i.x - d), k >= 1/2; "
-        "here k = 1. At k = 1/2 its norms are half as large and no verdict changes.",
+        "margins, less for the rest. The memoriser's units may be any 1 + k (x_i.x - d) that is 0 "
+        "at all other points; here k = 1, in the last column the least k of each unit. 'depends': "
+        "the two memorisers are not on one side of the generaliser.",
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from invariance.measures._registry import Measure, all_measures, get_measure
 from invariance.papers.wen.flat_not_general._constructions import construct, realise
 from invariance.papers.wen.flat_not_general._problem import Problem
 
-RankingVerdict = Literal["right way", "wrong way", "cannot tell", "does not apply"]
+RankingVerdict = Literal["right way", "wrong way", "cannot tell", "depends", "does not apply"]
 
 #: Measures of which more is said to be better; of the others, sharpness and norms, less is.
 MORE_IS_BETTER = frozenset(
@@ -38,6 +38,7 @@ MORE_IS_BETTER = frozenset(
         "free_parameters",
         "free_regions",
         "function_pair_proxy",
+        "margin_pair_proxy",
         "pair_proxy",
         "path_norm_margin",
         "region_class_weakness",
@@ -78,7 +79,8 @@ class RankingRow:
             of either network can change the comparison.
         memoriser: Its value there; ``None`` if it does not apply.
         generaliser: Its value there.
-        verdict: Whether it tells them apart, and which way.
+        verdict: Whether it tells them apart, and which way; ``"depends"`` if that is not the
+            same for every memoriser of the family.
         note: Why it does not apply.
     """
 
@@ -89,6 +91,7 @@ class RankingRow:
     generaliser: float | None
     verdict: RankingVerdict
     note: str = ""
+    least_slope: float | None = None
 
 
 def contest(
@@ -100,6 +103,10 @@ def contest(
 ) -> list[RankingRow]:
     """Measure memoriser and generaliser, both of width n with a hidden bias.
 
+    The memoriser is a family: each unit is 1 at its own point with any slope that is steep
+    enough to be 0 at all others. Function and test accuracy differ along it, the trace does
+    not. A verdict has to hold at slope 1, which the paper writes down, and at the least one.
+
     Args:
         data: The training set that both interpolate, and unseen points.
         output_bias: Whether the output layer has a bias (of value 0).
@@ -110,6 +117,7 @@ def contest(
         A row for each measure.
     """
     pair = [network(kind, data, output_bias=output_bias) for kind in ("memoriser", "generaliser")]
+    pair.append(least_slope(pair[0], data))
     rows = []
     for name in all_measures() if names is None else names:
         measure = get_measure(name)
@@ -128,10 +136,34 @@ def contest(
             continue
         values = [float(one) for one in found]
         noise = math.hypot(*(one.stderr or 0.0 for one in found))
-        memoriser, generaliser = values
-        verdict = judge(name, memoriser, generaliser, noise)
-        rows.append(RankingRow(name, reading, invariant, memoriser, generaliser, verdict))
+        memoriser, generaliser, least = values
+        verdict, other = (judge(name, value, generaliser, noise) for value in (memoriser, least))
+        if verdict != other:
+            verdict = "depends"
+        rows.append(
+            RankingRow(name, reading, invariant, memoriser, generaliser, verdict, least_slope=least)
+        )
     return rows
+
+
+def least_slope(memoriser: nn.Module, data: Problem) -> nn.Module:
+    """Return the memoriser whose units are as gentle as they can be.
+
+    Unit i is ``s_i + k_i W_i (x - x_i)``: 1 (times its scale) at its own training point, and
+    0 at every other as soon as ``k_i W_i (x_i - x_j) >= s_i``.
+    """
+    gentle = deepcopy(memoriser)
+    hidden = next(layer for layer in gentle.modules() if isinstance(layer, nn.Linear))
+    with torch.no_grad():
+        levels = data.x_train @ hidden.weight.T + hidden.bias  # (n, h)
+        own = levels.argmax(dim=0)
+        height = levels.gather(0, own[None])[0]
+        gaps = (height - levels).scatter(0, own[None], math.inf)
+        slope = (1 + 1e-9) * height / gaps.min(dim=0).values
+        at_own = (data.x_train @ hidden.weight.T).gather(0, own[None])[0]
+        hidden.bias.copy_(height - slope * at_own)
+        hidden.weight.mul_(slope[:, None])
+    return gentle
 
 
 def judge(name: str, memoriser: float, generaliser: float, noise: float = 0.0) -> RankingVerdict:

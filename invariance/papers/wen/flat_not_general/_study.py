@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from invariance.papers._declared import declared
 from invariance.papers.recipes._measure_perceptrons import rescaling_seed
 from invariance.papers.wen.flat_not_general import _figures as figures
 from invariance.papers.wen.flat_not_general import _findings as findings
@@ -149,4 +150,5 @@ STUDY = Study(
     batch_size=batch_size,
     cost=cost,
     rescaling=measuring.RESCALING,
+    declared=declared("flat-not-general"),
 )

@@ -1,0 +1,1 @@
+"""Private: questions of our own, that no paper asks."""

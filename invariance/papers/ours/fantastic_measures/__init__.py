@@ -1,0 +1,1 @@
+"""Which of the famous correlations survive the symmetry group."""

@@ -1,0 +1,1 @@
+"""Bennett's argument against flatness, applied to weakness."""
