@@ -21,7 +21,7 @@ from invariance.papers.wen.flat_not_general import (
     published_constants,
 )
 from invariance.papers.wen.flat_not_general._figures import trajectories
-from invariance.papers.wen.flat_not_general._memoriser_or_generaliser import Row
+from invariance.papers.wen.flat_not_general._memoriser_or_generaliser import RankingRow
 from invariance.papers.wen.flat_not_general._settings import CELLS, at_scale, config_of
 from invariance.papers.wen.flat_not_general._study import STUDY, problem_of, train
 from invariance.studies import Record
@@ -34,7 +34,7 @@ SHOWN = ("hessian_trace", "minimum_sharpness", "fisher_rao_norm", "hessian_eigen
 TRAINED = ("no bias, SAM", "no bias, GD + decay", "bias, SAM", "bias, GD + decay", "layer, SAM")
 
 
-def main(arguments: list[str] | None = None) -> tuple[list[Row], list[Record]]:
+def main(arguments: list[str] | None = None) -> tuple[list[RankingRow], list[Record]]:
     """Run the demo; return the contest without an output bias, and the trained networks."""
     chosen = options(__doc__, arguments)
     console = Console()

@@ -407,6 +407,11 @@ def _module_name(model: nn.Module, module: nn.Module) -> str:
     )
 
 
+def autocasting(device: str) -> bool:
+    """Whether ``torch.autocast`` is in force for a kind of device; some kinds have none."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Switch off whatever ``torch.autocast`` is in force around the block.
@@ -416,6 +421,6 @@ def full_precision() -> Iterator[None]:
     """
     with ExitStack() as stack:
         for device in ("cpu", "cuda", "mps", "xpu"):
-            if torch.is_autocast_enabled(device):
+            if autocasting(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield

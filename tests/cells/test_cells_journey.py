@@ -45,8 +45,8 @@ def test_a_check_with_one_measure(task):
     )
     engine = {path for path in found if not path.startswith("symmetry/")}
     # What a network admits is found by fifteen files of symmetry, whoever asks.
-    assert len(engine) <= 21, sorted(engine)
-    assert len(found) <= 37, sorted(found)
+    assert len(engine) <= 22, sorted(engine)
+    assert len(found) <= 39, sorted(found)
 
 
 def test_an_assertion_with_one_map(task):
@@ -54,4 +54,4 @@ def test_an_assertion_with_one_map(task):
     found = files_entered(
         lambda: inv.testing.assert_invariant("path_norm", network, x, y, transforms=[MAP])
     )
-    assert len(found) < 42, sorted(found)
+    assert len(found) <= 42, sorted(found)

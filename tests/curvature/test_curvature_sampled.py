@@ -15,7 +15,7 @@ from invariance.core._errors import MeasureError, UsageError
 from invariance.core._rng import generator
 from invariance.curvature._trace_diagonal import Sampling, _whole_trace, prepare
 from invariance.curvature.exact._result import DEFAULT_MEMORY_BUDGET, Wants
-from invariance.curvature.losses import _base, _resolve
+from invariance.curvature.losses import _base, _elementwise, _resolve
 from invariance.curvature.losses._base import Draws
 from invariance.curvature.losses._resolve import softmax_mix
 
@@ -33,8 +33,8 @@ def every_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
         assert shape[2] == patterns.shape[1]
         return patterns.expand(shape)
 
-    monkeypatch.setattr(_base, "draw_signs", draw)
-    monkeypatch.setattr(_resolve, "draw_signs", draw)
+    for module in (_base, _elementwise, _resolve):
+        monkeypatch.setattr(module, "draw_signs", draw)
 
 
 def indefinite(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from second_device import DEVICE, Far, MixedDevices, SecondDevice, fetch, send
@@ -80,14 +81,19 @@ SLOW = (
 
 def numbers(found):
     """Every number of a result, in one float64 vector."""
+    if isinstance(found, inv.measures.CurvatureProfile):
+        found = [found.trace, found.adaptive_trace, found.relative_flatness]
     if isinstance(found, dict):
         found = list(found.values())
     if isinstance(found, list | tuple):
         return torch.cat([numbers(part) for part in found])
-    return torch.as_tensor(fetch(getattr(found, "value", found))).double().reshape(-1)
+    value = fetch(getattr(found, "value", found))
+    return (
+        torch.as_tensor(value if torch.is_tensor(value) else np.array(value)).double().reshape(-1)
+    )
 
 
-@pytest.mark.parametrize("name", inv.measures.__all__)
+@pytest.mark.parametrize("name", sorted({*inv.measures.__all__} - {"CurvatureProfile"}))
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_measure_gives_the_same_on_another_device(kind, name):
     if name in SLOW and kind != "perceptron":

@@ -149,7 +149,7 @@ def test_a_measure_that_cannot_be_tried_is_not_green_and_the_others_are_tried(
     assert check(name, function, "right") == code
     printed = capsys.readouterr()
     assert message in printed.out + printed.err
-    assert "[holds]" in printed.out
+    assert "[invariant]" in printed.out
     assert check(name, function, "wrong") == 1  # the broken claim is what counts
 
 

@@ -22,7 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from invariance.core._activations import BY_CALL
 from invariance.core._forward import run
-from invariance.core._modules import computes_as_its_class, has_global_hooks
+from invariance.core._modules import autocasting, computes_as_its_class, has_global_hooks
 
 #: Operations that are piecewise linear in all their tensors jointly.
 _PIECEWISE_LINEAR = frozenset(
@@ -137,7 +137,7 @@ def linearity_of(model: nn.Module, rows: Tensor) -> Linearity:
 
 def _structure(model: nn.Module, rows: Tensor) -> Hashable:
     """Describe all that a trace of ``model`` can depend on; ``None`` where something is foreign."""
-    if has_global_hooks() or torch.is_autocast_enabled(rows.device.type):
+    if has_global_hooks() or autocasting(rows.device.type):
         return None
     order: dict[int, int] = {}
     parts: list[Hashable] = [(rows.shape, rows.dtype, rows.device)]
