@@ -4,8 +4,8 @@
 
 A seed draws the sample from all changes of the folders below, from each by its share. Each is
 made in a copy of the last commit; the tests of its folder run there, those first that name what
-was changed, until one fails or the time is up. ``--results`` keeps every
-outcome: a run that was stopped goes on.
+was changed, until one fails or the time is up. ``--results`` keeps every outcome: a run that was
+stopped goes on.
 ``.ci/equivalent_mutants.txt`` lists changes that change nothing, each with its reason; they do
 not count. At the end stand the killed share with its 95 % interval (Wilson's) and whatever
 survived. Needs the test extra, and a system that can fork.
