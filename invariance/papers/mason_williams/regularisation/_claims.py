@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from invariance.papers.mason_williams.regularisation._methods import PUBLISHED_METHODS
 from invariance.papers.mason_williams.regularisation._reading import reader
 from invariance.studies._study import Record
 from invariance.studies.claims._claims import Claim, Region
-from invariance.studies.claims._paired_treatments import Pair, effect, ratio_at_equal, share_of
+from invariance.studies.claims._paired_treatments import (
+    Effect,
+    Pair,
+    Ratio,
+    effect,
+    ratio_at_equal,
+    share_of,
+)
 
 #: The sharpness measures that the paper reports, under our names.
 PUBLISHED_MEASURES = ("fisher_rao_norm", "relative_flatness", "sam_sharpness")
@@ -40,7 +48,7 @@ def claims_of(pairs: Mapping[str, Sequence[Pair]], *, seed: int = 0) -> list[Cla
     claims += [_sharper_and_better(name, pairs[name], seed) for name in methods]
     claims += [_outcome(name, outcome, pairs[name], seed) for name in methods for outcome in SAFETY]
     claims += [_fisher_rao(name, pairs[name], seed) for name in methods]
-    claims += [_simplicity(name, together, seed) for name in ("parameter_norm",)]
+    claims.append(_simplicity(together, seed))
     for name in PUBLISHED_MEASURES:
         claims += [
             _sharper(name, together, seed),
@@ -87,6 +95,21 @@ def same_after_rescaling(name: str, treated: Record, untreated: Record) -> bool 
     return signs[0] * signs[1] > 0
 
 
+def _numbers(found: Effect | Ratio) -> dict[str, Any]:
+    """What a claim says of a paired comparison: its value, interval, p-value and units."""
+    measured: dict[str, Any] = (
+        {"value": found.rank_biserial, "p_value": found.p_value}
+        if isinstance(found, Effect)
+        else {"value": found.value}
+    )
+    return measured | {
+        "ci_low": found.ci_low,
+        "ci_high": found.ci_high,
+        "n": found.n,
+        "clusters": found.seeds,
+    }
+
+
 def _better(name: str, pairs: Sequence[Pair], seed: int) -> Claim:
     found = effect(name, "test_accuracy", pairs, reader("targets", "test_accuracy"), seed=seed)
     return Claim(
@@ -95,12 +118,7 @@ def _better(name: str, pairs: Sequence[Pair], seed: int) -> Claim:
         quantity="rank-biserial effect on test accuracy, pair by pair",
         paper=None,
         region=Region(low=0.0),
-        value=found.rank_biserial,
-        ci_low=found.ci_low,
-        ci_high=found.ci_high,
-        n=found.n,
-        p_value=found.p_value,
-        clusters=found.seeds,
+        **_numbers(found),
     )
 
 
@@ -113,12 +131,7 @@ def _outcome(name: str, outcome: str, pairs: Sequence[Pair], seed: int) -> Claim
         quantity=f"rank-biserial effect on {outcome}, positive for better, pair by pair",
         paper=None,
         region=Region(low=0.0),
-        value=found.rank_biserial,
-        ci_low=found.ci_low,
-        ci_high=found.ci_high,
-        n=found.n,
-        p_value=found.p_value,
-        clusters=found.seeds,
+        **_numbers(found),
     )
 
 
@@ -133,19 +146,15 @@ def _fisher_rao(name: str, pairs: Sequence[Pair], seed: int) -> Claim:
         quantity="factor on fisher_rao_norm at equal train loss",
         paper=None,
         region=Region(low=1.0),
-        value=ratio.value,
-        ci_low=ratio.ci_low,
-        ci_high=ratio.ci_high,
-        n=ratio.n,
-        clusters=ratio.seeds,
+        **_numbers(ratio),
         note="Drawn beyond the data: no pair has equal train loss." if ratio.extrapolated else "",
         ours=True,
     )
 
 
-def _simplicity(name: str, pairs: Sequence[Pair], seed: int) -> Claim:
+def _simplicity(pairs: Sequence[Pair], seed: int) -> Claim:
     """Judge whether the smaller norm of a pair is the better network, more often than not."""
-    norm, accuracy = reader("measures", name), reader("targets", "test_accuracy")
+    norm, accuracy = reader("measures", "parameter_norm"), reader("targets", "test_accuracy")
 
     def holds(a: Record, b: Record) -> bool | None:
         signs = (norm(a) - norm(b), accuracy(a) - accuracy(b))
@@ -159,11 +168,7 @@ def _simplicity(name: str, pairs: Sequence[Pair], seed: int) -> Claim:
         quantity="share of pairs whose network of smaller norm has the higher test accuracy",
         paper=None,
         region=Region(0.4, 0.6),
-        value=share.value,
-        ci_low=share.ci_low,
-        ci_high=share.ci_high,
-        n=share.n,
-        clusters=share.seeds,
+        **_numbers(share),
     )
 
 
@@ -182,11 +187,7 @@ def _sharper_and_better(name: str, pairs: Sequence[Pair], seed: int, block: str 
         ),
         paper=None,
         region=Region(low=0.5),
-        value=share.value,
-        ci_low=share.ci_low,
-        ci_high=share.ci_high,
-        n=share.n,
-        clusters=share.seeds,
+        **_numbers(share),
     )
 
 
@@ -198,12 +199,7 @@ def _sharper(name: str, pairs: Sequence[Pair], seed: int) -> Claim:
         quantity=f"rank-biserial effect on {name} over all methods, as trained",
         paper=None,
         region=Region(low=0.0),
-        value=found.rank_biserial,
-        ci_low=found.ci_low,
-        ci_high=found.ci_high,
-        n=found.n,
-        p_value=found.p_value,
-        clusters=found.seeds,
+        **_numbers(found),
     )
 
 
@@ -217,11 +213,7 @@ def _sharper_at_equal_loss(name: str, pairs: Sequence[Pair], seed: int) -> Claim
         quantity=f"factor on {name} at equal train loss, over all methods",
         paper=None,
         region=Region(low=1.0),
-        value=ratio.value,
-        ci_low=ratio.ci_low,
-        ci_high=ratio.ci_high,
-        n=ratio.n,
-        clusters=ratio.seeds,
+        **_numbers(ratio),
         ours=True,
         note="Drawn beyond the data: no pair has equal train loss." if ratio.extrapolated else "",
     )
