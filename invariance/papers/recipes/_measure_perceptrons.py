@@ -7,7 +7,7 @@ were measured beside it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -34,6 +34,20 @@ Values = dict[str, float]
 Suite = Callable[[nn.Module, Task], Values]
 
 ROWS_AT_ONCE = 4_096
+
+
+def one_by_one(
+    measure: Callable[[Config, Trained, Context], Mapping[str, Any]],
+    configs: Sequence[Config],
+    trained: Sequence[Trained],
+    context: Context,
+) -> list[Mapping[str, Any]]:
+    """Measure each network by itself, and tell how far it got."""
+    found = []
+    for place, (config, weights) in enumerate(zip(configs, trained, strict=True)):
+        context.tell(place / len(configs))
+        found.append(measure(config, weights, context))
+    return found
 
 
 class About(NamedTuple):

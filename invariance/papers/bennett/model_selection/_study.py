@@ -19,6 +19,7 @@ from invariance.papers.recipes._measure_perceptrons import (
     measure_one,
     measured_task,
     norm_values,
+    one_by_one,
     pool_of,
     scale_of,
     widths,
@@ -49,11 +50,7 @@ def measure(
     configs: Sequence[Config], trained: Sequence[Trained], context: Context
 ) -> Sequence[Mapping[str, Any]]:
     """Measure curvature, norms and regions over the unseen points, and pairs on a few."""
-    found = []
-    for place, (config, weights) in enumerate(zip(configs, trained, strict=True)):
-        context.tell(place / len(configs))
-        found.append(_measure(config, weights, context))
-    return found
+    return one_by_one(_measure, configs, trained, context)
 
 
 def _measure(config: Config, weights: Trained, context: Context) -> Mapping[str, Any]:

@@ -29,6 +29,7 @@ from invariance.papers.recipes._measure_perceptrons import (
     measure_one,
     measured_task,
     norm_values,
+    one_by_one,
     pool_of,
     predicted,
     scale_of,
@@ -60,11 +61,7 @@ def measure(
     configs: Sequence[Config], trained: Sequence[Trained], context: Context
 ) -> Sequence[Mapping[str, Any]]:
     """Move every network along both axes and measure it at each factor."""
-    found = []
-    for place, (config, weights) in enumerate(zip(configs, trained, strict=True)):
-        context.tell(place / len(configs))
-        found.append(_measure(config, weights, context))
-    return found
+    return one_by_one(_measure, configs, trained, context)
 
 
 def _measure(config: Config, weights: Trained, context: Context) -> Mapping[str, Any]:

@@ -21,6 +21,7 @@ from invariance.papers.recipes._measure_perceptrons import (
     Values,
     describe_task,
     measured_task,
+    one_by_one,
     outcomes,
     predicted,
     rescaling_seed,
@@ -133,11 +134,7 @@ def measure(
     configs: Sequence[Config], trained: Sequence[Trained], context: Context
 ) -> Sequence[Mapping[str, Any]]:
     """Measure every network three times: as trained, rescaled, and gauge-fixed."""
-    found = []
-    for place, (config, weights) in enumerate(zip(configs, trained, strict=True)):
-        context.tell(place / len(configs))
-        found.append(_measure(config, weights, context))
-    return found
+    return one_by_one(_measure, configs, trained, context)
 
 
 def _measure(config: Config, weights: Trained, context: Context) -> Mapping[str, Any]:

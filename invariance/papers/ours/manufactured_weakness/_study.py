@@ -18,6 +18,7 @@ from invariance.papers.recipes._measure_perceptrons import (
     Values,
     logits_of,
     measured_task,
+    one_by_one,
     outcomes,
     predicted,
     rescaling_seed,
@@ -39,11 +40,7 @@ def measure(
     configs: Sequence[Config], trained: Sequence[Trained], context: Context
 ) -> Sequence[Mapping[str, Any]]:
     """Count pairs as trained, with silent units and with faint ones."""
-    found = []
-    for place, (config, weights) in enumerate(zip(configs, trained, strict=True)):
-        context.tell(place / len(configs))
-        found.append(_measure(config, weights, context))
-    return found
+    return one_by_one(_measure, configs, trained, context)
 
 
 def _measure(config: Config, weights: Trained, context: Context) -> Mapping[str, Any]:
