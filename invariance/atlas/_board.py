@@ -8,7 +8,8 @@ import sympy as sp
 
 from invariance.atlas._atlas import cell_of, known_of, proofs_of
 from invariance.atlas._theorems import theorems_about
-from invariance.atlas.symbolic._readings import Identity, Proof
+from invariance.atlas.symbolic._identities import Identity
+from invariance.atlas.symbolic._readings import Proof
 from invariance.core._groups import Group
 from invariance.measures._registry import get_measure
 

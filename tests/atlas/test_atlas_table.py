@@ -16,8 +16,9 @@ from invariance.atlas._atlas import cell_of
 from invariance.atlas._cells import AtlasError
 from invariance.atlas._knowledge import KNOWLEDGE
 from invariance.atlas.symbolic import _maps
+from invariance.atlas.symbolic._identities import Identity
 from invariance.atlas.symbolic._networks import perceptron
-from invariance.atlas.symbolic._readings import READINGS, Identity, prove_reading
+from invariance.atlas.symbolic._readings import READINGS, prove_reading
 from invariance.cli._main import main
 from invariance.core._groups import Group
 from invariance.measures._registry import all_measures, get_measure
