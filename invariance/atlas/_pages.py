@@ -85,6 +85,11 @@ def _word(atlas: Atlas, row: int, cell: Cell) -> str:
     return "equivariant" if algorithm else cell.declared
 
 
+def _breakable(name: str) -> str:
+    """Let a long name go on in the next line where one of its words ends."""
+    return html.escape(name).replace("_", "_<wbr>")
+
+
 def to_html(atlas: Atlas) -> str:
     """Write one self-contained page: no request leaves it.
 
@@ -98,7 +103,7 @@ def to_html(atlas: Atlas) -> str:
     data = json.dumps(atlas.to_dict()).replace("</", "<\\/")
     head = "".join(f'<th scope="col">{html.escape(_title(g))}</th>' for g in atlas.groups)
     rows = "".join(
-        f'<tr data-row="{row}"><th scope="row">{html.escape(entry.name)}</th>'
+        f'<tr data-row="{row}"><th scope="row">{_breakable(entry.name)}</th>'
         + "".join(
             f'<td><button type="button" class="{cell.declared}" data-row="{row}" '
             f'data-column="{column}">{_word(atlas, row, cell)}</button></td>'
@@ -136,7 +141,7 @@ table { border-collapse: collapse; font-size: .85rem; }
 thead th { position: sticky; top: 0; background: Canvas; z-index: 2; vertical-align: bottom;
   padding: .25rem; }
 tbody th { position: sticky; left: 0; background: Canvas; text-align: left; z-index: 1;
-  font-weight: 500; padding: 0 .5rem; overflow-wrap: anywhere; }
+  font-weight: 500; padding: 0 .5rem; }
 td { padding: 1px; }
 td button { width: 100%; min-width: 5.2rem; min-height: 2rem; border: 0; font: inherit;
   cursor: pointer; color: #111; }

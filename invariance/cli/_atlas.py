@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import Any
 
+from invariance.cli._targets import require_target
+
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommands to the command line."""
@@ -29,7 +31,7 @@ def show_atlas(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from invariance import atlas
-    from invariance.core._files import require_writable, write_atomically
+    from invariance.core._files import write_atomically
 
     writers = {
         "json": lambda made: json.dumps(made.to_dict(), indent=1) + "\n",
@@ -39,7 +41,7 @@ def show_atlas(options: argparse.Namespace) -> int:
     }
     wanted = {kind: path for kind in writers if (path := getattr(options, kind))}
     for path in wanted.values():
-        require_writable(path)
+        require_target(path)
     made = atlas.build()
     for kind, path in wanted.items():
         write_atomically(Path(path), writers[kind](made).encode())

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from invariance.cli._targets import require_target
+
 if TYPE_CHECKING:
     from invariance.testing.project._project_table import Project, Request
 
@@ -68,7 +70,7 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Check, print, and write what was asked for."""
     from invariance.core._errors import UsageError
-    from invariance.core._files import require_writable, working_folder
+    from invariance.core._files import working_folder
     from invariance.testing.project._project_table import read_project
 
     project = read_project(working_folder(), path=options.config)
@@ -82,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     if options.update and snapshot is None:
         raise UsageError("--update records a snapshot; say where with --snapshot PATH.")
     if options.json not in (None, "-"):
-        require_writable(options.json)
+        require_target(options.json)
     if snapshot is not None:
         path = Path(snapshot)
         if project.root is not None and not options.snapshot:
@@ -122,13 +124,12 @@ def _say_untried(messages: Iterable[str]) -> None:
 def _snapshot(
     options: argparse.Namespace, project: Project, requests: list[Request], path: Path
 ) -> int:
-    from invariance.core._files import require_writable
     from invariance.core._text import printable
     from invariance.testing.project._snapshot import compare, load_snapshot, render, save_snapshot
     from invariance.testing.project._verdicts import describe_requests
 
     if options.update:
-        require_writable(path)
+        require_target(path)
     recorded = None if options.update else load_snapshot(path)
     rows, missing = describe_requests(requests, root=project.root)
     if missing:  # a table with holes is neither recorded nor compared

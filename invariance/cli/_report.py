@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from invariance.cli._targets import require_target
 
 if TYPE_CHECKING:
     from invariance.checking._experiment import ReportConfig
@@ -84,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     from invariance.checking._experiment import ReportConfig, run_report
     from invariance.cli._progress import Bar, report_console
     from invariance.core._errors import UsageError
-    from invariance.core._files import require_writable, write_atomically
+    from invariance.core._files import write_atomically
     from invariance.reporting._terminal import render
 
     if options.data and not options.model:
@@ -99,9 +100,7 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     for path in filter(None, (options.json, options.html)):
-        require_writable(path)
-        if not path.parent.is_dir():
-            sys.stderr.write(f"invariance: there is no folder {path.parent}; it will be made.\n")
+        require_target(path)
     measures, maps = _measures(options.measures), _transforms(options.transforms)
     with Bar() as bar:
         if options.model:

@@ -165,9 +165,10 @@ def test_a_false_theorem_is_refused():
 
 def test_command_line(tmp_path, capsys, atlas):
     kinds = ("json", "html", "markdown", "latex")
-    paths = {kind: tmp_path / f"atlas.{kind}" for kind in kinds}
+    paths = {kind: tmp_path / "new" / f"atlas.{kind}" for kind in kinds}
     arguments = [part for kind in kinds for part in (f"--{kind}", str(paths[kind]))]
     assert main(["atlas", *arguments]) == 0
+    assert "new; it will be made" in capsys.readouterr().err
     found = json.loads(paths["json"].read_text())
     assert set(found["measures"][0]) >= {"name", "source", "cost", "cells"}
     assert set(found["measures"][0]["cells"][0]) == {"group", "declared", "proof", "evidence"}

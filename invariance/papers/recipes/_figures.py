@@ -104,6 +104,8 @@ def scatter(
             every = np.concatenate(pooled)
             if every.size and every.min() > 0 and every.max() > 30 * every.min():
                 axes.set_xscale("log")
+            else:
+                axes.locator_params(axis="x", nbins=4)  # long numbers would run together
             if line == 0:
                 axes.set_title(name.replace("_", " "), fontsize=10)
             plain(axes)
