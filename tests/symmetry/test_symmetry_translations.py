@@ -61,6 +61,19 @@ class Bias(nn.Module):
         return self.h(y.sum(1))
 
 
+class Mask(nn.Module):
+    """A mask that fused attention adds: one number a query goes unseen, and none a key."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.h = nn.Linear(2, 2), nn.Linear(4, 2)
+        self.mask = nn.Parameter(torch.randn(2, 3))
+
+    def forward(self, x):
+        y = F.scaled_dot_product_attention(self.q(x[:, :2]), x, x, attn_mask=self.mask)
+        return self.h(y.flatten(1))
+
+
 class Joined(nn.Module):
     """A class token in front of the others, whose shift goes unseen with theirs."""
 
@@ -117,6 +130,7 @@ NETS = [
         nn.TransformerEncoderLayer(4, 2, 3, batch_first=True, activation=torch.tanh),
         nn.Linear(4, 2)), (3, 4), 4 + 4 + 1 + 3 + 1),
     ("a table of biases", Bias, (3, 2), 2),
+    ("a mask", Mask, (3, 2), 2),
     ("a class token", Joined, (3, 2), 2 + 1 + 1),
     # every word may shift alike, whether the example has it or not
     ("words", Words, (3, 1), 5),
